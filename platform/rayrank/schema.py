@@ -1,0 +1,160 @@
+"""The vocabulary of a dataset: its keys, time, features, tasks, text and split, with one fingerprint.
+
+A :class:`DatasetSchema` travels with shards and bundles. It knows nothing about files, tensors or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from rayrank.config import Config
+
+TRAIN, VALID, TEST, CONTEXT_ONLY = 1, 2, 3, 0
+"""Values of the ``part`` column of an event: which evaluation part it is a target of (0: history only)."""
+
+PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}
+UNKNOWN = 0
+"""Index 0 of every vocabulary (items, users, categories) means unknown or padding."""
+
+
+class BinaryTask(Config):
+    """An event label in {0, 1}; trained with cross-entropy."""
+
+    kind: Literal["binary"] = "binary"
+    name: str = Field(description="task name, unique")
+    column: str = Field(description="interaction column that holds the label")
+    at_least: float | None = Field(None, description="label is 1 where column >= this; None: the column is already 0/1")
+
+
+class RegressionTask(Config):
+    """A real-valued event label; trained with squared error on the label scaled to [0, 1] by low..high."""
+
+    kind: Literal["regression"] = "regression"
+    name: str = Field(description="task name, unique")
+    column: str = Field(description="interaction column that holds the label")
+    low: float = Field(0.0, description="smallest label; scores are scaled to 0..1 between low and high for fusion")
+    high: float = Field(1.0, description="largest label")
+
+
+class MulticlassTask(Config):
+    """A user profile class (age group, gender …), predicted from the history alone."""
+
+    kind: Literal["multiclass"] = "multiclass"
+    name: str = Field(description="task name, unique")
+    column: str = Field(description="user column that holds the class")
+    classes: tuple[str, ...] = Field(description="class values as text, in index order", min_length=2)
+    hidden_share: float = Field(0.2, gt=0, lt=1, description="share of users hidden in training; only they are evaluated")
+
+
+class RetrievalTask(Config):
+    """The next positive item of the user among the whole catalogue; trained with sampled softmax."""
+
+    kind: Literal["retrieval"] = "retrieval"
+    name: str = Field(description="task name, unique")
+    positive: str = Field(description="binary task whose label 1 marks a positive")
+
+
+Task = Annotated[BinaryTask | RegressionTask | MulticlassTask | RetrievalTask, Field(discriminator="kind")]
+EventTask = BinaryTask | RegressionTask
+T = TypeVar("T", bound=Config)
+
+
+class CategoricalFeature(Config):
+    """A category, or several in one text cell; index 0 is unknown, missing or rarer than ``min_count``."""
+
+    kind: Literal["categorical"] = "categorical"
+    name: str = Field(description="feature name, unique within its table")
+    column: str = Field(description="source column")
+    separator: str | None = Field(None, description="splits a multi-valued cell (e.g. '|'); None: one value a cell")
+    max_values: int = Field(1, ge=1, description="values kept per cell of a multi-valued feature")
+    min_count: int = Field(1, ge=1, description="rarer categories share index 0")
+
+
+class NumericFeature(Config):
+    """A number, standardised with the training mean and deviation; missing becomes 0 after scaling."""
+
+    kind: Literal["numeric"] = "numeric"
+    name: str = Field(description="feature name, unique within its table")
+    column: str = Field(description="source column")
+    log: bool = Field(False, description="use log(1 + x) first")
+
+
+Feature = Annotated[CategoricalFeature | NumericFeature, Field(discriminator="kind")]
+
+
+class UserSplit(Config):
+    """Per user by (timestamp, file order): last ceil(test), the ceil(valid) before it, the rest trains."""
+
+    kind: Literal["user"] = "user"
+    valid: float = Field(0.1, gt=0, lt=0.5, description="share of each user's events")
+    test: float = Field(0.1, gt=0, lt=0.5, description="share of each user's events")
+
+
+class TimeSplit(Config):
+    """All events by (timestamp, file order): first part trains, then valid, then test."""
+
+    kind: Literal["time"] = "time"
+    valid: float = Field(0.1, gt=0, lt=0.5, description="share of all events")
+    test: float = Field(0.1, gt=0, lt=0.5, description="share of all events")
+
+
+class BoundarySplit(Config):
+    """Fixed instants: events at or after ``test_from`` test, at or after ``valid_from`` validate."""
+
+    kind: Literal["boundary"] = "boundary"
+    valid_from: int = Field(description="unix seconds")
+    test_from: int = Field(description="unix seconds")
+
+
+Split = Annotated[UserSplit | TimeSplit | BoundarySplit, Field(discriminator="kind")]
+
+
+class DatasetSchema(Config):
+    """What the columns of a dataset mean. One YAML file; see docs/data_format.md."""
+
+    name: str = Field(description="name that every table of results shows, e.g. ml1m-user")
+    user_id: str = Field("user_id", description="user key column")
+    item_id: str = Field("item_id", description="item key column")
+    timestamp: str = Field("timestamp", description="event time column")
+    time_unit: Literal["s", "ms", "us", "ns"] = Field("s", description="unit of the time column")
+    request_id: str | None = Field(None, description="column that groups one request's impressions, if any")
+    tasks: tuple[Task, ...] = Field(description="what is predicted", min_length=1)
+    user_features: tuple[Feature, ...] = Field((), description="features of the users table")
+    item_features: tuple[Feature, ...] = Field((), description="features of the items table")
+    context_features: tuple[Feature, ...] = Field((), description="features of the interaction itself")
+    text: str | None = Field(None, description="item text template over item columns, e.g. '{title}. {plot}'")
+    title: str | None = Field(None, description="item column shown to people")
+    split: Split = Field(default_factory=UserSplit, description="how targets divide into train, valid and test")
+    sampled_negatives: int = Field(0, ge=0, description="uniform unseen items added per positive (clicks-only data)")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DatasetSchema:
+        names = [t.name for t in self.tasks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"task names must be unique, got {names}")
+        for task in self.tasks:
+            if isinstance(task, RetrievalTask) and task.positive not in {t.name for t in self.of_kind(BinaryTask)}:
+                raise ValueError(f"retrieval task '{task.name}': positive '{task.positive}' is no binary task")
+        for features in (self.user_features, self.item_features, self.context_features):
+            found = [f.name for f in features]
+            if len(set(found)) != len(found):
+                raise ValueError(f"feature names must be unique, got {found}")
+        return self
+
+    def of_kind(self, kind: type[T]) -> tuple[T, ...]:
+        """The tasks of one kind, in order."""
+        return tuple(t for t in self.tasks if isinstance(t, kind))
+
+    @property
+    def event_tasks(self) -> tuple[EventTask, ...]:
+        """Tasks with one label per event, in order: their labels are also shown in the history."""
+        return tuple(t for t in self.tasks if isinstance(t, BinaryTask | RegressionTask))
+
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON; equal schemas have equal fingerprints."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
