@@ -1,0 +1,1 @@
+"""How good scores are: pure, vectorised numpy over merged :class:`~rayrank.metrics.scores.Scores`."""
