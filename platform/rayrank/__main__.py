@@ -1,0 +1,35 @@
+"""The ``rayrank`` command: the same verbs as ``python -m jobs.NAME``, from any folder, without a checkout."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+
+from rayrank import __version__
+from rayrank.entry import DONE, MISTAKE, VERBS, find, listing, run
+
+
+def main() -> None:
+    """``rayrank NAME [CONFIG.yaml] [a.b=c …] [--show]``."""
+    sys.exit(_dispatch(sys.argv[1:]))
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"rayrank {__version__}: train, distil and serve multi-task rankers on Ray\n")
+        print(f"rayrank NAME CONFIG.yaml [a.b=c …] [--show] [--help]\n\n{listing()}")
+        return DONE
+    if argv[0] == "--version":
+        print(__version__)
+        return DONE
+    name = argv[0].replace("-", "_")
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "rayrank --help lists the jobs"
+        print(f'error: NAME: got "{argv[0]}"; must be a job; fix: {hint}', file=sys.stderr)
+        return MISTAKE
+    return run(find(name, f"rayrank {name}"), argv[1:])
+
+
+if __name__ == "__main__":
+    main()
