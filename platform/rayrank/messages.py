@@ -1,0 +1,192 @@
+"""What goes over the wire: requests, responses and errors of the ranking service, with limits on every size.
+
+Knows pydantic only. Validators name the field and the rule and never repeat a value: what users send (texts, ids)
+must not reach logs or error bodies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+MAX_CANDIDATES = 2000
+MAX_HISTORY = 1000
+MAX_TEXT = 8000
+MAX_TEXT_TOTAL = 400_000
+MAX_K = 500
+MAX_NAMES = 64
+MAX_CELL = 1000
+MAX_YEAR_3000 = 32_503_680_000
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and len(value) <= MAX_CELL:
+        return value
+    if value is None or (isinstance(value, int | float) and isfinite(value)):
+        return value
+    raise ValueError(f"must be a finite number, null or a text of at most {MAX_CELL} characters")
+
+
+ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+UserId = Annotated[str, Field(min_length=1, max_length=256)]
+Name = Annotated[str, Field(min_length=1, max_length=64)]
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+Cell = Annotated[str | float | None, BeforeValidator(_cell)]
+Attributes = Annotated[dict[Name, Cell], Field(max_length=MAX_NAMES)]
+Labels = Annotated[dict[Name, Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=MAX_NAMES)]
+Time = Annotated[int, Field(ge=0, le=MAX_YEAR_3000)]
+AnsweredBy = Literal["teacher", "student", "popularity"]
+
+
+class Message(BaseModel):
+    """Base of every message: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextItem(Message):
+    """An item by id, or one that the catalogue may not know, described by text and raw attributes."""
+
+    item_id: ItemId | None = Field(None, description="id in the catalogue; a new id is allowed together with text")
+    text: Text | None = Field(None, description="full text of an item that the catalogue does not know")
+    attributes: Attributes = Field(
+        default_factory=dict, description="raw item columns (title, genres, …); they also fill the text template"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_id(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"item_id": value}
+        if not isinstance(value, dict | TextItem):
+            raise ValueError("must be an item id or an object with item_id, text or attributes")
+        return value
+
+    @model_validator(mode="after")
+    def _something(self) -> TextItem:
+        if self.item_id is None and self.text is None and not self.attributes:
+            raise ValueError("give item_id, text or attributes")
+        return self
+
+    @property
+    def described(self) -> bool:
+        """Whether it can be scored without being in the catalogue."""
+        return self.text is not None or bool(self.attributes)
+
+
+class HistoryEvent(TextItem):
+    """One past event of the user: an item, the labels given to it, and when."""
+
+    labels: Labels = Field(default_factory=dict, description="event task -> label, e.g. {'like': 1, 'rating': 4}")
+    time: Time | None = Field(None, description="unix seconds; None: unknown, order in the list counts")
+
+
+class _Asked(Message):
+    user_id: UserId | None = Field(None, description="a user whose history and attributes the service may know")
+    history: list[HistoryEvent] | None = Field(
+        None, max_length=MAX_HISTORY, description="past events, oldest first; replaces the stored history"
+    )
+    user: Attributes = Field(default_factory=dict, description="raw user columns of a user not known to the service")
+    context: Attributes = Field(default_factory=dict, description="raw context columns of this request")
+    time: Time | None = Field(None, description="unix seconds of the request; None: now")
+
+    def _texts(self) -> Iterable[TextItem]:
+        return self.history or ()
+
+    @model_validator(mode="after")
+    def _total_text(self) -> _Asked:
+        if sum(_size(item) for item in self._texts()) > MAX_TEXT_TOTAL:
+            raise ValueError(f"texts and attributes of one request may hold at most {MAX_TEXT_TOTAL} characters")
+        return self
+
+
+class RecommendRequest(_Asked):
+    """Which items of the whole catalogue should this user see?"""
+
+    k: int = Field(10, ge=1, le=MAX_K, description="how many items to return")
+    exclude_seen: bool = Field(True, description="leave out items of the history")
+    explain: bool = Field(False, description="also return each stage's own score of every returned item")
+
+
+class RankRequest(_Asked):
+    """In which order should this user see these items?"""
+
+    candidates: list[TextItem] = Field(min_length=1, max_length=MAX_CANDIDATES, description="ids or described items")
+    k: int | None = Field(None, ge=1, le=MAX_CANDIDATES, description="return only the first k; None: all")
+    explain: bool = Field(False, description="also return each stage's own score of every returned item")
+
+    def _texts(self) -> Iterable[TextItem]:
+        return [*(self.history or ()), *self.candidates]
+
+
+class RankedItem(Message):
+    """One line of the answer."""
+
+    item_id: str | None = Field(description="None for a candidate that was given by text alone")
+    position: int | None = Field(None, description="0-based position in `candidates` (rank requests)")
+    title: str | None = Field(None, description="from the catalogue")
+    score: float = Field(description="fused score Σ w·s")
+    scores: dict[str, float] = Field(default_factory=dict, description="event task -> probability or label value")
+    scored_by: AnsweredBy = Field(description="the stage whose score this is")
+    cold: bool = Field(False, description="the catalogue does not know the item")
+    stages: dict[str, float] = Field(default_factory=dict, description="stage -> its fused score (explain only)")
+
+
+class RankResponse(Message):
+    """The order, who made it and how long each stage took."""
+
+    items: list[RankedItem]
+    request_id: str
+    release_id: str
+    bundles: dict[str, str] = Field(description="role (student, teacher) -> bundle id")
+    answered_by: AnsweredBy = Field(description="the strongest stage that took part")
+    degraded: str | None = Field(None, description="why a stage was left out, if one was")
+    timings_ms: dict[str, float] = Field(description="stage -> milliseconds, plus total")
+    warnings: list[str] = Field(default_factory=list)
+
+
+class ItemHit(Message):
+    """One catalogue item found by a title search."""
+
+    item_id: str
+    title: str
+
+
+class ErrorField(Message):
+    """Which field is wrong and which rule it breaks."""
+
+    field: str
+    problem: str
+
+
+class ErrorBody(Message):
+    """Every answer that is not a success."""
+
+    error: str
+    request_id: str
+    fields: list[ErrorField] = Field(default_factory=list)
+
+
+def error_fields(errors: Sequence[Mapping[str, Any]], limit: int = 20) -> list[ErrorField]:
+    """Pydantic's error list as fields and rules, without the values that were sent."""
+    return [ErrorField(field=_dotted(e["loc"]), problem=_rule(e)) for e in errors[:limit]]
+
+
+def _rule(error: Mapping[str, Any]) -> str:
+    if error.get("type") == "json_invalid":
+        return "body must be valid JSON"
+    return str(error.get("msg", "invalid")).removeprefix("Value error, ")
+
+
+def _dotted(loc: Sequence[Any]) -> str:
+    # Keys of mappings are chosen by the caller: show plain names only.
+    parts = [str(part) if re.fullmatch(r"[\w.\[\]-]{1,64}", str(part)) else "?" for part in loc]
+    return ".".join(parts) or "body"
+
+
+def _size(item: TextItem) -> int:
+    return len(item.text or "") + sum(len(v) for v in item.attributes.values() if isinstance(v, str))
