@@ -48,6 +48,7 @@ class Events(_Movable):
     user_B: Tensor  # int64, user row; 0 unknown
     user_features: Mapping[str, Tensor]  # name -> int64 (B,) or (B, M) categories, or float32 (B,) numbers
     key_B: Tensor  # int64, a stable key of the sequence: dropout is drawn from it, whatever the batch or rank
+    history_BT: Tensor | None = None  # bool; False: never shown to anybody (a sampled negative). None: all shown
 
     @property
     def shape(self) -> tuple[int, int]:

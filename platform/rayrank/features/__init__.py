@@ -1,0 +1,3 @@
+"""Feature functions shared by ``prepare`` and by online requests: fit, encode, text, clock."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Raw data in, a verified dataset of user-sequence shards out; readers of that dataset."""
+
+from __future__ import annotations
