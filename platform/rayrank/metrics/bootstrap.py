@@ -1,0 +1,107 @@
+"""Intervals by resampling users, paired: every model is weighed by the same draws, so differences are tight.
+
+Users, not rows, are drawn: the rows of a user are not independent. Each resample gives every user a Poisson(1)
+weight (the Poisson bootstrap: Chamandy et al., 2012), so a metric needs one sort and is then re-weighted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rayrank.metrics.order import PerUser, TieOrder, gauc, known, ndcg
+from rayrank.metrics.scores import Array
+from rayrank.metrics.values import cross_entropy
+
+Metric = Literal["auc", "gauc", "ndcg_10", "log_loss", "rmse"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its standard error and a central interval."""
+
+    value: float
+    deviation: float  # standard deviation over resamples
+    low: float
+    high: float
+    confidence: float
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval, for 'value ± half_width'."""
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """A fixed set of user weights; the same seed and users give the same resamples."""
+
+    user: Array  # int64 (U,), sorted distinct users
+    weights: Array  # uint8 (R, U), Poisson(1) counts
+
+    @staticmethod
+    def draw(user: Array, resamples: int = 500, seed: int = 0) -> Resamples:
+        """Weights for the distinct users of a column, ``resamples`` times."""
+        users = np.unique(user)
+        generator = np.random.default_rng(seed)
+        draws = [generator.poisson(1.0, len(users)).astype(np.uint8) for _ in range(resamples)]
+        return Resamples(users, np.stack(draws))
+
+    def metric(self, name: Metric, user: Array, label: Array, score: Array) -> tuple[float, Array]:
+        """The metric on all targets, and on every resample, float64 (R,).
+
+        Raises:
+            ValueError: a target's user was not among those drawn for.
+        """
+        label, score, user = known(label, score, user)
+        if name == "auc":
+            index = self._index(user)
+            ties = TieOrder.of(score)
+            values = np.array([ties.auc(label, weight_U[index].astype(np.float64)) for weight_U in self.weights])
+            return ties.auc(label), values
+        per_user = _per_user(name, user, label, score)
+        index = self._index(per_user.user)
+        weight_RU = self.weights[:, index].astype(np.float64) * per_user.weight
+        total_R = weight_RU.sum(axis=1)
+        values = np.divide(weight_RU @ per_user.value, total_R, out=np.full(len(total_R), np.nan), where=total_R > 0)
+        whole = per_user.mean
+        return (float(np.sqrt(whole)), np.sqrt(values)) if name == "rmse" else (whole, values)
+
+    def _index(self, user: Array) -> Array:
+        index = np.searchsorted(self.user, user)
+        if len(user) and not np.array_equal(self.user[np.minimum(index, len(self.user) - 1)], user):
+            raise ValueError("resamples were drawn for other users")
+        return index
+
+
+def interval(value: float, samples: Array, confidence: float = 0.95) -> Interval:
+    """Central percentile interval of resampled values; NaN resamples (a class missing) are left out."""
+    samples = samples[np.isfinite(samples)]
+    if not len(samples):
+        nan = float("nan")
+        return Interval(value, nan, nan, nan, confidence)
+    tail = (1.0 - confidence) / 2
+    low, high = np.quantile(samples, [tail, 1.0 - tail])
+    return Interval(value, float(samples.std(ddof=1)) if len(samples) > 1 else 0.0, float(low), float(high), confidence)
+
+
+def difference(
+    resamples: Resamples, name: Metric, user: Array, label: Array, scores: tuple[Array, Array], confidence: float = 0.95
+) -> Interval:
+    """Interval of metric(scores[0]) − metric(scores[1]) on the same targets, paired by resample."""
+    first, first_R = resamples.metric(name, user, label, scores[0])
+    second, second_R = resamples.metric(name, user, label, scores[1])
+    return interval(first - second, first_R - second_R, confidence)
+
+
+def _per_user(name: Metric, user: Array, label: Array, score: Array) -> PerUser:
+    if name == "gauc":
+        return gauc(user, label, score)
+    if name == "ndcg_10":
+        return ndcg(user, label, score, 10)
+    error = cross_entropy(label, score) if name == "log_loss" else (label - score) ** 2
+    users, index, count = np.unique(user, return_inverse=True, return_counts=True)
+    sums = np.bincount(index, weights=error, minlength=len(users))
+    return PerUser(users, sums / count, count.astype(np.float64), 0, 0)
