@@ -1,0 +1,70 @@
+"""Raw values to model inputs with a fitted state: the same functions for ``prepare`` and for an online request.
+
+Knows nothing about files, Arrow or requests' shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rayrank.features.state import Scale, TableState, cell_values, numeric_values
+from rayrank.schema import UNKNOWN, CategoricalFeature, Feature, NumericFeature
+
+SCALED_LIMIT = 10.0
+"""Standardised numbers are clipped to ± this: one absurd input must not drown the others."""
+
+Encoded = int | list[int] | float
+
+
+def index_of(vocabulary: Sequence[str]) -> dict[str, int]:
+    """Category text -> index (1-based; 0 is unknown)."""
+    return {value: i + 1 for i, value in enumerate(vocabulary)}
+
+
+def encode_categorical(
+    feature: CategoricalFeature, index: Mapping[str, int], cells: Sequence[object]
+) -> list[int] | list[list[int]]:
+    """Index of each cell; for a multi-valued feature the known indices of each cell in order, at most max_values.
+
+    Unknown, missing and rare values are 0; a multi-valued cell without a known value is an empty list.
+    """
+    rows = [[index.get(v, UNKNOWN) for v in cell_values(feature, c)] for c in cells]  # type: ignore[arg-type]
+    if is_multi(feature):
+        return [list(dict.fromkeys(i for i in row if i != UNKNOWN))[: feature.max_values] for row in rows]
+    return [row[0] if row else UNKNOWN for row in rows]
+
+
+def encode_numeric(feature: NumericFeature, scale: Scale, cells: Sequence[object] | np.ndarray) -> np.ndarray:
+    """Standardised float32; missing becomes 0 (the training mean)."""
+    scaled = (numeric_values(feature, cells) - scale.mean) / scale.std
+    return np.clip(np.nan_to_num(scaled, nan=0.0), -SCALED_LIMIT, SCALED_LIMIT).astype(np.float32)
+
+
+def encode_row(features: Sequence[Feature], state: TableState, row: Mapping[str, object]) -> dict[str, Encoded]:
+    """One user's, item's or request's features by name, from its raw columns (absent columns count as missing).
+
+    Lists (multi-valued) are not padded; batch them with :func:`pad_lists`.
+    """
+    encoded: dict[str, Encoded] = {}
+    for feature in features:
+        cells = [row.get(feature.column)]
+        if isinstance(feature, CategoricalFeature):
+            encoded[feature.name] = encode_categorical(feature, index_of(state.categories[feature.name]), cells)[0]
+        else:
+            encoded[feature.name] = float(encode_numeric(feature, state.scales[feature.name], cells)[0])
+    return encoded
+
+
+def pad_lists(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
+    """Multi-valued indices as int64 (len(rows), width), zero-padded on the right, cut at ``width``."""
+    out = np.zeros((len(rows), width), dtype=np.int64)
+    for i, row in enumerate(rows):
+        out[i, : min(len(row), width)] = row[:width]
+    return out
+
+
+def is_multi(feature: Feature) -> bool:
+    """Whether a feature holds several categories per cell."""
+    return isinstance(feature, CategoricalFeature) and (feature.separator is not None or feature.max_values > 1)

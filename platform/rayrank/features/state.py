@@ -1,0 +1,154 @@
+"""Fitted feature state: the vocabularies and scales of a dataset, learned from training rows only.
+
+JSON-able, so that it travels with the manifest and with bundles. Fitting is split into counts that add up (each
+shard counts alone) and a final step that turns summed counts into a state. Knows nothing about files or Arrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from pydantic import Field
+
+from rayrank.config import Config
+from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, NumericFeature
+
+CellValue = str | int | float | bool | None
+
+
+class Scale(Config):
+    """Standardisation of one number: (x − mean) / std."""
+
+    mean: float = Field(description="training mean, after log(1 + x) where the feature asks for it")
+    std: float = Field(gt=0, description="training deviation; 1 where the training values are constant")
+
+
+class TableState(Config):
+    """Fitted features of one table (users, items or context)."""
+
+    categories: dict[str, tuple[str, ...]] = Field({}, description="feature -> values; index i + 1, 0 is unknown")
+    scales: dict[str, Scale] = Field({}, description="feature -> standardisation")
+
+    def size(self, feature: str) -> int:
+        """Number of indices of a categorical feature, unknown included."""
+        return len(self.categories[feature]) + 1
+
+
+class FeatureState(Config):
+    """Everything fitted on a dataset."""
+
+    users: TableState = Field(default_factory=TableState, description="features of users")
+    items: TableState = Field(default_factory=TableState, description="features of items")
+    context: TableState = Field(default_factory=TableState, description="features of interactions")
+
+
+class Moments(Config):
+    """Count, sum and sum of squares of a number: they add up over shards."""
+
+    count: int = Field(0, description="values seen")
+    total: float = Field(0.0, description="sum")
+    squares: float = Field(0.0, description="sum of squares")
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            count=self.count + other.count, total=self.total + other.total, squares=self.squares + other.squares
+        )
+
+
+def category_text(value: CellValue) -> str | None:
+    """The one text of a category, whatever type its file or request gave it; None where missing.
+
+    ``35``, ``35.0`` and ``"35"`` are the same category, so that a CSV, a Parquet file and a JSON request agree.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, float | np.floating):
+        if math.isnan(value):
+            return None
+        return str(int(value)) if float(value).is_integer() else repr(float(value))
+    return str(value)
+
+
+def cell_values(feature: CategoricalFeature, cell: CellValue | Sequence[CellValue]) -> list[str]:
+    """The category texts of one cell: split by the separator, or the members of a list; missing ones dropped."""
+    if isinstance(cell, list | tuple | np.ndarray):
+        found = [category_text(v) for v in cell]
+    else:
+        text = category_text(cell)
+        parts = [text] if text is None or feature.separator is None else text.split(feature.separator)
+        found = [p.strip() if p is not None else None for p in parts]
+    return [v for v in found if v]
+
+
+def count_categories(feature: CategoricalFeature, cells: Iterable[object], weights: Sequence[int]) -> Counter[str]:
+    """Occurrences of each category; ``weights`` says how often each cell occurs."""
+    counts: Counter[str] = Counter()
+    for cell, weight in zip(cells, weights, strict=True):
+        for value in cell_values(feature, cell):  # type: ignore[arg-type]
+            counts[value] += int(weight)
+    return counts
+
+
+def fit_categories(feature: CategoricalFeature, counts: Mapping[str, int]) -> tuple[str, ...]:
+    """Categories seen at least ``min_count`` times, commonest first, ties by text: the same on every machine."""
+    kept = [(-count, value) for value, count in counts.items() if count >= feature.min_count]
+    return tuple(value for _, value in sorted(kept))
+
+
+def numeric_values(feature: NumericFeature, cells: Sequence[object] | np.ndarray) -> np.ndarray:
+    """Cells as float64 before scaling, NaN where missing, not finite or not a number; log(1 + x) where asked for."""
+    values = np.array([_number(c) for c in cells], dtype=np.float64) if not isinstance(cells, np.ndarray) else cells
+    values = np.where(np.isfinite(values.astype(np.float64)), values.astype(np.float64), np.nan)
+    return np.log1p(np.maximum(values, 0.0)) if feature.log else values
+
+
+def count_moments(feature: NumericFeature, cells: Sequence[object] | np.ndarray) -> Moments:
+    """Moments of the values that are present."""
+    values = numeric_values(feature, cells)
+    values = values[~np.isnan(values)]
+    return Moments(count=int(values.size), total=float(values.sum()), squares=float((values * values).sum()))
+
+
+def fit_scale(moments: Moments) -> Scale:
+    """Mean and deviation; constant or absent values get deviation 1 (they encode to 0)."""
+    if moments.count == 0:
+        return Scale(mean=0.0, std=1.0)
+    mean = moments.total / moments.count
+    variance = max(moments.squares / moments.count - mean * mean, 0.0)
+    std = math.sqrt(variance)
+    return Scale(mean=mean, std=std if std > 1e-6 * max(1.0, abs(mean)) else 1.0)
+
+
+def fit_table(
+    features: Sequence[Feature], counts: Mapping[str, Mapping[str, int]], moments: Mapping[str, Moments]
+) -> TableState:
+    """The state of one table from summed counts (by feature name)."""
+    categories = {f.name: fit_categories(f, counts[f.name]) for f in features if isinstance(f, CategoricalFeature)}
+    scales = {f.name: fit_scale(moments[f.name]) for f in features if isinstance(f, NumericFeature)}
+    return TableState(categories=categories, scales=scales)
+
+
+def check_state(state: FeatureState, schema: DatasetSchema) -> list[str]:
+    """Names of schema features that the state lacks (empty: they belong together)."""
+    tables = ((schema.user_features, state.users), (schema.item_features, state.items))
+    tables += ((schema.context_features, state.context),)
+    return [
+        f.name
+        for features, table in tables
+        for f in features
+        if f.name not in (table.categories if isinstance(f, CategoricalFeature) else table.scales)
+    ]
+
+
+def _number(cell: object) -> float:
+    if cell is None or isinstance(cell, bool):
+        return float(cell) if isinstance(cell, bool) else math.nan
+    try:
+        return float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
