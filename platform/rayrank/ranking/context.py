@@ -1,0 +1,86 @@
+"""What travels between stages: the user's events and the described items as plain numpy arrays.
+
+Shape legend: ``T`` events, ``M`` described items, ``N`` catalogue rows (row 0 unknown), ``D`` vector width. A described
+item that the catalogue does not know is row ``N + j``; every stage appends the M rows after its own catalogue.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+
+import numpy as np
+
+from rayrank.ranking.store import History
+
+
+@dataclass(frozen=True)
+class ColdItems:
+    """Items described in the request itself."""
+
+    keys: tuple[str, ...] = ()  # stable identity of each: id, or a hash of what was given
+    texts: tuple[str, ...] = ()  # rendered with the dataset's template; "" where nothing was given
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (M,) or (M, V), encoded
+    vectors: np.ndarray | None = None  # float32 (M, D): the teacher's vectors, rows of NaN where not known yet
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class UserContext:
+    """Everything the models may know of the asking user."""
+
+    history: History
+    time: int  # unix seconds of the request
+    user: int = 0  # user row, 0 unknown
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> () or (V,), encoded
+    context: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (), encoded
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request after the user stage: ids are rows now."""
+
+    context: UserContext
+    cold: ColdItems
+    candidates: np.ndarray | None  # int64 (Q,) rows to rank; None: ask the retriever
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a scoring stage says about its candidates, in their order."""
+
+    scores: Mapping[str, np.ndarray]  # event task -> float32 (Q,), as fusion wants them
+    cold_vectors: np.ndarray | None = None  # float32 (M, D) vectors of the described items (teacher only)
+
+
+class ColdVectors:
+    """Teacher vectors of described items seen before, newest kept, so that the student knows them the next time."""
+
+    def __init__(self, capacity: int = 10_000) -> None:
+        self._capacity = capacity
+        self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = Lock()
+
+    def add(self, keys: Sequence[str], vectors: np.ndarray) -> None:
+        """Remember one vector (D,) per key; the oldest are forgotten beyond the capacity."""
+        with self._lock:
+            for key, vector in zip(keys, vectors, strict=True):
+                self._vectors[key] = np.asarray(vector, np.float32)
+                self._vectors.move_to_end(key)
+            while len(self._vectors) > self._capacity:
+                self._vectors.popitem(last=False)
+
+    def attach(self, cold: ColdItems) -> ColdItems:
+        """``cold`` with the vectors that are known; unchanged where none is."""
+        with self._lock:
+            found = [self._vectors.get(key) for key in cold.keys]
+        width = next((len(v) for v in found if v is not None), 0)
+        if not width:
+            return cold
+        missing = np.full(width, np.nan, np.float32)
+        return ColdItems(cold.keys, cold.texts, cold.features, np.stack([missing if v is None else v for v in found]))
