@@ -2,7 +2,7 @@
 
 Floors (imports go downwards only; import-linter checks it in CI):
 
-* F0 vocabulary: ``config`` ``locations`` ``schema`` ``messages``
+* F0 vocabulary: ``config`` ``mistakes`` ``locations`` ``schema`` ``messages``
 * F1 pure pieces: ``batch`` ``features`` ``models`` ``objectives`` ``metrics`` (numpy, torch; no files, no ray)
 * F2 core: ``sources`` ``learning`` ``bundle`` ``ranking`` (files; no ray, no mlflow)
 * F3 adapters: ``on_ray`` (the only importer of ray), ``tracking`` (the only importer of mlflow)

@@ -6,15 +6,17 @@ each config class lives beside its owner and derives from :class:`Config`.
 
 from __future__ import annotations
 
-import difflib
+import hashlib
 import json
-import types
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rayrank.mistakes import explain
 
 
 class Config(BaseModel):
@@ -50,7 +52,7 @@ def load(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -
     """
     raw: dict[str, Any] = {}
     if path is not None:
-        raw = _read_yaml(Path(path))
+        raw = read_yaml(path)
     for text in overrides:
         _apply(raw, text)
     return parse(cls, raw, origin=str(path) if path is not None else cls.__name__)
@@ -61,7 +63,8 @@ def parse(cls: type[C], raw: Mapping[str, Any], origin: str = "config") -> C:
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
-        raise explain(cls, raw, error, origin) from None
+        path, value, rule, fix = explain(cls, raw, error)
+        raise ConfigError(f"{origin}: {path}", value, rule, fix) from None
 
 
 def to_yaml(config: Config) -> str:
@@ -71,41 +74,16 @@ def to_yaml(config: Config) -> str:
 
 def digest(config: Config) -> str:
     """A short stable hash (16 hex digits of sha256) of the resolved config, for resumable runs."""
-    import hashlib
-
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def explain(cls: type[BaseModel], raw: Mapping[str, Any], error: ValidationError, origin: str) -> ConfigError:
-    """Turn pydantic's report into one path, value, rule and fix."""
-    first = min(error.errors(), key=lambda e: (e["type"] != "extra_forbidden", len(e["loc"])))
-    loc = [part for part in first["loc"] if not _is_tag(raw, first["loc"], part)]
-    path = ".".join(str(part) for part in loc) or "(root)"
-    where = f"{origin}: {path}"
-    if first["type"] == "extra_forbidden":
-        keys = _keys_at(cls, raw, first["loc"][:-1])
-        near = difflib.get_close_matches(str(loc[-1]), keys, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "remove it"
-        return ConfigError(where, first["input"], f"unknown key; known keys: {', '.join(keys) or '(none)'}", hint)
-    if first["type"] == "missing":
-        return ConfigError(where, None, "required key is missing", f"add '{path}: …'")
-    expected = first.get("ctx", {}).get("expected")
-    fix = f"use one of {expected}" if expected else "give a value of that kind"
-    if first["type"] == "union_tag_invalid":
-        fix = f"use one of {first['ctx']['expected_tags']}"
-    return ConfigError(where, first["input"], first["msg"].removeprefix("Value error, "), fix)
-
-
 def path_fields(config: Config, prefix: str = "") -> dict[str, str]:
-    """Dotted name -> value of every field annotated :data:`DataPath` that is set, nested configs included."""
+    """Dotted name -> value of every :data:`DataPath` that is set, also inside nested configs, lists and mappings."""
     found: dict[str, str] = {}
     for name, field in type(config).model_fields.items():
-        value, dotted = getattr(config, name), f"{prefix}{name}"
-        if isinstance(value, Config):
-            found |= path_fields(value, f"{dotted}.")
-        elif isinstance(value, str) and _marks_path(field.annotation, field.metadata):
-            found[dotted] = value
+        marked = _marks_path(field.annotation, field.metadata)
+        found |= _paths_in(getattr(config, name), f"{prefix}{name}", marked)
     return found
 
 
@@ -117,19 +95,43 @@ def replace(config: C, changes: Mapping[str, Any]) -> C:
     return parse(type(config), raw, origin=type(config).__name__)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(str(path), None, "config file must exist", "check the path (it is relative to the current folder)")
+class _Loader(yaml.SafeLoader):
+    """YAML with two gaps closed: ``1e-3`` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: no such file, unreadable, not YAML, or not a mapping.
+    """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(str(path), None, f"must be readable ({error.strerror})", "check the path") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), None, f"must be UTF-8 ({error.reason})", "save it as UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}", None, "file must be valid YAML", str(getattr(error, "problem", error))) from None
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(where, None, "file must be valid YAML", str(getattr(error, "problem", error))) from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise ConfigError(str(path), type(raw).__name__, "top level must be a mapping", "write 'key: value' lines")
+        raise ConfigError(str(path), raw, "top level must be a mapping", "write 'key: value' lines")
     return raw
 
 
@@ -138,7 +140,7 @@ def _apply(raw: dict[str, Any], text: str) -> None:
     if not sign or not key:
         raise ConfigError(text, text, "an override must read a.b=value", "for example optimizer.learning_rate=0.001")
     try:
-        parsed = yaml.safe_load(value) if value else ""
+        parsed = yaml.load(value, _Loader) if value else ""
     except yaml.YAMLError:
         parsed = value
     _set(raw, key, parsed)
@@ -148,65 +150,37 @@ def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     node: Any = raw
     for i, part in enumerate(parents):
+        at = ".".join(parents[: i + 1])
         if isinstance(node, dict) and node.get(part) is None:
             node[part] = {}
-        try:
-            node = node[int(part)] if isinstance(node, list) else node[part]
-        except (ValueError, IndexError):
-            raise ConfigError(".".join(parents[: i + 1]), part, "no such list position", "use 0-based numbers") from None
+        node = node[_position(node, part, at)] if isinstance(node, list) else node[part]
         if not isinstance(node, dict | list):
-            raise ConfigError(".".join(parents[: i + 1]), node, "this value has no keys below it", "shorten the override")
+            raise ConfigError(at, node, "this value has no keys below it", f"shorten the override '{dotted}'")
     if isinstance(node, list):
-        node[int(last)] = value
+        node[_position(node, last, dotted)] = value
     else:
         node[last] = value
+
+
+def _position(items: list[Any], text: str, path: str) -> int:
+    if not text.isdecimal() or int(text) >= len(items):
+        raise ConfigError(path, text, f"must be a position in a list of {len(items)}", "count from 0")
+    return int(text)
+
+
+def _paths_in(value: Any, dotted: str, marked: bool) -> dict[str, str]:
+    if isinstance(value, Config):
+        return path_fields(value, f"{dotted}.")
+    if isinstance(value, str):
+        return {dotted: value} if marked else {}
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple | list) else ()
+    return {k: v for key, inner in items for k, v in _paths_in(inner, f"{dotted}.{key}", marked).items()}
 
 
 def _marks_path(annotation: Any, metadata: Sequence[Any]) -> bool:
     if any(isinstance(m, PathMarker) for m in metadata):
         return True
     return any(_marks_path(a, getattr(a, "__metadata__", ())) for a in get_args(annotation) if a is not type(None))
-
-
-def _is_tag(raw: Any, loc: Sequence[Any], part: Any) -> bool:
-    """Pydantic puts a union's tag into the location; it is no key of the file, so leave it out."""
-    node: Any = raw
-    for step in loc:
-        if step is part:
-            return isinstance(node, dict) and part not in node and node.get("kind") == part
-        if isinstance(node, dict) and step in node:
-            node = node[step]
-        elif isinstance(node, list) and isinstance(step, int) and step < len(node):
-            node = node[step]
-    return False
-
-
-def _keys_at(cls: type[BaseModel], raw: Any, loc: Sequence[Any]) -> list[str]:
-    """Names of the fields allowed at ``loc``, following nested models, lists and tagged unions."""
-    options: list[Any] = [cls]
-    for step in loc:
-        tagged = [o for o in options if _tag(o) == step]
-        if tagged:
-            options = tagged
-        elif isinstance(step, int):
-            continue
-        else:
-            options = [m for o in options if step in o.model_fields for m in _models(o.model_fields[step].annotation)]
-    return sorted({name for o in options for name in o.model_fields})
-
-
-def _tag(model: type[BaseModel]) -> str | None:
-    field = model.model_fields.get("kind")
-    literal = get_args(field.annotation) if field else ()
-    return str(literal[0]) if literal else None
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, Annotated, list, tuple, dict):
-        return [m for a in get_args(annotation) for m in _models(a)]
-    return []
 
 
 def _short(value: object) -> str:

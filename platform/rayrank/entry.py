@@ -154,10 +154,8 @@ def _progress(began: float) -> Callable[[str], None]:
 
 
 def _unexpected(error: Exception, *, debug: bool) -> int:
-    trace = traceback.format_exc()
-    summary = (
-        f"error: unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else '(no message)'}"
-    )
+    trace, first_line = traceback.format_exc(), (str(error).splitlines() or ["(no message)"])[0]
+    summary = f"error: unexpected {type(error).__name__}: {first_line}"
     if debug:
         print(f"{trace}\n{summary}", file=sys.stderr)
         return FAILED
