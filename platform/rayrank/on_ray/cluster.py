@@ -1,0 +1,172 @@
+"""Which Ray the jobs run on: an attached cluster, or a local one that is started and stopped again.
+
+Knows how to start Ray quietly and quickly, and how to refuse work that would wait for ever. Knows nothing about the
+work itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+import rayrank
+from rayrank.config import Config, ConfigError
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_ENABLE_DISK_SHUFFLE": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Environment of a quiet and quick local cluster; a value the user has set stays."""
+
+
+class ClusterConfig(Config):
+    """Where the work runs."""
+
+    address: str | None = Field(
+        None, description="Ray address to attach to; None: RAY_ADDRESS if set, else a local Ray for the time of the job"
+    )
+    logical_cpus: int | None = Field(
+        None, ge=1, description="CPUs a local Ray pretends to have; None: max(4, cores), for data tasks need some too"
+    )
+    object_store_mb: int = Field(300, ge=80, description="shared memory of a local Ray's object store, MB")
+    worker_logs: bool = Field(False, description="print what the workers print")
+    autoscaling: bool = Field(False, description="nodes are added on demand: do not refuse work for missing CPUs")
+    wait_s: float = Field(120.0, gt=0, description="longest wait for a cluster, a worker group or a collective, s")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray that is up."""
+
+    address: str
+    cpus: float
+    gpus: float
+    started_here: bool
+    autoscaling: bool = False
+
+    def spare(self, asked: float) -> float:
+        """CPUs left for data tasks beside ``asked``."""
+        return max(0.0, self.cpus - asked)
+
+
+def local_cpus(config: ClusterConfig) -> int:
+    """Logical CPUs that a local Ray would be given."""
+    return config.logical_cpus or max(4, os.cpu_count() or 1)
+
+
+@contextmanager
+def ensure_cluster(config: ClusterConfig) -> Iterator[Cluster]:
+    """The initialised Ray of this process, else an attached cluster, else a local one that ends with the block.
+
+    Raises:
+        ConfigError: no cluster answers at the address.
+    """
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield _describe(config, started_here=False)
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _attach(address, config)
+    else:
+        _start(config)
+    _quiet_data()
+    try:
+        yield _describe(config, started_here=address is None)
+    finally:
+        ray.shutdown()
+
+
+def check_capacity(cluster: Cluster, asked_cpus: float, path: str, asked_gpus: float = 0.0) -> None:
+    """Refuse a request that could only wait for ever: one CPU must stay free for data tasks.
+
+    Raises:
+        ConfigError: ``asked_cpus`` + 1 or ``asked_gpus`` is more than the cluster has.
+    """
+    if cluster.autoscaling:
+        return
+    if asked_cpus + 1 > cluster.cpus:
+        raise ConfigError(
+            path,
+            asked_cpus,
+            f"the cluster has {cluster.cpus:g} logical CPUs and one must stay free for data tasks",
+            f"ask for at most {max(0, int(cluster.cpus) - 1)}, or set cluster.logical_cpus={int(asked_cpus) + 1}",
+        )
+    if asked_gpus > cluster.gpus:
+        raise ConfigError(path, asked_gpus, f"the cluster has {cluster.gpus:g} GPUs", "ask for fewer, or use_gpu=false")
+
+
+def prepare_environment() -> None:
+    """Set what a Ray started from here, and its workers, must inherit; values the user has set stay."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    root = str(Path(rayrank.__file__).resolve().parents[1])
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if not root.endswith("site-packages") and root not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, known)])
+
+
+def _attach(address: str, config: ClusterConfig) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=config.worker_logs, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        fix = "check the address; with token authentication set RAY_AUTH_MODE=token here too"
+        raise ConfigError("cluster.address", address, f"no usable Ray answers there ({first})", fix) from error
+
+
+def _start(config: ClusterConfig) -> None:
+    import ray
+
+    # address="local": plain init() would attach to any Ray that happens to run on this machine.
+    ray.init(
+        address="local",
+        num_cpus=local_cpus(config),
+        object_store_memory=config.object_store_mb * 2**20,
+        include_dashboard=False,
+        log_to_driver=config.worker_logs,
+        logging_level=logging.ERROR,
+    )
+
+
+def _quiet_data() -> None:
+    from ray.data import DataContext
+
+    if not sys.stderr.isatty():
+        DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _describe(config: ClusterConfig, *, started_here: bool) -> Cluster:
+    import ray
+
+    resources = ray.cluster_resources()
+    return Cluster(
+        address=ray.get_runtime_context().gcs_address,
+        cpus=float(resources.get("CPU", 0.0)),
+        gpus=float(resources.get("GPU", 0.0)),
+        started_here=started_here,
+        autoscaling=config.autoscaling,
+    )

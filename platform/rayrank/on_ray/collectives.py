@@ -1,0 +1,47 @@
+"""The collectives that the pure training loop is handed, over torch.distributed.
+
+Knows the process group of a Ray Train worker. Knows nothing about models or losses.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+class TorchCollectives:
+    """``learning.Collectives`` over the default process group.
+
+    Every call is collective: all ranks must make it, in the same order. A rank that does not arrive within
+    ``timeout_s`` makes the others raise instead of waiting for ever.
+    """
+
+    def __init__(self, timeout_s: float = 120.0) -> None:
+        if not dist.is_initialized():
+            raise RuntimeError("TorchCollectives needs an initialised process group (a Ray Train torch worker)")
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+        self._timeout = timedelta(seconds=timeout_s)
+        # Objects and barriers go over gloo on the CPU, also when gradients go over NCCL.
+        self._cpu = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, in place and returned; same shape on every rank."""
+        group = self._cpu if tensor.device.type == "cpu" else None
+        work = dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group, async_op=True)
+        assert work is not None
+        work.wait(self._timeout)
+        return tensor
+
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        """``value`` of every rank, in rank order, on every rank."""
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, value, group=self._cpu)
+        return gathered
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        dist.monitored_barrier(group=self._cpu, timeout=self._timeout)
