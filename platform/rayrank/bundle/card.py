@@ -1,0 +1,58 @@
+"""The model card of a bundle, generated from its manifest."""
+
+from __future__ import annotations
+
+from rayrank.bundle.info import BundleInfo
+from rayrank.schema import RegressionTask
+
+
+def model_card(info: BundleInfo, items: int) -> str:
+    """Markdown: what it is, data and split, metrics, limits, lineage."""
+    schema = info.data_schema
+    split = schema.split.model_dump(mode="json")
+    options = ", ".join(f"{k} {v}" for k, v in split.items() if k != "kind")
+    tasks = [f"| {t.name} | {t.kind} |" for t in schema.tasks]
+    metrics = [f"| {name} | {value:.4f} |" for name, value in sorted(info.metrics.items())] or ["| (none recorded) | |"]
+    parents = [f"* {p.role} `{p.bundle_id}`" for p in info.parents] or ["* none: trained from data alone"]
+    encoder = f"{info.encoder.name}, at most {info.encoder.max_tokens} tokens" if info.encoder else "none at run time"
+    libraries = ", ".join(f"{k} {v}" for k, v in sorted(info.libraries.items()))
+    lines = [
+        f"# {info.role} trained on {schema.name}",
+        "",
+        f"A rayrank {info.role}: {info.parameters:,} parameters, {items:,} items, text encoder: {encoder}.",
+        "It scores candidates for a user from the user's earlier events; it does not write, chat or explain.",
+        "",
+        "## Tasks",
+        "| task | kind |",
+        "|---|---|",
+        *tasks,
+        "",
+        "## Data",
+        f"* dataset `{schema.name}`, data fingerprint `{info.data_fingerprint[:16]}`",
+        f"* split: {split['kind']} ({options})",
+        f"* history: the {info.window} latest events of strictly earlier requests, with the labels given",
+        "",
+        "## Metrics",
+        "| metric | value |",
+        "|---|---|",
+        *metrics,
+        "",
+        "## Limits",
+        *_limits(info),
+        "",
+        "## Lineage",
+        *parents,
+        f"* created {info.created or 'unknown'}, code {info.git_revision or 'unknown'}",
+        f"* {libraries}",
+    ]
+    return "\n".join(lines)
+
+
+def _limits(info: BundleInfo) -> list[str]:
+    lines = ["* Scores compare items for one user; they are not comparable between releases."]
+    if any(isinstance(t, RegressionTask) for t in info.data_schema.tasks):
+        lines.append("* Regression values are not cut to the range of the label.")
+    if info.role == "student":
+        lines.append("* Items not in the catalogue are scored from their attributes until a teacher vector is given.")
+    lines.append("* The data's licence and its biases (who rated what, and when) apply to the scores as well.")
+    return lines

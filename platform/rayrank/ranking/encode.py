@@ -1,0 +1,156 @@
+"""A request becomes arrays: ids to rows, raw columns to features, history to events.
+
+Uses the same feature functions as ``prepare``. Knows nothing about models or where stored histories come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rayrank.features.encode import encode_categorical, encode_numeric, index_of, is_multi, pad_lists
+from rayrank.features.state import FeatureState, TableState
+from rayrank.features.text import item_text
+from rayrank.messages import HistoryEvent, TextItem
+from rayrank.ranking.context import ColdItems
+from rayrank.ranking.items import Items
+from rayrank.ranking.store import History
+from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, RegressionTask
+
+
+class TableEncoder:
+    """Raw columns of many rows to the features of one table; vocabularies are indexed once."""
+
+    def __init__(self, features: Sequence[Feature], state: TableState) -> None:
+        self.features = tuple(features)
+        self._state = state
+        self._index = {name: index_of(values) for name, values in state.categories.items()}
+
+    def __call__(self, rows: Sequence[Mapping[str, object]]) -> dict[str, np.ndarray]:
+        """Feature -> int64 (R,) or (R, V), or float32 (R,); absent columns count as missing."""
+        encoded: dict[str, np.ndarray] = {}
+        for feature in self.features:
+            cells = [row.get(feature.column) for row in rows]
+            if not isinstance(feature, CategoricalFeature):
+                encoded[feature.name] = encode_numeric(feature, self._state.scales[feature.name], cells)
+                continue
+            values = encode_categorical(feature, self._index[feature.name], cells)
+            if is_multi(feature):
+                encoded[feature.name] = pad_lists(values, feature.max_values)  # type: ignore[arg-type]
+            else:
+                encoded[feature.name] = np.asarray(values, np.int64)
+        return encoded
+
+    def one(self, row: Mapping[str, object]) -> dict[str, np.ndarray]:
+        """Feature -> () or (V,) of a single row."""
+        return {name: values[0] for name, values in self([row]).items()}
+
+
+class RequestEncoder:
+    """Ids, described items and histories of requests against one catalogue."""
+
+    def __init__(self, schema: DatasetSchema, state: FeatureState, items: Items) -> None:
+        self.schema, self.items = schema, items
+        self.tasks = tuple(t.name for t in schema.event_tasks)
+        self.user = TableEncoder(schema.user_features, state.users)
+        self.context = TableEncoder(schema.context_features, state.context)
+        self.item = TableEncoder(schema.item_features, state.items)
+        self._added: dict[str, TextItem] = {}
+
+    def add(self, items: Sequence[TextItem]) -> None:
+        """Make described items known by their id from now on, in this process.
+
+        Raises:
+            ValueError: an item without id or without a description.
+        """
+        for item in items:
+            if item.item_id is None or not item.described:
+                raise ValueError("an added item needs item_id and a text or attributes")
+            self._added[item.item_id] = item
+
+    def rows(self, items: Sequence[TextItem], cold: ColdBuilder) -> np.ndarray:
+        """int64 (len(items),): catalogue rows; described unknown items are entered in ``cold``, the others are 0."""
+        return np.asarray([self._row(item, cold) for item in items], np.int64)
+
+    def _row(self, item: TextItem, cold: ColdBuilder) -> int:
+        row = self.items.row(item.item_id)
+        if row:
+            return row
+        if not item.described:
+            known = self._added.get(item.item_id or "")
+            return cold.row(known) if known is not None else 0
+        return cold.row(item)
+
+    def history(self, events: Sequence[HistoryEvent], now: int, cold: ColdBuilder) -> History:
+        """Events in time order. Equal times share a request; an event without a time is a request of its own.
+
+        Missing times are those of the neighbour before, else after, else ``now``: unknown gaps count as none.
+        """
+        times = _filled([e.time for e in events], now)
+        order = np.argsort(times, kind="stable")
+        times = times[order]
+        stamped = np.asarray([events[i].time is not None for i in order], bool)
+        same = np.zeros(len(events), bool)
+        same[1:] = stamped[1:] & stamped[:-1] & (times[1:] == times[:-1])
+        labels = {
+            task: np.asarray([events[i].labels.get(task, np.nan) for i in order], np.float32) for task in self.tasks
+        }
+        rows = self.rows(events, cold)[order]
+        return History(rows.astype(np.int32), np.cumsum(~same).astype(np.int32), times, labels)
+
+    def label_problems(self, events: Sequence[HistoryEvent]) -> list[tuple[str, str]]:
+        """(field, rule) of labels that no task of the release could have."""
+        units = {t.name: t for t in self.schema.event_tasks}
+        problems = []
+        for i, event in enumerate(events):
+            for name, value in event.labels.items():
+                task = units.get(name)
+                if task is None:
+                    problems.append((f"history.{i}.labels.{name}", f"unknown task; one of {', '.join(units)}"))
+                elif isinstance(task, RegressionTask) and not task.low <= value <= task.high:
+                    problems.append((f"history.{i}.labels.{name}", f"must lie in {task.low:g}..{task.high:g}"))
+                elif not isinstance(task, RegressionTask) and value not in (0, 1):
+                    problems.append((f"history.{i}.labels.{name}", "must be 0 or 1"))
+        return problems
+
+
+class ColdBuilder:
+    """Collects the described items of one request, each once."""
+
+    def __init__(self, encoder: RequestEncoder) -> None:
+        self._encoder = encoder
+        self._items: dict[str, TextItem] = {}
+        self._rows: dict[str, int] = {}
+
+    def row(self, item: TextItem) -> int:
+        """Row ``N + j`` of a described item."""
+        key = _identity(item)
+        self._items.setdefault(key, item)
+        return self._rows.setdefault(key, len(self._encoder.items) + len(self._rows))
+
+    def build(self) -> ColdItems:
+        """All of them, encoded."""
+        if not self._items:
+            return ColdItems()
+        found = list(self._items.values())
+        schema = self._encoder.schema
+        texts = tuple(i.text or item_text(schema, i.attributes) for i in found)
+        return ColdItems(tuple(self._items), texts, self._encoder.item([i.attributes for i in found]))
+
+
+def _identity(item: TextItem) -> str:
+    given = json.dumps([item.item_id, item.text, item.attributes], sort_keys=True)
+    return hashlib.sha256(given.encode()).hexdigest()
+
+
+def _filled(times: Sequence[int | None], now: int) -> np.ndarray:
+    known = [t for t in times if t is not None]
+    last = known[0] if known else now
+    filled = []
+    for t in times:
+        last = t if t is not None else last
+        filled.append(last)
+    return np.asarray(filled, np.int64)
