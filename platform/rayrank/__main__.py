@@ -6,7 +6,8 @@ import difflib
 import sys
 
 from rayrank import __version__
-from rayrank.entry import DONE, MISTAKE, VERBS, find, listing, run
+from rayrank.entry import DONE, MISTAKE, listing, run
+from rayrank.pipeline.verbs import VERBS, bind
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def _dispatch(argv: list[str]) -> int:
         hint = f"did you mean '{near[0]}'?" if near else "rayrank --help lists the jobs"
         print(f'error: NAME: got "{argv[0]}"; must be a job; fix: {hint}', file=sys.stderr)
         return MISTAKE
-    return run(find(name, f"rayrank {name}"), argv[1:])
+    return run(bind(name), argv[1:], program=f"rayrank {name}")
 
 
 if __name__ == "__main__":
