@@ -79,6 +79,7 @@ def cell_values(feature: CategoricalFeature, cell: CellValue | Sequence[CellValu
     if isinstance(cell, list | tuple | np.ndarray):
         found = [category_text(v) for v in cell]
     else:
+        assert not isinstance(cell, Sequence) or isinstance(cell, str)
         text = category_text(cell)
         parts = [text] if text is None or feature.separator is None else text.split(feature.separator)
         found = [p.strip() if p is not None else None for p in parts]
@@ -135,8 +136,11 @@ def fit_table(
 
 def check_state(state: FeatureState, schema: DatasetSchema) -> list[str]:
     """Names of schema features that the state lacks (empty: they belong together)."""
-    tables = ((schema.user_features, state.users), (schema.item_features, state.items))
-    tables += ((schema.context_features, state.context),)
+    tables = (
+        (schema.user_features, state.users),
+        (schema.item_features, state.items),
+        (schema.context_features, state.context),
+    )
     return [
         f.name
         for features, table in tables

@@ -1,0 +1,356 @@
+"""From a source to a dataset, as three passes of independent tasks with small sums between them.
+
+1. ``spill``: every part of the interactions is dealt into user-hash buckets (:mod:`rayrank.sources.spill`).
+2. ``sequence``: every bucket is sorted, split and counted (:mod:`rayrank.sources.sequence`).
+3. ``shard``: every bucket is encoded and written as one Parquet file (:mod:`rayrank.sources.shard`).
+
+The tasks are run by a function given from outside: a plain loop (:func:`run_here`) or Ray Data
+(:mod:`rayrank.on_ray.prepare`). Bytes depend on the input and the :class:`BuildSpec` only, never on who ran what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from rayrank.config import Config, ConfigError, DataPath, digest
+from rayrank.features.state import FeatureState, Moments, fit_table
+from rayrank.schema import CategoricalFeature, DatasetSchema, MulticlassTask, TimeSplit
+from rayrank.sources import storage
+from rayrank.sources.config import SourceConfig, open_source
+from rayrank.sources.entities import (
+    check_columns,
+    encode_entities,
+    fit_entities,
+    index_ids,
+    item_columns,
+    profile_columns,
+)
+from rayrank.sources.manifest import FILE, Counts, Manifest, ShardInfo, data_fingerprint, read_manifest, write_manifest
+from rayrank.sources.oracle import BIASES, TRUTH, oracle_auc
+from rayrank.sources.sequence import (
+    Sequences,
+    add_context,
+    build_sequences,
+    read_arrow,
+    save_sequences,
+    sequences_file,
+    statistics_file,
+    users_file,
+    write_arrow,
+)
+from rayrank.sources.shard import chunk_table, write_shard
+from rayrank.sources.source import Part, Source
+from rayrank.sources.spill import distinct_items, gather, spill, time_histogram
+from rayrank.sources.split import Cuts, find_cuts
+
+Result = dict[str, Any]
+Progress = Callable[[str], None]
+
+
+class BuildSpec(Config):
+    """What decides the bytes of a dataset."""
+
+    source: SourceConfig = Field(description="where the raw data comes from")
+    path: DataPath = Field(description="folder of the dataset to write")
+    window: int = Field(256, ge=1, description="visible history that a chunk repeats before its targets, in events")
+    chunk: int = Field(256, ge=1, description="new events of a chunk; the first chunk holds window + chunk")
+    rows_per_shard: int = Field(100_000, ge=1, description="about how many interactions go into one shard file")
+    max_events: int = Field(8192, ge=1, description="padded events of a row group, the unit of a micro-batch")
+    max_sequences: int = Field(64, ge=1, description="sequences of a row group")
+
+
+class Task(Config):
+    """One unit of work for a worker: which pass, and on what."""
+
+    stage: Literal["spill", "histogram", "items", "sequence", "shard"] = Field(description="which function runs")
+    number: int = Field(description="part (spill, histogram, items) or bucket (sequence, shard)")
+    part: Part | None = Field(None, description="the part to read (spill)")
+    buckets: int = Field(1, description="number of buckets (spill)")
+    parts: tuple[int, ...] = Field((), description="numbers of the spilled parts (sequence)")
+    cuts: Cuts | None = Field(None, description="of the time split (sequence)")
+    total_rows: int = Field(0, description="interactions of the source (sequence)")
+    at_time: int | None = Field(None, description="count rows of this time only (histogram)")
+    edges: tuple[int, ...] = Field((), description="bin edges (histogram)")
+
+
+Run = Callable[[BuildSpec, Sequence[Task]], Iterable[Result]]
+"""Runs tasks anywhere, in any order and at any parallelism; results come back in the tasks' order."""
+
+
+def perform(spec: BuildSpec, task: Task) -> Result:
+    """Run one task; what a worker calls. Results are small and JSON-able, data goes through files."""
+    work = work_folder(spec.path)
+    match task.stage:
+        case "spill":
+            assert task.part is not None
+            return spill(open_source(spec.source), task.part, task.number, work, task.buckets)
+        case "histogram":
+            counts = time_histogram(work, task.number, task.at_time, np.array(task.edges))
+            return {"counts": counts.tolist()}
+        case "items":
+            return {"items": distinct_items(work, task.number).to_pylist()}
+        case "sequence":
+            return _sequence_task(spec, task, work)
+        case "shard":
+            return _shard_task(spec, task, work)
+
+
+def run_here(spec: BuildSpec, tasks: Sequence[Task]) -> Iterable[Result]:
+    """The plain loop: for tests and small data."""
+    return [perform(spec, task) for task in tasks]
+
+
+def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool]:
+    """Write the dataset; returns its manifest and whether anything had to be done.
+
+    Safe to run again: an equal spec over unchanged input finds the dataset complete; what an interrupted run left
+    is removed first.
+
+    Raises:
+        ConfigError: the source's input is missing or malformed, or the folder holds something else.
+    """
+    source = open_source(spec.source)
+    schema = source.schema
+    identity = f"{digest(spec)}-{source.inputs()[:16]}"
+    done = _finished(spec.path, identity)
+    if done is not None:
+        return done, False
+    _clean(spec.path)
+    storage.make_folder(work_folder(spec.path))
+    items, users = source.items(), source.users()
+    _check_schema(schema, items, users)
+    spilled, total, cuts = _spill_all(spec, source, run, progress)
+    seen = sorted({i for r in run(spec, [Task(stage="items", number=n) for n in spilled]) for i in r["items"]})
+    item_ids, orphan_items = index_ids(items, "item_id", pa.array(seen, pa.string()), "items")
+    write_arrow(_items_file(spec.path), pa.table({"item_id": item_ids}))
+    buckets = _buckets(spec, total)
+    progress(f"sorting {buckets} buckets of users")
+    tasks = [
+        Task(stage="sequence", number=b, parts=tuple(spilled), cuts=cuts, total_rows=total) for b in range(buckets)
+    ]
+    made = list(run(spec, tasks))
+    active = pa.concat_arrays([_bucket_users(spec.path, b)["user_id"].combine_chunks() for b in range(buckets)])
+    user_ids, orphan_users = index_ids(users, "user_id", active, "users")
+    state = _write_entities(spec, schema, (items, item_ids), (users, user_ids), made)
+    progress(f"writing {buckets} shards")
+    results = run(spec, [Task(stage="shard", number=b) for b in range(buckets)])
+    shards = tuple(ShardInfo(**r["shard"]) for r in results)
+    counts = Counts(
+        **{name: sum(r[name] for r in made) for name in ("events", "negatives", "train", "valid", "test")},
+        users=len(user_ids),
+        items=len(item_ids),
+        active_users=len(active),
+        orphan_items=orphan_items,
+        orphan_users=orphan_users,
+    )
+    manifest = _manifest(spec, schema, state, counts, shards, identity, made)
+    write_manifest(spec.path, manifest)
+    storage.remove(work_folder(spec.path))
+    return manifest, True
+
+
+def work_folder(path: str) -> str:
+    """Where passes leave what the next pass reads; removed at the end."""
+    return storage.join(path, "_work")
+
+
+def _spill_all(spec: BuildSpec, source: Source, run: Run, progress: Progress) -> tuple[list[int], int, Cuts | None]:
+    parts = source.parts()
+    total = sum(p.rows for p in parts)
+    if total == 0:
+        raise ConfigError("source", 0, "interactions must not be empty", "check the interactions files")
+    progress(f"reading {total:,} interactions in {len(parts)} parts")
+    buckets = _buckets(spec, total)
+    tasks = [Task(stage="spill", number=i, part=p, buckets=buckets) for i, p in enumerate(parts)]
+    spilled = list(run(spec, tasks))
+    full = [i for i, r in enumerate(spilled) if r["rows"]]
+    found = sum(r["rows"] for r in spilled)
+    if found != total:
+        raise ConfigError(
+            "source", found, f"parts promised {total} rows", "the input changed while it was read; run again"
+        )
+    split = source.schema.split
+    if not isinstance(split, TimeSplit):
+        return full, total, None
+
+    def histogram(at_time: int | None, edges: np.ndarray) -> np.ndarray:
+        bounds = tuple(edges.tolist())
+        asked = [Task(stage="histogram", number=n, at_time=at_time, edges=bounds) for n in full]
+        return np.asarray(np.sum([r["counts"] for r in run(spec, asked)], axis=0))
+
+    low, high = min(spilled[i]["low"] for i in full), max(spilled[i]["high"] for i in full)
+    return full, total, find_cuts(split, total, low, high, histogram)
+
+
+def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
+    schema = open_source(spec.source).schema
+    items = read_arrow(_items_file(spec.path))["item_id"].combine_chunks()
+    rows = gather(work, list(task.parts), task.number)
+    return save_sequences(work, task.number, build_sequences(rows, schema, items, task.cuts, task.total_rows), schema)
+
+
+def _shard_task(spec: BuildSpec, task: Task, work: str) -> Result:
+    schema = open_source(spec.source).schema
+    state = FeatureState.model_validate_json(storage.read_bytes(storage.join(work, "features.json")))
+    made = Sequences(read_arrow(sequences_file(work, task.number)), read_arrow(users_file(work, task.number)))
+    users = read_table(storage.join(spec.path, "users.parquet"))
+    table = chunk_table(made, users, schema, state, spec.window, spec.chunk)
+    storage.make_folder(storage.join(spec.path, "shards"))
+    path = storage.join(spec.path, "shards", f"part-{task.number:05d}.parquet")
+    return {"shard": write_shard(path, table, spec.max_events, spec.max_sequences).model_dump(mode="json")}
+
+
+def _write_entities(
+    spec: BuildSpec,
+    schema: DatasetSchema,
+    items: tuple[pa.Table | None, pa.Array],
+    users: tuple[pa.Table | None, pa.Array],
+    made: Sequence[Result],
+) -> FeatureState:
+    """Fit the features on training rows, write items.parquet and users.parquet, and leave the state for the shards."""
+    item_counts = _item_counts(spec.path, schema, len(items[1]), len(made))
+    user_counts = _user_counts(spec.path, users[1], len(made))
+    context: Result = {}
+    for result in made:
+        context = add_context(context, result["context"])
+    state = FeatureState(
+        items=fit_entities(items[0], schema.item_features, item_counts["train_count"] > 0),
+        users=fit_entities(users[0], schema.user_features, user_counts > 0),
+        context=fit_table(
+            schema.context_features,
+            {f.name: context[f.name] for f in schema.context_features if isinstance(f, CategoricalFeature)},
+            {f.name: Moments(**context[f.name]) for f in schema.context_features if f.kind == "numeric"},
+        ),
+    )
+    table = pa.table(
+        item_columns(items[0], items[1], schema)
+        | encode_entities(items[0], schema.item_features, state.items, len(items[1]))
+        | item_counts
+    )
+    write_table(storage.join(spec.path, "items.parquet"), table)
+    table = pa.table(
+        {"user_id": users[1]}
+        | encode_entities(users[0], schema.user_features, state.users, len(users[1]))
+        | profile_columns(users[0], users[1], schema.of_kind(MulticlassTask))
+        | {"train_count": user_counts.astype(np.int32)}
+    )
+    write_table(storage.join(spec.path, "users.parquet"), table)
+    storage.write_bytes(storage.join(work_folder(spec.path), "features.json"), state.model_dump_json().encode())
+    return state
+
+
+def _item_counts(path: str, schema: DatasetSchema, items: int, buckets: int) -> dict[str, np.ndarray]:
+    names = ["train_count"]
+    names += [f"train_{what}_{task.name}" for task in schema.event_tasks for what in ("count", "sum")]
+    totals = {name: np.zeros(items + 1) for name in names}
+    for b in range(buckets):
+        table = read_arrow(statistics_file(work_folder(path), b))
+        for name in names:
+            totals[name][table["item"].to_numpy()] += table[name].to_numpy()
+    return {n: t[1:].astype(np.float32 if n.startswith("train_sum") else np.int32) for n, t in totals.items()}
+
+
+def _user_counts(path: str, ids: pa.Array, buckets: int) -> np.ndarray:
+    counts = np.zeros(len(ids), dtype=np.int64)
+    for b in range(buckets):
+        table = _bucket_users(path, b)
+        counts[pc.index_in(table["user_id"], value_set=ids).to_numpy()] = table["train_count"].to_numpy()
+    return counts
+
+
+def _manifest(
+    spec: BuildSpec,
+    schema: DatasetSchema,
+    state: FeatureState,
+    counts: Counts,
+    shards: tuple[ShardInfo, ...],
+    identity: str,
+    made: Sequence[Result],
+) -> Manifest:
+    tables = {name: storage.sha256(storage.join(spec.path, name)) for name in ("items.parquet", "users.parquet")}
+    names = sorted(made[0]["oracle"])
+    oracle = {name: oracle_auc([r["oracle"][name] for r in made]) for name in names}
+    return Manifest(
+        schema=schema,
+        fingerprint=schema.fingerprint(),
+        data_fingerprint=data_fingerprint(schema, shards, tables),
+        features=state,
+        counts=counts,
+        shards=shards,
+        tables=tables,
+        window=spec.window,
+        oracle={n.removeprefix(TRUTH): v for n, v in oracle.items() if n.startswith(TRUTH)},
+        oracle_biases={n.removeprefix(BIASES): v for n, v in oracle.items() if n.startswith(BIASES)},
+        source=spec.source.model_dump(mode="json"),
+        build=identity,
+    )
+
+
+def _check_schema(schema: DatasetSchema, items: pa.Table | None, users: pa.Table | None) -> None:
+    from rayrank.features.encode import is_multi
+    from rayrank.features.text import template_fields
+
+    text = [*(template_fields(schema.text) if schema.text else []), *([schema.title] if schema.title else [])]
+    check_columns(items, [*(f.column for f in schema.item_features), *text], "items")
+    profiles = [t.column for t in schema.of_kind(MulticlassTask)]
+    check_columns(users, [*(f.column for f in schema.user_features), *profiles], "users")
+    for feature in schema.context_features:
+        if is_multi(feature):
+            rule = "a context feature holds one value per interaction"
+            raise ConfigError(f"schema.context_features.{feature.name}", feature.column, rule, "drop its separator")
+
+
+def _buckets(spec: BuildSpec, rows: int) -> int:
+    return max(1, -(-rows // spec.rows_per_shard))
+
+
+def _finished(path: str, identity: str) -> Manifest | None:
+    if not storage.exists(storage.join(path, FILE)):
+        return None
+    try:
+        manifest = read_manifest(path)
+    except ConfigError:
+        return None
+    files = [s.file for s in manifest.shards] + list(manifest.tables)
+    complete = all(storage.exists(storage.join(path, f)) for f in files)
+    return manifest if complete and manifest.build == identity else None
+
+
+def _clean(path: str) -> None:
+    """Remove an older or unfinished dataset; refuse a folder that holds something else under our names."""
+    ours = any(storage.exists(storage.join(path, name)) for name in (FILE, "_work"))
+    names = (FILE, "items.parquet", "users.parquet", "shards", "_work")
+    taken = [name for name in names if storage.exists(storage.join(path, name))]
+    if taken and not ours:
+        raise ConfigError(path, taken[0], "folder holds files that no dataset build left", "choose an empty folder")
+    for name in names:
+        storage.remove(storage.join(path, name))
+
+
+def _items_file(path: str) -> str:
+    return storage.join(work_folder(path), "items.arrow")
+
+
+def _bucket_users(path: str, bucket: int) -> pa.Table:
+    return read_arrow(users_file(work_folder(path), bucket))
+
+
+def write_table(path: str, table: pa.Table) -> None:
+    """A Parquet table, deterministic in its bytes."""
+    system, inside = storage.locate(path)
+    with system.open_output_stream(inside, compression=None) as stream:
+        pq.write_table(table, stream, compression="zstd", write_statistics=False)
+
+
+def read_table(path: str) -> pa.Table:
+    """A whole Parquet table."""
+    system, inside = storage.locate(path)
+    with system.open_input_file(inside) as file:
+        return pq.ParquetFile(file).read()

@@ -1,0 +1,88 @@
+"""Row groups of a shard to padded tensors, without a Python loop over events.
+
+Knows the shard's columns; knows nothing about files or models.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from rayrank.batch import FAR, Events, SequenceBatch
+from rayrank.config import ConfigError
+from rayrank.schema import CategoricalFeature, DatasetSchema, MulticlassTask
+from rayrank.sources.dataset import feature_tensor, pad_list_array
+
+
+def collate(table: pa.Table, schema: DatasetSchema, labels: pa.Table | None = None) -> SequenceBatch:
+    """A batch of the table's B sequences, padded on the right to the longest of them (T).
+
+    Args:
+        table: rows of a shard (all columns).
+        schema: of the dataset.
+        labels: the same rows of the teacher's label files (``key``, ``soft_<task>``), or None.
+
+    Raises:
+        ConfigError: ``labels`` belong to other rows.
+    """
+    lists = _Lists(table)
+    event_labels = {t.name: lists.padded(f"label_{t.name}", np.float32, np.nan) for t in schema.event_tasks}
+    events = Events(
+        item_BT=lists.padded("item", np.int64, 0),
+        request_BT=lists.padded("request", np.int32, FAR),
+        time_BT=lists.padded("time", np.int64, 0),
+        labels_BT=event_labels,
+        user_B=_flat(table, "user", np.int64),
+        user_features={f.name: feature_tensor(f, table[f"user_{f.name}"]) for f in schema.user_features},
+        key_B=_flat(table, "key", np.int64),
+        history_BT=lists.padded("history", np.bool_, False),
+    )
+    context = {}
+    for feature in schema.context_features:
+        dtype = np.int64 if isinstance(feature, CategoricalFeature) else np.float32
+        context[feature.name] = lists.padded(f"context_{feature.name}", dtype, 0)
+    profiles = schema.of_kind(MulticlassTask)
+    return SequenceBatch(
+        events=events,
+        context=context,
+        part_BT=lists.padded("part", np.int8, 0),
+        row_BT=lists.padded("row", np.int64, -1),
+        valid_from_B=_flat(table, "valid_from", np.int32),
+        test_from_B=_flat(table, "test_from", np.int32),
+        profile_B={t.name: _flat(table, f"profile_{t.name}", np.int64) for t in profiles},
+        profile_hidden_B={t.name: _flat(table, f"hidden_{t.name}", np.bool_) for t in profiles},
+        soft_BT=_soft(labels, table) if labels is not None else {},
+    )
+
+
+class _Lists:
+    """List columns of a table that all have the lengths of ``item``."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self.width = int(pc.max(pc.list_value_length(table["item"])).as_py() or 0)
+
+    def padded(self, name: str, dtype: type, fill: float) -> Tensor:
+        return torch.from_numpy(pad_list_array(_one(self.table[name]), self.width, dtype, fill))
+
+
+def _soft(labels: pa.Table, table: pa.Table) -> dict[str, Tensor]:
+    if not _one(labels["key"]).equals(_one(table["key"])):
+        raise ConfigError("labels", None, "rows must be those of the shard, in order", "run label again")
+    width = int(pc.max(pc.list_value_length(table["item"])).as_py() or 0)
+    names = [n for n in labels.column_names if n.startswith("soft_")]
+    return {
+        n.removeprefix("soft_"): torch.from_numpy(pad_list_array(_one(labels[n]), width, np.float32, np.nan))
+        for n in names
+    }
+
+
+def _flat(table: pa.Table, name: str, dtype: type) -> Tensor:
+    return torch.from_numpy(_one(table[name]).to_numpy(zero_copy_only=False).astype(dtype))
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

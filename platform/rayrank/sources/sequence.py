@@ -1,0 +1,213 @@
+"""Second pass of a build: one bucket's rows become user sequences — sorted, split, grouped into requests, counted.
+
+Knows arrays of one bucket; knows nothing about encoding or chunks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayrank.batch import FAR
+from rayrank.features.state import Moments, count_categories, count_moments
+from rayrank.schema import TEST, TRAIN, VALID, CategoricalFeature, DatasetSchema
+from rayrank.sources import storage
+from rayrank.sources.negatives import add_negatives
+from rayrank.sources.oracle import oracle_columns, oracle_histograms
+from rayrank.sources.source import context_column, label_column
+from rayrank.sources.split import Cuts, assign_parts
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Events of a bucket sorted by (user, time, row), with the users they belong to."""
+
+    events: pa.Table  # item, request, time, row, part, history, label_*, context_* (raw)
+    users: pa.Table  # user_id, start, stop (event range), train_count, valid_from, test_from
+
+
+def sequences_file(work: str, bucket: int) -> str:
+    """Arrow file of a bucket's events; its users lie beside it."""
+    return storage.join(work, f"events-{bucket:05d}.arrow")
+
+
+def users_file(work: str, bucket: int) -> str:
+    """Arrow file of a bucket's users."""
+    return storage.join(work, f"users-{bucket:05d}.arrow")
+
+
+def statistics_file(work: str, bucket: int) -> str:
+    """Arrow file of a bucket's per-item training counts."""
+    return storage.join(work, f"statistics-{bucket:05d}.arrow")
+
+
+def build_sequences(
+    rows: pa.Table, schema: DatasetSchema, items: pa.Array, cuts: Cuts | None, total_rows: int
+) -> Sequences:
+    """Sort, split and number the requests of one bucket.
+
+    Args:
+        rows: canonical rows of the bucket, any order.
+        schema: the dataset.
+        items: item ids in index order (index i + 1).
+        cuts: of the time split.
+        total_rows: interactions of the whole source: sampled negatives are numbered from there on.
+    """
+    ids = np.array(pc.unique(rows["user_id"]).to_pylist(), dtype=object)
+    names = pa.array(np.sort(ids), pa.string())
+    code = pc.index_in(rows["user_id"], value_set=names).to_numpy()
+    time, row = rows["timestamp"].to_numpy(), rows["row"].to_numpy()
+    order = np.lexsort((row, time, code))
+    rows = rows.take(pa.array(order)).combine_chunks()
+    code, time, row = code[order], time[order], row[order]
+    starts = np.searchsorted(code, np.arange(len(names) + 1))
+    columns = {
+        "item": _indices(rows["item_id"], items),
+        "request": request_numbers(starts, time, _request_codes(rows)),
+        "time": time,
+        "row": row,
+        "part": assign_parts(schema.split, cuts, starts, time, row),
+        "history": np.ones(len(row), dtype=bool),
+    }
+    kept = [label_column(t.name) for t in schema.event_tasks]
+    kept += [context_column(f.name) for f in schema.context_features] + oracle_columns(rows)
+    events = pa.table({**columns, **{name: rows[name] for name in kept}})
+    if schema.sampled_negatives:
+        events, starts = add_negatives(events, starts, schema, len(items), total_rows)
+    return Sequences(events, _users(names, starts, events))
+
+
+def request_numbers(starts: np.ndarray, time: np.ndarray, request: np.ndarray | None) -> np.ndarray:
+    """Request number of each event, from 0 within each user, int32.
+
+    Equal timestamps share a number, and so does everything between the first and the last event of one request id:
+    a request is closed over whatever is interleaved with it, so nothing of it can see another part of it.
+
+    Args:
+        starts: (users + 1,) first event of each user.
+        time: (events,) sorted within each user.
+        request: (events,) request code, −1 where unknown; None: no request ids.
+    """
+    n = len(time)
+    position = np.arange(n)
+    first = np.zeros(n, dtype=bool)
+    first[starts[:-1][np.diff(starts) > 0]] = True
+    fresh = np.ones(n, dtype=bool)
+    fresh[1:] = time[1:] != time[:-1]
+    if request is not None and n:
+        user = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        key = np.where(request >= 0, request, request.max(initial=0) + 1 + position)
+        _, group = np.unique(user * (key.max() + 1) + key, return_inverse=True)
+        last = np.zeros(group.max() + 1, dtype=np.int64)
+        last[group] = position  # positions ascend: the last write is the last event of the request
+        reach = np.maximum.accumulate(last[group])
+        fresh[1:] &= reach[:-1] < position[1:]
+    number = np.cumsum(fresh | first) - 1
+    return (number - np.repeat(number[starts[:-1].clip(max=max(n - 1, 0))], np.diff(starts))).astype(np.int32)
+
+
+def count_items(events: pa.Table, schema: DatasetSchema) -> pa.Table:
+    """Per item index seen in training: ``train_count`` (events of the history) and each task's label count and sum."""
+    train = events.filter(pc.equal(events["part"], TRAIN))
+    item = train["item"].to_numpy()
+    index, inverse = np.unique(item, return_inverse=True)
+    size = len(index)
+    counts = np.bincount(inverse, weights=train["history"].to_numpy().astype(np.float64), minlength=size)
+    columns: dict[str, np.ndarray] = {"item": index, "train_count": counts}
+    for task in schema.event_tasks:
+        label = train[label_column(task.name)].to_numpy()
+        known = ~np.isnan(label)
+        columns[f"train_count_{task.name}"] = np.bincount(inverse, weights=known.astype(np.float64), minlength=size)
+        sums = np.bincount(inverse, weights=np.where(known, label, 0.0).astype(np.float64), minlength=size)
+        columns[f"train_sum_{task.name}"] = sums
+    return pa.table(columns)
+
+
+def count_context(events: pa.Table, schema: DatasetSchema) -> dict[str, Any]:
+    """Category counts and moments of the context features over training events, JSON-able."""
+    train = events.filter(pc.and_(pc.equal(events["part"], TRAIN), events["history"]))
+    found: dict[str, Any] = {}
+    for feature in schema.context_features:
+        column = train[context_column(feature.name)]
+        if isinstance(feature, CategoricalFeature):
+            tally = column.combine_chunks().value_counts()
+            cells, weights = tally.field("values").to_pylist(), tally.field("counts").to_pylist()
+            found[feature.name] = dict(count_categories(feature, cells, weights))
+        else:
+            found[feature.name] = count_moments(feature, column.to_pylist()).model_dump()
+    return found
+
+
+def add_context(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Sum of two results of :func:`count_context`."""
+    summed = dict(total)
+    for name, value in more.items():
+        if name not in summed:
+            summed[name] = value
+        elif set(value) == set(Moments.model_fields):
+            summed[name] = (Moments(**summed[name]) + Moments(**value)).model_dump()
+        else:
+            summed[name] = {k: summed[name].get(k, 0) + value.get(k, 0) for k in {*summed[name], *value}}
+    return summed
+
+
+def save_sequences(work: str, bucket: int, made: Sequences, schema: DatasetSchema) -> dict[str, Any]:
+    """Write a bucket's events, users and item counts; returns the counts the driver sums."""
+    write_arrow(sequences_file(work, bucket), made.events.drop_columns(oracle_columns(made.events)))
+    write_arrow(users_file(work, bucket), made.users)
+    write_arrow(statistics_file(work, bucket), count_items(made.events, schema))
+    part = made.events["part"].to_numpy()
+    return {
+        "events": made.events.num_rows,
+        "negatives": int((~made.events["history"].to_numpy()).sum()),
+        "users": made.users.num_rows,
+        "train": int((part == TRAIN).sum()),
+        "valid": int((part == VALID).sum()),
+        "test": int((part == TEST).sum()),
+        "context": count_context(made.events, schema),
+        "oracle": oracle_histograms(made.events, part == TEST),
+    }
+
+
+def write_arrow(path: str, table: pa.Table) -> None:
+    """One Arrow file."""
+    system, inside = storage.locate(path)
+    with system.open_output_stream(inside, compression=None) as stream, pa.ipc.new_file(stream, table.schema) as out:
+        out.write_table(table)
+
+
+def read_arrow(path: str) -> pa.Table:
+    """The table of one Arrow file."""
+    system, inside = storage.locate(path)
+    with system.open_input_file(inside) as file:
+        return pa.ipc.open_file(file).read_all()
+
+
+def _users(names: pa.Array, starts: np.ndarray, events: pa.Table) -> pa.Table:
+    part, request = events["part"].to_numpy(), events["request"].to_numpy()
+    user = np.repeat(np.arange(len(names)), np.diff(starts))
+    history = events["history"].to_numpy()
+    columns = {"user_id": names, "start": starts[:-1], "stop": starts[1:]}
+    columns["train_count"] = np.bincount(user[(part == TRAIN) & history], minlength=len(names))
+    for name, value in (("valid_from", VALID), ("test_from", TEST)):
+        first = np.full(len(names), FAR, dtype=np.int32)
+        np.minimum.at(first, user[part == value], request[part == value])
+        columns[name] = first
+    return pa.table(columns)
+
+
+def _request_codes(rows: pa.Table) -> np.ndarray | None:
+    if "request_id" not in rows.column_names:
+        return None
+    encoded = rows["request_id"].combine_chunks().dictionary_encode()
+    return encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
+
+
+def _indices(items: pa.ChunkedArray, known: pa.Array) -> np.ndarray:
+    index = pc.index_in(items, value_set=known)
+    assert index.null_count == 0  # orphans were added to the catalogue before
+    return (index.to_numpy() + 1).astype(np.int32)

@@ -1,0 +1,129 @@
+"""Third pass of a build: a bucket's sequences, encoded and cut into chunks, as one Parquet shard.
+
+Knows the shard's column contract (docs/data_format.md); knows nothing about where the sequences came from.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayrank.features.state import FeatureState
+from rayrank.schema import TEST, TRAIN, VALID, DatasetSchema
+from rayrank.sources import storage
+from rayrank.sources.chunks import Chunk, cut, last_train, row_groups
+from rayrank.sources.entities import encode_column
+from rayrank.sources.hashing import mix, text_hash
+from rayrank.sources.manifest import GroupInfo, ShardInfo
+from rayrank.sources.sequence import Sequences
+from rayrank.sources.source import context_column, label_column
+
+
+def chunk_table(
+    made: Sequences, users: pa.Table, schema: DatasetSchema, state: FeatureState, window: int, targets: int
+) -> pa.Table:
+    """One row per chunk, sorted by (length, user, chunk).
+
+    Args:
+        made: the bucket's events (raw context) and users.
+        users: the encoded users table of the dataset.
+        schema: the dataset.
+        state: fitted features.
+        window: visible history before the targets, in events.
+        targets: new events of a chunk.
+    """
+    part, history = made.events["part"].to_numpy(), made.events["history"].to_numpy()
+    starts, stops = made.users["start"].to_numpy(), made.users["stop"].to_numpy()
+    chunks: list[tuple[int, Chunk]] = []
+    last = np.full(len(starts), -1, dtype=np.int64)
+    for u, (a, b) in enumerate(zip(starts, stops, strict=True)):
+        chunks += [(u, chunk) for chunk in cut(part[a:b], history[a:b], window, targets)]
+        last[u] = last_train(part[a:b], history[a:b])
+    chunks.sort(key=lambda c: (len(c[1].positions), c[0], c[1].number))
+    owner = np.array([u for u, _ in chunks], dtype=np.int64)
+    lengths = np.array([len(c.positions) for _, c in chunks], dtype=np.int64)
+    empty = np.zeros(0, dtype=np.int64)
+    flat = np.concatenate([empty, *(c.positions + starts[u] for u, c in chunks)])
+    first = np.repeat(np.array([c.first_target for _, c in chunks], dtype=np.int64) + starts[owner], lengths)
+    target = flat >= first
+    asked = np.array([c.first_target <= last[u] < c.end_target for u, c in chunks], dtype=bool)
+    columns = _sequence_columns(made, users, owner, np.array([c.number for _, c in chunks], dtype=np.int64), asked)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    columns |= _event_columns(made.events, schema, state, flat, target, offsets)
+    return pa.table(columns)
+
+
+def write_shard(path: str, table: pa.Table, max_events: int, max_sequences: int) -> ShardInfo:
+    """Write chunks as a Parquet file whose row groups are micro-batches of similar length."""
+    lengths = pc.list_value_length(table["item"]).to_numpy()
+    groups = []
+    system, inside = storage.locate(path)
+    with (
+        system.open_output_stream(inside, compression=None) as stream,
+        pq.ParquetWriter(stream, table.schema, compression="zstd", use_dictionary=False, write_statistics=False) as out,
+    ):
+        for start, end in row_groups(lengths, max_events, max_sequences):
+            rows = table.slice(start, end - start)
+            out.write_table(rows, row_group_size=end - start)
+            part = rows["part"].combine_chunks().flatten().to_numpy()
+            groups.append(
+                GroupInfo(
+                    sequences=end - start,
+                    events=len(part),
+                    max_length=int(lengths[start:end].max()),
+                    train=int((part == TRAIN).sum()),
+                    valid=int((part == VALID).sum()),
+                    test=int((part == TEST).sum()),
+                )
+            )
+    file = "/".join(path.rsplit("/", 2)[-2:])
+    return ShardInfo(file=file, sha256=storage.sha256(path), sequences=table.num_rows, row_groups=tuple(groups))
+
+
+def _sequence_columns(
+    made: Sequences, users: pa.Table, owner: np.ndarray, number: np.ndarray, asked: np.ndarray
+) -> dict[str, pa.Array | np.ndarray]:
+    names = made.users["user_id"].combine_chunks()
+    index = pc.index_in(names, value_set=users["user_id"].combine_chunks()).to_numpy()
+    hashes = text_hash(names.to_pylist())
+    rows = users.take(pa.array(index[owner]))
+    key = (mix(hashes[owner] + number.astype(np.uint64), salt=2) >> np.uint64(1)).astype(np.int64)
+    columns: dict[str, pa.Array | np.ndarray] = {"user": (index[owner] + 1).astype(np.int32), "key": key}
+    for name in ("valid_from", "test_from"):
+        columns[name] = made.users[name].to_numpy()[owner].astype(np.int32)
+    for name in users.column_names:
+        if name.startswith("profile_"):
+            columns[name] = np.where(asked, rows[name].to_numpy(), -1).astype(np.int16)
+        elif name.startswith("hidden_"):
+            columns[name] = rows[name].combine_chunks()
+        elif name not in ("user_id", "train_count"):
+            columns[f"user_{name}"] = rows[name].combine_chunks()
+    return columns
+
+
+def _event_columns(
+    events: pa.Table,
+    schema: DatasetSchema,
+    state: FeatureState,
+    flat: np.ndarray,
+    target: np.ndarray,
+    offsets: np.ndarray,
+) -> dict[str, pa.Array]:
+    taken = events.take(pa.array(flat))
+    values: dict[str, pa.Array | np.ndarray] = {
+        "item": taken["item"].to_numpy().astype(np.int32),
+        "request": taken["request"].to_numpy().astype(np.int32),
+        "time": taken["time"].to_numpy(),
+        "row": taken["row"].to_numpy(),
+        "part": np.where(target, taken["part"].to_numpy(), 0).astype(np.int8),
+        "history": taken["history"].combine_chunks(),
+    }
+    for task in schema.event_tasks:
+        label = taken[label_column(task.name)].combine_chunks()
+        values[label_column(task.name)] = label.fill_null(np.float32("nan"))
+    for feature in schema.context_features:
+        name = context_column(feature.name)
+        values[name] = encode_column(feature, state.context, taken[name])
+    return {name: pa.ListArray.from_arrays(pa.array(offsets), pa.array(v)) for name, v in values.items()}

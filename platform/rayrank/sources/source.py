@@ -1,0 +1,165 @@
+"""What a source of raw data gives: a schema, item and user tables, and interaction parts that are read independently.
+
+Knows the canonical columns of an interaction batch; knows nothing about any file layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from rayrank.config import Config, ConfigError
+from rayrank.schema import DatasetSchema
+
+EVERY_ROW = "*"
+"""Label column of a clicks-only binary task: every interaction is a positive."""
+
+ROWS_PER_PART = 500_000
+
+
+class Part(Config):
+    """A piece of the interactions that one task reads: a range of a file or of what is generated."""
+
+    file: str = Field("", description="path or URL; empty for generated data")
+    start: int = Field(0, description="first byte, row group or block")
+    end: int = Field(0, description="one past the last")
+    rows: int = Field(0, description="number of interactions, exact")
+    first_row: int = Field(0, description="global row number of the first interaction")
+
+
+class Source(Protocol):
+    """Raw data of one dataset. ``read`` runs on workers: it may only use its part and the source's config."""
+
+    @property
+    def schema(self) -> DatasetSchema:
+        """What the columns mean."""
+
+    def inputs(self) -> str:
+        """A hash that changes when the input changes (files: names, sizes, times)."""
+
+    def items(self) -> pa.Table | None:
+        """``item_id`` (string) and raw columns, one row per item; None: known from the interactions only."""
+
+    def users(self) -> pa.Table | None:
+        """``user_id`` (string) and raw columns, one row per user; None: known from the interactions only."""
+
+    def parts(self) -> list[Part]:
+        """Every interaction in exactly one part; ``first_row`` continues from part to part."""
+
+    def read(self, part: Part) -> Iterator[pa.Table]:
+        """Canonical tables (:func:`canonical`) of a part, in row order, each of bounded size."""
+
+
+def label_column(task: str) -> str:
+    """Column of an event task's label."""
+    return f"label_{task}"
+
+
+def context_column(feature: str) -> str:
+    """Column of a context feature."""
+    return f"context_{feature}"
+
+
+def canonical(schema: DatasetSchema, raw: pa.Table, first_row: int, where: str) -> pa.Table:
+    """Raw interaction columns to the canonical ones.
+
+    ``user_id``, ``item_id`` string; ``timestamp`` int64 seconds; ``row`` int64 global row number; ``request_id``
+    string when the schema has one; ``label_<task>`` float32, null where missing; ``context_<feature>`` as in the file.
+
+    Raises:
+        ConfigError: a column is missing, a key or time is null, or a cell is no number.
+    """
+    rows = pa.array(range(first_row, first_row + raw.num_rows), pa.int64())
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "user_id": key_text(_column(raw, schema.user_id, where), where, schema.user_id),
+        "item_id": key_text(_column(raw, schema.item_id, where), where, schema.item_id),
+        "timestamp": to_seconds(_column(raw, schema.timestamp, where), schema.time_unit, where, schema.timestamp),
+        "row": rows,
+    }
+    for name in ("user_id", "item_id", "timestamp"):
+        if columns[name].null_count:
+            at = first_row + pc.index(pc.is_null(columns[name]), pa.scalar(True)).as_py()
+            source_name = getattr(schema, name)
+            raise ConfigError(
+                f"{where}: {source_name}", None, f"must not be missing (row {at})", "drop or fill the row"
+            )
+    if schema.request_id is not None:
+        columns["request_id"] = _column(raw, schema.request_id, where).cast(pa.string())
+    for task in schema.event_tasks:
+        columns[label_column(task.name)] = _labels(raw, task.column, getattr(task, "at_least", None), where)
+    for feature in schema.context_features:
+        columns[context_column(feature.name)] = _column(raw, feature.column, where)
+    return pa.table(columns)
+
+
+def key_text(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
+    """A key column as strings; integer-valued floats (a CSV column with gaps) lose their ``.0``."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        try:
+            column = column.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise ConfigError(
+                f"{where}: {name}", str(column.type), f"keys must be text or whole numbers ({error})", "mend the column"
+            ) from None
+    text = column.cast(pa.string())
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+
+def to_seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.ChunkedArray:
+    """Times as int64 unix seconds: timestamps and ISO-8601 text by themselves, numbers by ``unit`` (floored)."""
+    try:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            numeric = pc.match_substring_regex(column, r"^-?\d+$")
+            whole = pc.all(numeric, skip_nulls=True).as_py()
+            column = column.cast(pa.int64()) if whole else column.cast(pa.timestamp("us", "UTC"))
+        if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+            micros = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64())
+            return _floor_divide(micros, 1_000_000)
+        if pa.types.is_floating(column.type):
+            column = pc.floor(column).cast(pa.int64())
+        divisor = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[unit]
+        return _floor_divide(column.cast(pa.int64()), divisor)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ConfigError(
+            f"{where}: {name}", str(column.type), f"times must be numbers or ISO-8601 ({error})", "mend the column"
+        ) from None
+
+
+def _floor_divide(column: pa.ChunkedArray, divisor: int) -> pa.ChunkedArray:
+    if divisor == 1:
+        return column
+    quotient = pc.divide(column, divisor)
+    # Arrow truncates towards zero; instants before 1970 need the floor.
+    below = pc.less(column, pc.multiply(quotient, divisor))
+    return pc.subtract(quotient, below.cast(pa.int64()))
+
+
+def _labels(raw: pa.Table, name: str, at_least: float | None, where: str) -> pa.Array | pa.ChunkedArray:
+    if name == EVERY_ROW:
+        return pa.chunked_array([pa.repeat(pa.scalar(1.0, pa.float32()), raw.num_rows)])
+    column = _column(raw, name, where)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    try:
+        values = column.cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ConfigError(
+            f"{where}: {name}", str(column.type), f"labels must be numbers ({error})", "mend the column"
+        ) from None
+    values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
+    if at_least is not None:
+        values = pc.greater_equal(values, at_least).cast(pa.float32())
+    return values.cast(pa.float32())
+
+
+def _column(raw: pa.Table, name: str, where: str) -> pa.ChunkedArray:
+    if name not in raw.column_names:
+        known = ", ".join(raw.column_names)
+        raise ConfigError(f"{where}: {name}", None, f"column is missing; the file has: {known}", "correct the schema")
+    return raw[name]

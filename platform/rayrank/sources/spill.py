@@ -1,0 +1,92 @@
+"""First pass of a build: every part of the interactions, dealt into user-hash buckets.
+
+This is the map side of a hash shuffle whose exchange goes through files (one Arrow file per part, one record batch
+per bucket): it needs no memory beyond one part, survives any number of rows, and its result does not depend on who
+ran it. Knows canonical tables; knows nothing about splits or features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayrank.sources import storage
+from rayrank.sources.hashing import text_hash
+from rayrank.sources.source import Part, Source
+
+
+def spill_file(work: str, part: int) -> str:
+    """Arrow file of a part."""
+    return storage.join(work, f"spill-{part:05d}.arrow")
+
+
+def spill(source: Source, part: Part, number: int, work: str, buckets: int) -> dict[str, Any]:
+    """Write a part's buckets; returns its row count and time range.
+
+    Raises:
+        ConfigError: the part's rows are malformed (see :func:`rayrank.sources.source.canonical`).
+    """
+    tables = list(source.read(part))
+    table = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries() if tables else None
+    if table is None or table.num_rows == 0:
+        return {"rows": 0, "low": 0, "high": 0}
+    bucket = user_buckets(table["user_id"], buckets)
+    order = np.argsort(bucket, kind="stable")
+    starts = np.searchsorted(bucket[order], np.arange(buckets + 1))
+    table = table.take(pa.array(order)).combine_chunks()
+    system, inside = storage.locate(spill_file(work, number))
+    with system.open_output_stream(inside, compression=None) as stream, pa.ipc.new_file(stream, table.schema) as out:
+        for b in range(buckets):
+            rows = table.slice(starts[b], starts[b + 1] - starts[b]).to_batches()
+            out.write_batch(rows[0] if rows else _empty(table.schema))
+    time = pc.min_max(table["timestamp"]).as_py()
+    return {"rows": table.num_rows, "low": time["min"], "high": time["max"]}
+
+
+def gather(work: str, parts: list[int], bucket: int) -> pa.Table:
+    """All rows of one bucket, in part order."""
+    found = []
+    for number in parts:
+        system, inside = storage.locate(spill_file(work, number))
+        with system.open_input_file(inside) as file:
+            found.append(pa.Table.from_batches([pa.ipc.open_file(file).get_batch(bucket)]))
+    return pa.concat_tables(found, promote_options="permissive")
+
+
+def time_histogram(work: str, part: int, at_time: int | None, edges: np.ndarray) -> np.ndarray:
+    """Counts of a part's times (or of the rows at one time) between ``edges``, int64 (len(edges) − 1,)."""
+    counts = np.zeros(len(edges) - 1, dtype=np.int64)
+    system, inside = storage.locate(spill_file(work, part))
+    with system.open_input_file(inside) as file:
+        reader = pa.ipc.open_file(file)
+        names = reader.schema.names
+        wanted = [names.index("timestamp"), names.index("row")]
+        file.seek(0)
+        reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+        for b in range(reader.num_record_batches):
+            batch = reader.get_batch(b)
+            time, values = batch.column("timestamp").to_numpy(), batch.column("row").to_numpy()
+            values = time if at_time is None else values[time == at_time]
+            counts += np.histogram(values, bins=edges)[0] if len(values) else 0
+    return counts
+
+
+def distinct_items(work: str, part: int) -> pa.Array:
+    """Item ids of a part, each once."""
+    system, inside = storage.locate(spill_file(work, part))
+    with system.open_input_file(inside) as file:
+        return pc.unique(pa.ipc.open_file(file).read_all()["item_id"])
+
+
+def user_buckets(users: pa.ChunkedArray, buckets: int) -> np.ndarray:
+    """Bucket of each row's user, int64; depends on the user id alone."""
+    encoded = users.combine_chunks().dictionary_encode()
+    hashes = text_hash(encoded.dictionary.to_pylist())
+    return (hashes % np.uint64(buckets)).astype(np.int64)[encoded.indices.to_numpy()]
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)

@@ -1,0 +1,160 @@
+"""Files by path or URL through pyarrow's filesystems: list, read, write atomically, remove.
+
+Knows nothing about what the files hold.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import posixpath
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from rayrank.config import ConfigError
+
+_GLOB = "*?["
+
+
+def locate(path: str) -> tuple[fs.FileSystem, str]:
+    """Filesystem and path inside it, of a local path or a URL (``s3://…``, ``gs://…``, ``file://…``)."""
+    if "://" not in path:
+        return fs.LocalFileSystem(), path
+    try:
+        return fs.FileSystem.from_uri(path)
+    except (pa.ArrowInvalid, ValueError, OSError) as error:
+        rule = f"the URL's filesystem must be reachable ({error})"
+        raise ConfigError(path, path, rule, "check scheme, bucket and credentials") from None
+
+
+def join(path: str, *parts: str) -> str:
+    """``path`` with parts below it; works for URLs too."""
+    return posixpath.join(path, *parts)
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    system, inside = locate(path)
+    return bool(system.get_file_info(inside).type != fs.FileType.NotFound)
+
+
+def list_files(path: str, suffixes: tuple[str, ...] = ()) -> list[str]:
+    """Files of a file, folder (recursive) or glob, sorted; hidden ones and other suffixes are left out.
+
+    Raises:
+        ConfigError: nothing is found.
+    """
+    system, inside = locate(path)
+    prefix = path[: len(path) - len(inside)] if path.endswith(inside) else ""
+    info = system.get_file_info(inside)
+    if info.type == fs.FileType.File:
+        return [path]
+    root = inside if info.type == fs.FileType.Directory else _glob_root(inside)
+    found = system.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True)) if root else []
+    names = sorted(f.path for f in found if f.type == fs.FileType.File and _visible(f.path[len(root) :]))
+    if info.type != fs.FileType.Directory:
+        names = [n for n in names if fnmatch.fnmatchcase(n, inside)]
+    names = [n for n in names if not suffixes or n.lower().endswith(suffixes)]
+    if not names:
+        fix = f"check the path{'; expected ' + ', '.join(suffixes) if suffixes else ''}"
+        raise ConfigError(path, path, "no file, folder or glob match found there", fix)
+    return [prefix + n for n in names]
+
+
+def signature(paths: list[str]) -> str:
+    """Hash of names, sizes and modification times: changes when the input changes, without reading it."""
+    seen = []
+    for path in paths:
+        system, inside = locate(path)
+        info = system.get_file_info(inside)
+        seen.append([path, info.size, info.mtime_ns])
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def size(path: str) -> int:
+    """Bytes of a file."""
+    system, inside = locate(path)
+    return int(system.get_file_info(inside).size or 0)
+
+
+def sha256(path: str) -> str:
+    """Checksum of a file's bytes, streamed."""
+    system, inside = locate(path)
+    state = hashlib.sha256()
+    with system.open_input_stream(inside, compression=None) as stream:
+        while chunk := stream.read(1 << 20):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole file.
+
+    Raises:
+        ConfigError: it does not exist or cannot be read.
+    """
+    system, inside = locate(path)
+    try:
+        with system.open_input_stream(inside, compression=None) as stream:
+            return bytes(stream.read())
+    except OSError as error:
+        raise ConfigError(path, path, f"file must be readable ({_reason(error)})", "check path and rights") from None
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write under a temporary name, then rename: readers see the old file or the new one, never half."""
+    system, inside = locate(path)
+    make_folder(posixpath.dirname(path))
+    temporary = f"{inside}.tmp"
+    with system.open_output_stream(temporary, compression=None) as stream:
+        stream.write(data)
+    system.move(temporary, inside)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Indented JSON with sorted keys, atomically."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def make_folder(path: str) -> None:
+    """Create a folder and its parents.
+
+    Raises:
+        ConfigError: not permitted.
+    """
+    system, inside = locate(path)
+    try:
+        system.create_dir(inside, recursive=True)
+    except OSError as error:
+        raise ConfigError(path, path, f"folder must be writable ({_reason(error)})", "choose another folder") from None
+
+
+def remove(path: str) -> None:
+    """Delete a file or a folder with everything in it; absent ones are fine."""
+    system, inside = locate(path)
+    kind = system.get_file_info(inside).type
+    if kind == fs.FileType.Directory:
+        system.delete_dir(inside)
+    elif kind == fs.FileType.File:
+        system.delete_file(inside)
+
+
+def _glob_root(pattern: str) -> str:
+    fixed: list[str] = []
+    for part in pattern.split("/")[:-1]:
+        if any(c in part for c in _GLOB):
+            break
+        fixed.append(part)
+    has_glob = any(c in pattern for c in _GLOB)
+    return ("/".join(fixed) or ".") if has_glob else ""
+
+
+def _visible(relative: str) -> bool:
+    return not any(part.startswith((".", "_")) for part in relative.split("/") if part)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).split(". Detail")[0]
