@@ -8,12 +8,19 @@ its assignment is neither seeded nor resumable. Knows nothing about models or tr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError
+from rayrank.sources import storage
+from rayrank.sources.manifest import read_manifest
+
+if TYPE_CHECKING:
+    import ray
 
 PLACE = "__place"
 """Column that carries the place of a row group in the order asked for, through Ray Data's blocks."""
@@ -37,8 +44,16 @@ class StreamSpec(Config):
     cache_mb: int = Field(256, ge=0, description="decoded row groups kept in memory between epochs, MB; 0: none")
 
 
-class ShardReader:
-    """Reads row groups of a dataset, with the teacher's labels joined when given.
+class Place(NamedTuple):
+    """Where a row group is: a file and its mirror among the labels (empty: none)."""
+
+    file: str
+    labels: str
+    group: int
+
+
+class Shards:
+    """Finds the files of a dataset's row groups, and those of the teacher's labels when given.
 
     Args:
         dataset: folder of a prepared dataset.
@@ -46,32 +61,33 @@ class ShardReader:
     """
 
     def __init__(self, dataset: str, labels: str | None = None) -> None:
-        from rayrank.sources.dataset import Dataset
-
-        self._dataset = Dataset.open(dataset)
+        self.manifest = read_manifest(dataset)
+        self._files = [storage.join(dataset, shard.file) for shard in self.manifest.shards]
         self._labels = labels
 
-    def read(self, group: Group) -> pa.Table:
-        """One row group; ``soft_<task>`` columns are appended when there are labels.
-
-        Raises:
-            ConfigError: the labels do not belong to these shards.
-        """
-        table = self._dataset.read_group(group.shard, group.group)
-        if self._labels is None:
-            return table
-        return join_labels(table, read_labels(self._labels, group), f"{self._labels}, shard {group.shard}")
+    def place(self, group: Group) -> Place:
+        """The files of a row group."""
+        mirror = storage.join(self._labels, label_file(group.shard)) if self._labels else ""
+        return Place(self._files[group.shard], mirror, group.group)
 
 
-def read_labels(folder: str, group: Group) -> pa.Table:
-    """Row group of the teacher labels that mirrors the shard's row group."""
-    import pyarrow.parquet as pq
+def read_place(place: Place) -> pa.Table:
+    """A row group; ``soft_<task>`` columns are appended when there are labels.
 
-    from rayrank.sources.storage import join, locate
+    Raises:
+        ConfigError: the labels do not belong to these shards.
+    """
+    table = _row_group(place.file, place.group)
+    if not place.labels:
+        return table
+    return join_labels(table, _row_group(place.labels, place.group), place.labels)
 
-    system, inside = locate(join(folder, label_file(group.shard)))
+
+def _row_group(path: str, group: int) -> pa.Table:
+    # Not sources.dataset: that imports torch, which costs every reading process more than a second.
+    system, inside = storage.locate(path)
     with system.open_input_file(inside) as file:
-        return pq.ParquetFile(file).read_row_group(group.group)
+        return pq.ParquetFile(file).read_row_group(group, use_threads=False)
 
 
 def label_file(shard: int) -> str:
@@ -92,15 +108,14 @@ def join_labels(table: pa.Table, labels: pa.Table, where: str) -> pa.Table:
 class GroupStream:
     """Yields row groups in any order asked for; remembers decoded ones up to ``cache_mb``."""
 
-    def __init__(self, dataset: str, labels: str | None, spec: StreamSpec) -> None:
-        self._dataset, self._labels, self._spec = dataset, labels, spec
-        self._reader: ShardReader | None = None
+    def __init__(self, shards: Shards, spec: StreamSpec) -> None:
+        self.shards, self._spec = shards, spec
         self._kept: dict[Group, pa.Table] = {}
         self._room = spec.cache_mb * 2**20
 
     def tables(self, order: Sequence[Group]) -> Iterator[pa.Table]:
         """The row groups of ``order``, one table each, in that order."""
-        missing = [g for g in order if g not in self._kept]
+        missing = [self.shards.place(g) for g in order if g not in self._kept]
         fresh = self._fetch(missing) if missing else iter(())
         for group in order:
             table = self._kept.get(group)
@@ -114,47 +129,55 @@ class GroupStream:
             self._kept[group] = table
             self._room -= table.nbytes
 
-    def _fetch(self, order: Sequence[Group]) -> Iterator[pa.Table]:
-        if self._spec.through == "ray":
-            return stream_tables(self._dataset, self._labels, order, self._spec)
-        if self._reader is None:
-            self._reader = ShardReader(self._dataset, self._labels)
-        return map(self._reader.read, order)
+    def _fetch(self, order: Sequence[Place]) -> Iterator[pa.Table]:
+        return stream_tables(order, self._spec) if self._spec.through == "ray" else map(read_place, order)
 
 
-def stream_tables(dataset: str, labels: str | None, order: Sequence[Group], spec: StreamSpec) -> Iterator[pa.Table]:
+def stream_tables(order: Sequence[Place], spec: StreamSpec) -> Iterator[pa.Table]:
     """Row groups read by Ray Data tasks, yielded in ``order``, whatever order the tasks finish in."""
     import ray
 
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    size = spec.groups_per_task
-    chunks = [
-        {"first": start, "shards": [g.shard for g in part], "groups": [g.group for g in part]}
-        for start in range(0, len(order), size)
-        for part in [order[start : start + size]]
-    ]
-    blocks = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
+    chunks = list(chunked(order, spec.groups_per_task))
+    # mypy cannot match the signature of map_batches.
+    read = ordered_items(chunks).map_batches(
         _read_chunk,  # type: ignore[arg-type]
-        fn_kwargs={"dataset": dataset, "labels": labels},
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=spec.task_cpus,
         compute=ray.data.TaskPoolStrategy(size=min(spec.tasks, len(chunks))),
     )
-    found = blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=spec.prefetch)
+    found = read.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=spec.prefetch)
     yield from split_by_place(found, len(order))
 
 
-def _read_chunk(chunk: pa.Table, dataset: str, labels: str | None) -> pa.Table:
-    reader = ShardReader(dataset, labels)
-    tables = []
+def chunked(order: Sequence[Place], size: int) -> Iterator[dict[str, Any]]:
+    """What Ray Data hands to its tasks: ``size`` row groups at a time, with the place of the first in the order."""
+    for start in range(0, len(order), size):
+        yield {"first": start, "places": [place._asdict() for place in order[start : start + size]]}
+
+
+def places_of(chunk: pa.Table) -> Iterator[tuple[int, Place]]:
+    """Inside a task: the row groups of a chunk, with their places in the order."""
     for row in chunk.to_pylist():
-        groups = zip(row["shards"], row["groups"], strict=True)
-        for place, (shard, group) in enumerate(groups, start=row["first"]):
-            table = reader.read(Group(shard, group))
-            tables.append(table.append_column(PLACE, pa.array([place] * len(table), pa.int32())))
-    return pa.concat_tables(tables)
+        for number, place in enumerate(row["places"], start=row["first"]):
+            yield number, Place(**place)
+
+
+def ordered_items(chunks: Sequence[dict[str, Any]]) -> ray.data.Dataset:
+    """A Ray dataset of one block per chunk whose outputs keep the chunks' order."""
+    import ray
+
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    return ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
+
+
+def mark(table: pa.Table, number: int) -> pa.Table:
+    """Write a row group's place in the order into the table, for :func:`split_by_place`."""
+    return table.append_column(PLACE, pa.array([number] * len(table), pa.int32()))
+
+
+def _read_chunk(chunk: pa.Table) -> pa.Table:
+    return pa.concat_tables([mark(read_place(place), number) for number, place in places_of(chunk)])
 
 
 def split_by_place(blocks: Iterable[pa.Table], expected: int) -> Iterator[pa.Table]:
@@ -163,8 +186,6 @@ def split_by_place(blocks: Iterable[pa.Table], expected: int) -> Iterator[pa.Tab
     Raises:
         RuntimeError: row groups are missing or out of order.
     """
-    import pyarrow.compute as pc
-
     held: list[pa.Table] = []
     place, done = 0, 0
     for block in blocks:

@@ -1,0 +1,88 @@
+"""What one rank of a run is fed: steps of micro-batches by epoch, and its share of the evaluated row groups.
+
+Puts together the plan (which row group when), the stream (the row groups in that order) and collation. The plan
+depends on seed, epoch and lanes only, so the numbers do not depend on how many ranks there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from rayrank.batch import SequenceBatch
+from rayrank.learning.plan import GroupInfo, GroupRef, micro_batches, plan, steps
+from rayrank.learning.spec import LearningSpec
+from rayrank.on_ray.stream import Group, GroupStream
+from rayrank.sources.collate import collate
+from rayrank.sources.manifest import Manifest
+
+
+class Feed:
+    """The batches of one rank."""
+
+    def __init__(self, stream: GroupStream, spec: LearningSpec, place: tuple[int, int]) -> None:
+        self._stream, self._manifest, self._spec = stream, stream.shards.manifest, spec
+        self._rank, self._world = place
+        self.wait_s = 0.0
+
+    def steps(self, epoch: int) -> Iterator[list[SequenceBatch]]:
+        """Steps of this rank in an epoch: the next micro-batch of each of its lanes that still has one."""
+        dealt = plan(train_groups(self._manifest), self._spec.seed, epoch, self._spec.lanes, self._spec.batch_events)
+        mine = dealt.of_rank(self._rank, self._world)
+        batches = self._batches([Group(ref.shard, ref.group) for ref in first_need(mine)])
+        return self._timed(steps([_lane(lane, batches) for lane in mine]))
+
+    def evaluated(self, part: str) -> Iterator[SequenceBatch]:
+        """This rank's row groups that hold a target of ``part`` ('train', 'valid' or 'test'), one batch each."""
+        groups = part_groups(self._manifest, part)[self._rank :: self._world]
+        return self._timed(self._batches(groups))
+
+    def _batches(self, order: Sequence[Group]) -> Iterator[SequenceBatch]:
+        schema = self._manifest.dataset_schema
+        for table in self._stream.tables(order):
+            soft = [name for name in table.column_names if name.startswith("soft_")]
+            yield collate(table.drop_columns(soft), schema, table.select(["key", *soft]) if soft else None)
+
+    def _timed(self, batches: Iterator) -> Iterator:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.wait_s += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+
+def first_need(lanes: Sequence[Sequence[GroupRef]]) -> list[GroupRef]:
+    """Row groups in the order in which the lanes, one micro-batch a step in turn, first need them."""
+    needed: list[tuple[int, int, GroupRef]] = []
+    for lane, refs in enumerate(lanes):
+        step = 0
+        for ref in refs:
+            needed.append((step, lane, ref))
+            step += ref.splits
+    return [ref for _, _, ref in sorted(needed, key=lambda entry: entry[:2])]
+
+
+def train_groups(manifest: Manifest) -> list[GroupInfo]:
+    """Every row group as the plan wants to know it."""
+    return [
+        GroupInfo(s, g, info.sequences, info.max_length, info.train)
+        for s, shard in enumerate(manifest.shards)
+        for g, info in enumerate(shard.row_groups)
+    ]
+
+
+def part_groups(manifest: Manifest, part: str) -> list[Group]:
+    """Row groups that hold a target of a part, in shard order."""
+    return [
+        Group(s, g)
+        for s, shard in enumerate(manifest.shards)
+        for g, info in enumerate(shard.row_groups)
+        if getattr(info, part) > 0
+    ]
+
+
+def _lane(refs: Sequence[GroupRef], batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
+    for ref in refs:
+        yield from micro_batches(next(batches), ref)

@@ -1,0 +1,199 @@
+"""Teacher labels: a pool of teacher actors reads row groups through Ray Data and scores every target once.
+
+Labels come back in order and are written as Parquet files that mirror the shards, row group by row group; a shard's
+file appears when it is whole, the manifest last. So a second run finds everything, and an interrupted one goes on at
+the first missing shard. Knows bundles and shards; knows nothing about students.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from rayrank.config import Config
+from rayrank.on_ray.stream import (
+    Group,
+    Place,
+    Shards,
+    chunked,
+    label_file,
+    mark,
+    ordered_items,
+    places_of,
+    read_place,
+    split_by_place,
+)
+from rayrank.sources import storage
+from rayrank.sources.manifest import Manifest
+
+FILE = "manifest.json"
+KEY = "key.json"
+
+
+class LabelKey(Config):
+    """What labels are of; other labels in the same folder are replaced."""
+
+    format: int = Field(1, description="version of the layout")
+    bundle_id: str = Field(description="the teacher")
+    data_fingerprint: str = Field(description="the shards")
+    tasks: tuple[str, ...] = Field(description="event tasks, each a soft_<task> column")
+
+
+class LabelTask(Config):
+    """What is to be labelled, by whom, into where."""
+
+    dataset: str = Field(description="folder of the prepared dataset")
+    teacher: str = Field(description="folder of the teacher's bundle")
+    output: str = Field(description="folder of the labels")
+    actors: int = Field(description="teacher processes; 0: in this process")
+    threads: int = Field(1, description="torch threads of each")
+    groups_per_task: int = Field(4, description="row groups scored per call")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What was made."""
+
+    path: str
+    shards: int
+    reused: int
+    targets: int
+
+
+def label_shards(task: LabelTask, key: LabelKey, progress: Callable[[str], None]) -> Labelled:
+    """Write the labels of every shard that has none yet, then the manifest."""
+    shards = Shards(task.dataset)
+    manifest = shards.manifest
+    targets = sum(g.train + g.valid + g.test for s in manifest.shards for g in s.row_groups)
+    done = _claim(task.output, key, manifest)
+    missing = [s for s in range(len(manifest.shards)) if s not in done]
+    if not missing and storage.exists(storage.join(task.output, FILE)):
+        progress(f"labels of this teacher and these shards are there already: {task.output}")
+        return Labelled(task.output, len(manifest.shards), len(done), targets)
+    order = [Group(s, g) for s in missing for g in range(len(manifest.shards[s].row_groups))]
+    if order:
+        places = [shards.place(group) for group in order]
+        if task.actors == 0:
+            tables: Iterator[pa.Table] = map(Teacher(task.model_dump(mode="json")).label, places)
+        else:
+            tables = _through_actors(task, places)
+        for shard, written in _write(task.output, order, tables):
+            progress(f"shard {shard + 1} of {len(manifest.shards)}: {written:,} sequences labelled")
+    files = {
+        label_file(s): storage.sha256(storage.join(task.output, label_file(s))) for s in range(len(manifest.shards))
+    }
+    storage.write_json(
+        storage.join(task.output, FILE), {**key.model_dump(mode="json"), "files": files, "targets": targets}
+    )
+    return Labelled(task.output, len(manifest.shards), len(done), targets)
+
+
+class Teacher:
+    """A loaded teacher that labels row groups; one per process."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        import torch
+
+        from rayrank.bundle import load_bundle
+        from rayrank.config import parse
+
+        spec = parse(LabelTask, task, "label worker")
+        torch.set_num_threads(spec.threads)
+        self._bundle = load_bundle(spec.teacher, verify=False)
+
+    def label(self, place: Place) -> pa.Table:
+        """``key`` and, aligned with ``item``, ``soft_<task>`` logits of every target (NaN elsewhere)."""
+        import torch
+
+        from rayrank.sources.collate import collate
+
+        table = read_place(place)
+        batch = collate(table, self._bundle.info.data_schema)
+        model, items = self._bundle.model, self._bundle.items_NW
+        with torch.inference_mode():
+            state = model.user_state(batch.events, items)
+            logits = model.score(state, batch.streaming(), items)
+        target_BT = batch.part_BT > 0
+        offsets = _offsets(table)
+        columns = {"key": table.column("key").combine_chunks()}
+        for name, logits_BT in logits.items():
+            values_BT = torch.where(target_BT, logits_BT.float(), torch.nan)
+            columns[f"soft_{name}"] = _lists(values_BT.numpy(), offsets)
+        return pa.table(columns)
+
+    def __call__(self, chunk: pa.Table) -> pa.Table:
+        """Ray Data's way of calling it: groups of a chunk in, their labels with their places out."""
+        return pa.concat_tables([mark(self.label(place), number) for number, place in places_of(chunk)])
+
+
+def _claim(folder: str, key: LabelKey, manifest: Manifest) -> set[int]:
+    """Shards whose labels are there already; what other keys left behind is removed first."""
+    place = storage.join(folder, KEY)
+    known = json.loads(storage.read_bytes(place)) if storage.exists(place) else None
+    if known != key.model_dump(mode="json"):
+        if known is not None:
+            for shard in range(len(manifest.shards)):
+                storage.remove(storage.join(folder, label_file(shard)))
+            storage.remove(storage.join(folder, FILE))
+        storage.write_json(place, key.model_dump(mode="json"))
+        return set()
+    return {s for s in range(len(manifest.shards)) if storage.exists(storage.join(folder, label_file(s)))}
+
+
+def _through_actors(task: LabelTask, order: Sequence[Place]) -> Iterator[pa.Table]:
+    import ray
+
+    chunks = list(chunked(order, task.groups_per_task))
+    labelled = ordered_items(chunks).map_batches(
+        Teacher,
+        fn_constructor_args=(task.model_dump(mode="json"),),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=min(task.actors, len(chunks))),
+    )
+    found = labelled.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    return split_by_place(found, len(order))
+
+
+def _write(folder: str, order: Sequence[Group], tables: Iterable[pa.Table]) -> Iterator[tuple[int, int]]:
+    """Write tables as row groups; yields (shard, sequences) whenever a shard's file is whole."""
+    tables = iter(tables)
+    for shard in dict.fromkeys(group.shard for group in order):
+        system, inside = storage.locate(storage.join(folder, label_file(shard)))
+        system.create_dir(posixpath.dirname(inside), recursive=True)
+        temporary, rows = f"{inside}.tmp", 0
+        with system.open_output_stream(temporary, compression=None) as sink:
+            writer: pq.ParquetWriter | None = None
+            for _ in range(sum(group.shard == shard for group in order)):
+                table = next(tables)
+                writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
+                writer.write_table(table, row_group_size=max(1, len(table)))
+                rows += len(table)
+            if writer is not None:
+                writer.close()
+        system.move(temporary, inside)
+        yield shard, rows
+
+
+def _offsets(table: pa.Table) -> Any:
+    import numpy as np
+
+    lengths = pa.compute.list_value_length(table.column("item")).to_numpy()
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
+def _lists(values_BT: Any, offsets: Any) -> pa.ListArray:
+    """Rows of a padded matrix cut to the lengths that the offsets tell."""
+    import numpy as np
+
+    lengths = np.diff(offsets)
+    kept = np.arange(values_BT.shape[1]) < lengths[:, None]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values_BT[kept], pa.float32()))
