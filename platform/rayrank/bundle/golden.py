@@ -14,7 +14,7 @@ from torch import Tensor
 from rayrank.batch import Catalogue, Events, Queries
 from rayrank.features.encode import is_multi
 from rayrank.models.encoder import TextEncoder
-from rayrank.models.ranker import Ranker
+from rayrank.models.ranker import Ranker, take_rows
 from rayrank.models.spec import Sizes
 from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, RegressionTask, RetrievalTask
 
@@ -50,7 +50,7 @@ def rescore(model: Ranker, golden: Mapping[str, Tensor], catalogue: Catalogue, i
         found = model.score(state, queries, items_NW)
         if model.schema.of_kind(RetrievalTask):
             found["retrieval"] = model.retrieval(state, queries.visible_before_BQ)
-        found["items"] = model.item_vectors(catalogue, golden["in.rows"])
+        found["items"] = model.item_vectors(take_rows(catalogue, golden["in.rows"]), golden["in.rows"])
         if (encoder := _encoder(model)) and "in.tokens" in golden:
             offsets = torch.arange(0, TEXTS * TOKENS + 1, TOKENS)
             found["text"] = encoder.encode(golden["in.tokens"], offsets, torch.arange(TEXTS))

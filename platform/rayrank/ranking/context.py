@@ -67,9 +67,11 @@ class ColdVectors:
         self._lock = Lock()
 
     def add(self, keys: Sequence[str], vectors: np.ndarray) -> None:
-        """Remember one vector (D,) per key; the oldest are forgotten beyond the capacity."""
+        """Remember one vector (D,) per key (rows of NaN are none); the oldest are forgotten beyond the capacity."""
         with self._lock:
             for key, vector in zip(keys, vectors, strict=True):
+                if np.isnan(vector[0]):
+                    continue
                 self._vectors[key] = np.asarray(vector, np.float32)
                 self._vectors.move_to_end(key)
             while len(self._vectors) > self._capacity:

@@ -75,7 +75,8 @@ class FlowParts:
     catalogue_size: int  # N, with row 0
     popular: np.ndarray  # int64 rows, most popular first
     cold_vectors: ColdVectors
-    has_teacher: bool
+    has_student: bool = True
+    has_teacher: bool = True
 
 
 Flow = Generator[Call, Any, Ranked]
@@ -90,6 +91,7 @@ def rank_flow(request: RankRequest | RecommendRequest, parts: FlowParts) -> Flow
     prepared = yield Call("user", (request,))
     if isinstance(prepared, Missed):
         raise StageError(f"user state: {prepared.reason}")
+    assert isinstance(prepared, Prepared)  # drivers turn a rejected request into an error
     notes: list[str] = []
     candidates = prepared.candidates
     if candidates is None:
@@ -97,9 +99,10 @@ def rank_flow(request: RankRequest | RecommendRequest, parts: FlowParts) -> Flow
         candidates = yield from _retrieve(request, prepared, parts, notes)
     board = _Board(candidates, parts)
     cold = parts.cold_vectors.attach(prepared.cold)
-    by_student = yield Call("student", (prepared.context, candidates, cold))
-    board.note("student", by_student, np.arange(len(candidates)), notes)
-    chosen = _shortlist(board, request.k or 0, parts)
+    if parts.has_student:
+        by_student = yield Call("student", (prepared.context, candidates, cold))
+        board.note("student", by_student, np.arange(len(candidates)), notes)
+    chosen = _shortlist(board, request.k or 0, parts) if parts.has_student else np.arange(len(candidates))
     if parts.has_teacher and len(chosen):
         by_teacher = yield Call("teacher", (prepared.context, candidates[chosen], cold))
         board.note("teacher", by_teacher, chosen, notes)

@@ -1,0 +1,181 @@
+"""All stages in one process: the reference for the served graph, and what batch scoring and plain Python use."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayrank.bundle import Bundle, load_bundle
+from rayrank.config import ConfigError
+from rayrank.messages import ErrorField, RankRequest, RankResponse, RecommendRequest, TextItem
+from rayrank.ranking.context import ColdVectors
+from rayrank.ranking.encode import ColdBuilder
+from rayrank.ranking.flow import Call, FlowParts, FlowSettings, Ranked, rank_flow
+from rayrank.ranking.fusion import check_weights
+from rayrank.ranking.items import Items
+from rayrank.ranking.release import Release
+from rayrank.ranking.respond import Named, respond
+from rayrank.ranking.retriever import Retriever
+from rayrank.ranking.scorer import Scorer
+from rayrank.ranking.store import UserStore
+from rayrank.ranking.user import Rejected, UserStage
+
+Request = RankRequest | RecommendRequest
+
+
+class RequestError(ValueError):
+    """The request breaks a rule; ``fields`` say which."""
+
+    def __init__(self, fields: Sequence[ErrorField]) -> None:
+        self.fields = list(fields)
+        super().__init__("; ".join(f"{f.field}: {f.problem}" for f in fields))
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """The loaded models of a release; one of them may be absent, not both."""
+
+    student: Bundle | None
+    teacher: Bundle | None
+
+    @property
+    def first(self) -> Bundle:
+        """The one that defines catalogue and features (they are equal in both)."""
+        found = self.student or self.teacher
+        assert found is not None
+        return found
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Role -> bundle id."""
+        both = {"student": self.student, "teacher": self.teacher}
+        return {role: bundle.bundle_id for role, bundle in both.items() if bundle is not None}
+
+
+class RankingGraph:
+    """User state → retrieve → student → teacher, in this process."""
+
+    def __init__(self, bundles: Bundles, release: Release, settings: FlowSettings, store: UserStore | None) -> None:
+        check_weights(release.fusion, bundles.first.info.data_schema, "fusion")
+        self.bundles, self.release, self.store = bundles, release, store
+        self.items = Items.of(bundles.first.items)
+        self.user = UserStage(bundles.first, self.items, store)
+        both = {"student": bundles.student, "teacher": bundles.teacher}
+        self._scorers = {role: Scorer(bundle) for role, bundle in both.items() if bundle is not None}
+        self._retriever = Retriever(next(iter(self._scorers.values())), self.items.popular)
+        self.parts = flow_parts(bundles, release, settings, self.items)
+        self.named = Named(release.release_id, bundles.ids, self.items, bundles.first.info.data_schema)
+
+    @classmethod
+    def open(
+        cls, release: Release, settings: FlowSettings | None = None, store: UserStore | None = None
+    ) -> RankingGraph:
+        """Load the release's bundles (verified) and compose them."""
+        return cls(open_bundles(release), release, settings or FlowSettings(), store)
+
+    def answer(self, request: Request, now: int | None = None) -> tuple[Ranked, dict[str, float]]:
+        """Run the flow; returns its answer and milliseconds by stage.
+
+        Raises:
+            RequestError: the request breaks a rule of this release.
+        """
+        moment = int(time.time()) if now is None else now
+        stages = self.stages(moment)
+        timings: dict[str, float] = {}
+        flow = rank_flow(request, self.parts)
+        result: Any = None
+        began = time.perf_counter()
+        while True:
+            try:
+                call: Call = flow.send(result)
+            except StopIteration as done:
+                timings["total"] = (time.perf_counter() - began) * 1000
+                return done.value, timings
+            start = time.perf_counter()
+            result = stages[call.stage](*call.arguments)
+            timings[call.stage] = (time.perf_counter() - start) * 1000
+            if isinstance(result, Rejected):
+                raise RequestError(result.fields)
+
+    def respond(self, request: Request, now: int | None = None, request_id: str | None = None) -> RankResponse:
+        """The same as a response message."""
+        ranked, timings = self.answer(request, now)
+        return respond(request, ranked, self.named, request_id or uuid.uuid4().hex, timings)
+
+    def stages(self, now: int) -> Mapping[str, Callable[..., Any]]:
+        """Stage -> the function that does it."""
+        scoring = {role: scorer.score for role, scorer in self._scorers.items()}
+        return {"user": lambda r: self.user.prepare(r, now), "retrieve": self._retriever.retrieve, **scoring}
+
+    def add_items(self, items: Sequence[TextItem]) -> int:
+        """Make described items known by id in this process; the teacher's vectors of them go to the student.
+
+        Returns how many got a teacher vector (0 without a teacher that reads text).
+        """
+        self.user.encoder.add(items)
+        builder = ColdBuilder(self.user.encoder)
+        for item in items:
+            builder.row(item)
+        cold = builder.build()
+        teacher = self._scorers.get("teacher")
+        vectors = teacher.encode(cold) if teacher else None
+        if vectors is None:
+            return 0
+        self.parts.cold_vectors.add(cold.keys, vectors)
+        return len(cold)
+
+
+def open_bundles(release: Release, roles: Sequence[str] = ("student", "teacher"), verify: bool = True) -> Bundles:
+    """Load the bundles of a release and refuse a pair that does not belong together.
+
+    Raises:
+        ConfigError: a bundle is damaged, has another id than the release says, or another catalogue.
+    """
+    student = _open(release.student, release.student_id, verify) if "student" in roles else None
+    teacher = None
+    if release.teacher is not None and "teacher" in roles:
+        teacher = _open(release.teacher, release.teacher_id, verify)
+    bundles = Bundles(student, teacher)
+    if student is not None and teacher is not None:
+        _check_pair(student, teacher)
+    return bundles
+
+
+def flow_parts(bundles: Bundles, release: Release, settings: FlowSettings, items: Items) -> FlowParts:
+    """What :func:`rank_flow` needs, from loaded bundles."""
+    return FlowParts(
+        settings=settings,
+        weights=release.fusion,
+        tasks=tuple(t.name for t in bundles.first.info.data_schema.event_tasks),
+        catalogue_size=len(items),
+        popular=np.asarray(items.popular),
+        cold_vectors=ColdVectors(),
+        has_student=bundles.student is not None,
+        has_teacher=bundles.teacher is not None,
+    )
+
+
+def _open(path: str, expected: str | None, verify: bool) -> Bundle:
+    bundle = load_bundle(Path(path), verify=verify)
+    if expected is not None and bundle.bundle_id != expected:
+        rule = f"the release was made with bundle {expected}"
+        raise ConfigError(path, bundle.bundle_id, rule, "promote again, or restore the bundle")
+    return bundle
+
+
+def _check_pair(student: Bundle, teacher: Bundle) -> None:
+    same = {
+        "features.json": student.features == teacher.features,
+        "item ids": student.items.column("item_id").equals(teacher.items.column("item_id")),
+        "schema": student.info.schema_fingerprint == teacher.info.schema_fingerprint,
+    }
+    for what, equal in same.items():
+        if not equal:
+            rule = f"student and teacher of a release must share their {what}"
+            raise ConfigError(str(teacher.path), teacher.bundle_id, rule, "train both on the same dataset")

@@ -1,0 +1,119 @@
+"""``rayrank.load(path).rank(history, candidates)``: a bundle or a release in plain Python, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from rayrank.bundle import load_bundle
+from rayrank.bundle.info import MANIFEST
+from rayrank.config import ConfigError
+from rayrank.messages import (
+    HistoryEvent,
+    RankedItem,
+    RankRequest,
+    RankResponse,
+    RecommendRequest,
+    TextItem,
+    error_fields,
+)
+from rayrank.ranking.flow import FlowSettings
+from rayrank.ranking.graph import Bundles, RankingGraph, RequestError
+from rayrank.ranking.release import Release, load_release
+
+Event = str | tuple[str, Mapping[str, float]] | Mapping[str, Any] | HistoryEvent
+Candidate = str | Mapping[str, Any] | TextItem
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class RankerHandle:
+    """Ranks and recommends in this process."""
+
+    def __init__(self, graph: RankingGraph) -> None:
+        self.graph = graph
+
+    def rank(
+        self,
+        history: Sequence[Event] | None,
+        candidates: Sequence[Candidate],
+        k: int | None = None,
+        user_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> list[RankedItem]:
+        """Candidates in the order this user should see them, best first.
+
+        ``history`` is oldest first: ids, ``(id, labels)`` pairs or mappings like ``{"item_id": …, "labels": {…}}``;
+        candidates are ids or mappings with ``text`` and ``attributes``. The first ``k`` are returned, all by default.
+
+        Raises:
+            RequestError: names the field and the rule.
+        """
+        request = {"candidates": list(candidates), **_asked(history, user_id, context), "k": k}
+        return self.respond(_parse(RankRequest, request)).items
+
+    def recommend(
+        self,
+        history: Sequence[Event] | None,
+        k: int = 10,
+        user_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> list[RankedItem]:
+        """The k best unseen items of the whole catalogue."""
+        return self.respond(_parse(RecommendRequest, {**_asked(history, user_id, context), "k": k})).items
+
+    def respond(self, request: RankRequest | RecommendRequest) -> RankResponse:
+        """The full response: items, stage timings, who answered, warnings."""
+        return self.graph.respond(request)
+
+    def add_items(self, items: Sequence[Candidate]) -> int:
+        """Make described items known by id, with the teacher's vectors for the student; see ``RankingGraph``."""
+        return self.graph.add_items([_parse(TextItem, item) for item in items])
+
+
+def open_ranker(path: str | Path, fusion: Mapping[str, float] | None = None) -> RankerHandle:
+    """Open one bundle, one release or a releases folder (its champion).
+
+    ``fusion`` replaces the release's weights; a lone bundle weighs all event tasks alike by default.
+
+    Raises:
+        ConfigError: nothing to open, a damaged bundle, or weights of unknown tasks.
+    """
+    folder = Path(path)
+    if not (folder / MANIFEST).is_file():
+        try:
+            release = load_release(folder)
+        except ConfigError as error:
+            rule = "holds neither a bundle (bundle.json) nor a release"
+            raise ConfigError(str(path), None, rule, error.fix) from None
+        if fusion is not None:
+            release = release.model_copy(update={"fusion": dict(fusion)})
+        return RankerHandle(RankingGraph.open(release))
+    bundle = load_bundle(folder)
+    weights = dict(fusion or {t.name: 1.0 for t in bundle.info.data_schema.event_tasks})
+    release = Release(release_id=f"bundle-{bundle.bundle_id}", student=str(folder), fusion=weights)
+    is_student = bundle.info.role == "student"
+    bundles = Bundles(bundle if is_student else None, None if is_student else bundle)
+    return RankerHandle(RankingGraph(bundles, release, FlowSettings(), None))
+
+
+def _asked(history: Sequence[Event] | None, user_id: str | None, context: Mapping[str, Any] | None) -> dict[str, Any]:
+    events = None if history is None else [_event(e) for e in history]
+    return {"history": events, "user_id": user_id, "context": dict(context or {})}
+
+
+def _event(event: Event) -> Any:
+    if isinstance(event, tuple):
+        item, labels = event
+        return {"item_id": item, "labels": dict(labels)}
+    return dict(event) if isinstance(event, Mapping) else event
+
+
+def _parse(cls: type[M], value: Any) -> M:
+    try:
+        return cls.model_validate(dict(value) if isinstance(value, Mapping) else value)
+    except ValidationError as error:
+        raise RequestError(error_fields(error.errors(include_input=False))) from None

@@ -1,0 +1,146 @@
+"""One model at work: rows of the request in, scores by task out. Used by student, teacher, retriever and batch alike.
+
+Only the item rows that a request touches are gathered, so items described in the request can be appended without
+copying the catalogue. Knows a bundle; knows nothing about requests, users' ids or other stages.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayrank.batch import Catalogue, Events, Queries
+from rayrank.bundle import Bundle
+from rayrank.models.encoder import TextEncoder
+from rayrank.ranking.context import ColdItems, Scored, UserContext
+from rayrank.ranking.fusion import task_scores
+
+
+class Scorer:
+    """Scores candidates of one request with one bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle, self.model = bundle, bundle.model
+        self.schema = bundle.info.data_schema
+        self.window = bundle.info.window
+
+    def score(self, context: UserContext, candidates: np.ndarray, cold: ColdItems) -> Scored:
+        """Scores of catalogue rows (int64 (Q,)); described items are rows from the catalogue's size on."""
+        with torch.inference_mode():
+            rows, items_RW, texts = self._table(context, candidates, cold)
+            state = self.model.user_state(self._events(context, rows), items_RW)
+            logits = self.model.score(state, self._queries(context, candidates, rows), items_RW)
+            values = {task: v[0].float().numpy() for task, v in logits.items()}
+        return Scored(task_scores(values, self.schema), texts)
+
+    def user_vector(self, context: UserContext, cold: ColdItems) -> np.ndarray:
+        """float32 (R,): the user's side of retrieval."""
+        with torch.inference_mode():
+            rows, items_RW, _ = self._table(context, np.zeros(0, np.int64), cold)
+            events = self._events(context, rows)
+            state = self.model.user_state(events, items_RW)
+            return self.model.retrieval(state, _after(events)[:, None])[0, 0].float().numpy()
+
+    @cached_property
+    def retrieval_items(self) -> np.ndarray:
+        """float32 (N, R): the items' side of retrieval."""
+        with torch.inference_mode():
+            return np.ascontiguousarray(self.model.retrieval_items(self.bundle.items_NW).numpy())
+
+    def encode(self, cold: ColdItems, wanted: np.ndarray | None = None) -> np.ndarray | None:
+        """float32 (M, D) text vectors; NaN where neither known nor ``wanted`` (bool (M,)). None without an encoder."""
+        encoder = getattr(self.model, "encoder", None)
+        if not len(cold) or not isinstance(encoder, TextEncoder) or self._tokenizer is None:
+            return None
+        vectors = np.full((len(cold), encoder.width), np.nan, np.float32)
+        if cold.vectors is not None and cold.vectors.shape == vectors.shape:
+            vectors[:] = cold.vectors
+        missing = np.isnan(vectors[:, 0]) & (True if wanted is None else wanted)
+        if missing.any():
+            texts = [cold.texts[j] for j in np.flatnonzero(missing)]
+            # An item without text keeps zeros, exactly like a catalogue item without text.
+            tokens = [e.ids if t else [] for t, e in zip(texts, self._tokenizer.encode_batch(texts), strict=True)]
+            offsets = torch.as_tensor(np.cumsum([0, *map(len, tokens)]))
+            ids = torch.as_tensor([i for t in tokens for i in t], dtype=torch.int32)
+            with torch.inference_mode():
+                vectors[missing] = encoder.encode(ids, offsets, torch.arange(len(tokens))).numpy()
+        return vectors
+
+    def _table(
+        self, context: UserContext, candidates: np.ndarray, cold: ColdItems
+    ) -> tuple[np.ndarray, Tensor, np.ndarray | None]:
+        """Distinct rows of the request (rising, row 0 first), their packed items, text vectors if any were encoded."""
+        size = len(self.bundle.items_NW)
+        history = context.history.last(self.window).item
+        rows = np.unique(np.concatenate([np.zeros(1, np.int64), history.astype(np.int64), candidates]))
+        known, new = rows[rows < size], rows[rows >= size] - size
+        items = self.bundle.items_NW[torch.as_tensor(known)]
+        if not len(new):
+            return rows, items, None
+        wanted = np.zeros(len(cold), bool)
+        wanted[new] = True
+        encoded = self.encode(cold, wanted)
+        vectors = encoded if encoded is not None else cold.vectors
+        part = Catalogue(
+            features={name: torch.as_tensor(value[new]) for name, value in cold.features.items()},
+            count_N=torch.zeros(len(new)),
+            vectors_ND=self._text(None if vectors is None else vectors[new], len(new)),
+        )
+        fresh = self.model.item_vectors(part, torch.zeros(len(new), dtype=torch.int64))
+        return rows, torch.cat([items, fresh.float()]), encoded
+
+    def _text(self, vectors: np.ndarray | None, count: int) -> Tensor | None:
+        """Text vectors of new items; zeros where there is none, as for the unknown item."""
+        if self.bundle.text_ND is None:
+            return None
+        width = self.bundle.text_ND.shape[1]
+        if vectors is None or vectors.shape[1] != width:
+            return torch.zeros(count, width)
+        return torch.nan_to_num(torch.as_tensor(vectors))
+
+    def _events(self, context: UserContext, rows: np.ndarray) -> Events:
+        history = context.history.last(self.window)
+        place = np.searchsorted(rows, history.item)
+        return Events(
+            item_BT=torch.as_tensor(place)[None],
+            request_BT=torch.as_tensor(history.request.astype(np.int32))[None],
+            time_BT=torch.as_tensor(history.time.astype(np.int64))[None],
+            labels_BT={t: torch.as_tensor(np.array(v, np.float32))[None] for t, v in history.labels.items()},
+            user_B=torch.tensor([context.user]),
+            user_features={name: torch.as_tensor(np.array(v))[None] for name, v in context.features.items()},
+            key_B=torch.zeros(1, dtype=torch.int64),
+        )
+
+    def _queries(self, context: UserContext, candidates: np.ndarray, rows: np.ndarray) -> Queries:
+        size = len(candidates)
+        history = context.history.last(self.window)
+        after = int(history.request[-1]) + 1 if len(history) else 0
+        return Queries(
+            item_BQ=torch.as_tensor(np.searchsorted(rows, candidates))[None],
+            time_BQ=torch.full((1, size), context.time, dtype=torch.int64),
+            visible_before_BQ=torch.full((1, size), after, dtype=torch.int32),
+            context={n: torch.as_tensor(np.array(v)).expand(1, size, *v.shape) for n, v in context.context.items()},
+        )
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer  # only bundles with an encoder need it
+
+        folder, encoder = self.bundle.tokenizer_folder, self.bundle.info.encoder
+        if folder is None or encoder is None:
+            return None
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(encoder.max_tokens)
+        return tokenizer
+
+
+def _after(events: Events) -> Tensor:
+    """int32 (B,): a request number later than every event's."""
+    if events.shape[1] == 0:
+        return torch.zeros(events.shape[0], dtype=torch.int32)
+    return events.request_BT[:, -1] + 1
