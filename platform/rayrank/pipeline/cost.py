@@ -1,0 +1,97 @@
+"""What a model costs: time to score the candidates of one request, on one thread, in this process.
+
+Measures the very scorer that serving and batch scoring use, on real histories. Knows bundles and datasets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rayrank.batch import SequenceBatch
+from rayrank.bundle import Bundle
+from rayrank.ranking.context import ColdItems, UserContext
+from rayrank.ranking.scorer import Scorer
+from rayrank.ranking.store import History
+from rayrank.sources.collate import collate
+from rayrank.sources.dataset import Dataset
+
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds per request of ``candidates`` items."""
+
+    candidates: int
+    seconds: tuple[float, ...]
+
+    @property
+    def candidates_per_s(self) -> float:
+        """At the median request."""
+        return self.candidates / float(np.median(self.seconds))
+
+    def quantile_ms(self, share: float) -> float:
+        """Milliseconds that this share of requests stays within."""
+        return 1000.0 * float(np.quantile(self.seconds, share))
+
+
+def measure_cost(bundle: Bundle, dataset: Dataset, candidates: int = 500, requests: int = 40) -> Cost:
+    """Time ``requests`` requests of random candidates by users of the dataset, after a short warm-up."""
+    scorer, generator = Scorer(bundle), np.random.default_rng(0)
+    contexts = _contexts(dataset, bundle.info.window, requests)
+    seconds: list[float] = []
+    with one_thread():
+        for number in range(requests + _WARM_UP):
+            rows = generator.integers(1, max(len(bundle.items_NW), 2), candidates)
+            started = time.perf_counter()
+            scorer.score(contexts[number % len(contexts)], rows, ColdItems())
+            seconds.append(time.perf_counter() - started)
+    return Cost(candidates, tuple(seconds[_WARM_UP:]))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One intra-op thread inside, as in a replica; what was set before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _contexts(dataset: Dataset, window: int, limit: int) -> list[UserContext]:
+    """Users spread over the dataset, each with the events of one sequence as history."""
+    groups = dataset.groups()
+    picked = groups[:: max(1, len(groups) // max(limit // 4, 1))]
+    found: list[UserContext] = []
+    for shard, group in picked:
+        table = dataset.read_group(shard, group)
+        step = max(1, table.num_rows // 4)
+        batch = collate(table, dataset.schema)
+        found += [_context(batch, row, window) for row in range(0, table.num_rows, step)]
+    return found[:limit]
+
+
+def _context(batch: SequenceBatch, row: int, window: int) -> UserContext:
+    events = batch.events
+    size = int((batch.row_BT[row] >= 0).sum())
+    history = History(
+        item=events.item_BT[row, :size].numpy().astype(np.int32),
+        request=events.request_BT[row, :size].numpy(),
+        time=events.time_BT[row, :size].numpy(),
+        labels={task: values[row, :size].numpy() for task, values in events.labels_BT.items()},
+    ).last(window)
+    return UserContext(
+        history=history,
+        time=int(history.time[-1]) + 60,
+        user=int(events.user_B[row]),
+        features={name: values[row].numpy() for name, values in events.user_features.items()},
+        context={name: values[row, size - 1].numpy() for name, values in batch.context.items()},
+    )
