@@ -10,6 +10,7 @@ from pydantic import Field
 from rayrank.config import Config, ConfigError
 from rayrank.sources.movielens import MovieLens, MovieLensConfig
 from rayrank.sources.source import Source
+from rayrank.sources.synthetic import Synthetic, SyntheticConfig
 
 
 class PythonSourceConfig(Config):
@@ -21,7 +22,7 @@ class PythonSourceConfig(Config):
     options: dict[str, Any] = Field({}, description="keyword arguments of the class")
 
 
-SourceConfig = Annotated[MovieLensConfig | PythonSourceConfig, Field(discriminator="kind")]
+SourceConfig = Annotated[MovieLensConfig | SyntheticConfig | PythonSourceConfig, Field(discriminator="kind")]
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -33,6 +34,8 @@ def open_source(config: SourceConfig) -> Source:
     match config:
         case MovieLensConfig():
             return MovieLens(config)
+        case SyntheticConfig():
+            return Synthetic(config)
         case PythonSourceConfig():
             return _python_source(config)
         case _:
