@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -32,12 +32,12 @@ from rayrank.bundle.info import (
     BundleInfo,
     sha256_of,
 )
-from rayrank.bundle.tables import catalogue_of
 from rayrank.config import ConfigError, parse
 from rayrank.features.state import FeatureState, check_state
 from rayrank.models.build import build_ranker
 from rayrank.models.encoder import build_encoder
 from rayrank.models.ranker import Ranker
+from rayrank.sources.dataset import catalogue_of
 
 _AGAIN = "copy the bundle again, or save it again"
 
@@ -67,7 +67,7 @@ class Bundle:
 
     def catalogue(self) -> Catalogue:
         """Features, counts and text vectors of the items."""
-        return catalogue_of(self.items, self.info.data_schema, self.text_ND)
+        return replace(catalogue_of(self.items, self.info.data_schema), vectors_ND=self.text_ND)
 
     @property
     def tokenizer_folder(self) -> Path | None:

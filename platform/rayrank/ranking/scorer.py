@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayrank.batch import Catalogue, Events, Queries
+from rayrank.batch import FAR, Catalogue, Events, Queries
 from rayrank.bundle import Bundle
 from rayrank.models.encoder import TextEncoder
 from rayrank.ranking.context import ColdItems, Scored, UserContext
 from rayrank.ranking.fusion import task_scores
+from rayrank.ranking.store import History
 
 
 class Scorer:
@@ -41,9 +42,9 @@ class Scorer:
         """float32 (R,): the user's side of retrieval."""
         with torch.inference_mode():
             rows, items_RW, _ = self._table(context, np.zeros(0, np.int64), cold)
-            events = self._events(context, rows)
-            state = self.model.user_state(events, items_RW)
-            return self.model.retrieval(state, _after(events)[:, None])[0, 0].float().numpy()
+            state = self.model.user_state(self._events(context, rows), items_RW)
+            after = torch.tensor([[_after(context.history)]], dtype=torch.int32)
+            return self.model.retrieval(state, after)[0, 0].float().numpy()
 
     @cached_property
     def retrieval_items(self) -> np.ndarray:
@@ -104,6 +105,8 @@ class Scorer:
 
     def _events(self, context: UserContext, rows: np.ndarray) -> Events:
         history = context.history.last(self.window)
+        if not len(history):
+            history = _padding(tuple(history.labels))
         place = np.searchsorted(rows, history.item)
         return Events(
             item_BT=torch.as_tensor(place)[None],
@@ -117,8 +120,7 @@ class Scorer:
 
     def _queries(self, context: UserContext, candidates: np.ndarray, rows: np.ndarray) -> Queries:
         size = len(candidates)
-        history = context.history.last(self.window)
-        after = int(history.request[-1]) + 1 if len(history) else 0
+        after = _after(context.history)
         return Queries(
             item_BQ=torch.as_tensor(np.searchsorted(rows, candidates))[None],
             time_BQ=torch.full((1, size), context.time, dtype=torch.int64),
@@ -139,8 +141,12 @@ class Scorer:
         return tokenizer
 
 
-def _after(events: Events) -> Tensor:
-    """int32 (B,): a request number later than every event's."""
-    if events.shape[1] == 0:
-        return torch.zeros(events.shape[0], dtype=torch.int32)
-    return events.request_BT[:, -1] + 1
+def _after(history: History) -> int:
+    """A request number later than every event's."""
+    return int(history.request[-1]) + 1 if len(history) else 0
+
+
+def _padding(tasks: tuple[str, ...]) -> History:
+    """One event that no query sees: a batch has at least one position."""
+    missing = {task: np.full(1, np.nan, np.float32) for task in tasks}
+    return History(np.zeros(1, np.int32), np.full(1, FAR, np.int32), np.zeros(1, np.int64), missing)

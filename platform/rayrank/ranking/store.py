@@ -140,18 +140,17 @@ def _fill(connection: sqlite3.Connection, dataset: Dataset) -> None:
 
 def _chunks(dataset: Dataset, tasks: tuple[str, ...]) -> Iterator[tuple[int, bytes, bytes]]:
     names = ["user", "row", "history", *(c for c, _ in _COLUMNS), *(f"label_{t}" for t in tasks)]
-    for shard, file in enumerate(dataset.manifest.shards):
-        for group in range(len(file.row_groups)):
-            table = dataset.read_group(shard, group, columns=names)
-            users = table.column("user").to_numpy()
-            lists = {name: _lists(table, name) for name in names[1:]}
-            for i, user in enumerate(users):
-                part = {name: values[offsets[i] : offsets[i + 1]] for name, (offsets, values) in lists.items()}
-                shows = part.pop("history")  # sampled negatives were never seen by anybody
-                part = {name: values[shows] for name, values in part.items()}
-                labels = {t: part[f"label_{t}"] for t in tasks}
-                history = History(part["item"], part["request"], part["time"], labels)
-                yield int(user), _pack(history, tasks), part["row"].astype(np.int64).tobytes()
+    for shard, group in dataset.groups():
+        table = dataset.read_group(shard, group, columns=names)
+        users = table.column("user").to_numpy()
+        lists = {name: _lists(table, name) for name in names[1:]}
+        for i, user in enumerate(users):
+            part = {name: values[offsets[i] : offsets[i + 1]] for name, (offsets, values) in lists.items()}
+            shows = part.pop("history")  # sampled negatives were never seen by anybody
+            part = {name: values[shows] for name, values in part.items()}
+            labels = {t: part[f"label_{t}"] for t in tasks}
+            history = History(part["item"], part["request"], part["time"], labels)
+            yield int(user), _pack(history, tasks), part["row"].astype(np.int64).tobytes()
 
 
 def _lists(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rayrank.bundle import Bundle
-from rayrank.bundle.tables import feature_tensors
 from rayrank.messages import ErrorField, RankRequest, RecommendRequest
 from rayrank.ranking.context import Prepared, UserContext
 from rayrank.ranking.encode import ColdBuilder, RequestEncoder
 from rayrank.ranking.items import Items
 from rayrank.ranking.store import History, UserStore, empty_history
 from rayrank.schema import Feature
+from rayrank.sources.dataset import feature_tensor
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,10 @@ class UserStage:
         if bundle.users is not None:
             ids = bundle.users.column("user_id").to_pylist()
             self._rows = {str(user_id): i + 1 for i, user_id in enumerate(ids)}
-            tensors = feature_tensors(bundle.users, self._schema.user_features)
-            self._features = {name: t.numpy() for name, t in tensors.items()}
+            table = bundle.users
+            self._features = {
+                f.name: feature_tensor(f, table[f.name], unknown_row=True).numpy() for f in self._schema.user_features
+            }
 
     def prepare(self, request: RankRequest | RecommendRequest, now: int) -> Prepared | Rejected:
         """Arrays of one request; ``now`` (unix seconds) counts where the request has no time."""
