@@ -156,7 +156,8 @@ def _quiet_data() -> None:
 
     if not sys.stderr.isatty():
         DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name, level in (("ray.data", logging.WARNING), ("ray.data._internal.progress", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
 
 
 def _describe(config: ClusterConfig, *, started_here: bool) -> Cluster:

@@ -73,6 +73,11 @@ def train_groups(manifest: Manifest) -> list[GroupInfo]:
     ]
 
 
+def steps_per_epoch(manifest: Manifest, spec: LearningSpec) -> int:
+    """Steps of the first epoch; later ones differ by a few."""
+    return plan(train_groups(manifest), spec.seed, 0, spec.lanes, spec.batch_events).steps
+
+
 def part_groups(manifest: Manifest, part: str) -> list[Group]:
     """Row groups that hold a target of a part, in shard order."""
     return [

@@ -1,0 +1,164 @@
+"""One training run as seen by one of its processes: data, items, model, loop, checkpoints, bundle.
+
+The Ray Train worker, the in-process path and a Tune trial all run this function; they differ in the collectives and
+in who hears the progress. Teacher and student differ in the task's model spec and objective only. Knows nothing about
+how its process was started, nor about MLflow.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rayrank.bundle import BundleParts, Parent, save_bundle
+from rayrank.config import ConfigError, digest
+from rayrank.learning.collectives import Collectives, Solo
+from rayrank.learning.train import Hooks, TrainData, TrainResult, TrainSpec, train
+from rayrank.models.build import build_ranker
+from rayrank.on_ray.checkpoint import Checkpoints
+from rayrank.on_ray.feed import Feed, steps_per_epoch
+from rayrank.on_ray.items import Items, load_items
+from rayrank.on_ray.stream import GroupStream, Shards
+from rayrank.on_ray.task import FitTask
+from rayrank.sources.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run found; plain values, the same on every rank."""
+
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    curve: list[dict[str, float]]
+    best_epoch: int
+    seconds: float
+    seconds_items: float
+    events_per_s: float
+    wait_share: float
+    parameters: int
+    resumed_from: int | None = None
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who hears of what."""
+
+    progress: Callable[[str], None] = lambda _: None  # lines for people, rank 0
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda _epoch, _metrics: None  # every rank
+
+
+def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = None, device: str = "cpu") -> Fitted:
+    """Train as ``task`` says; rank 0 writes the bundle.
+
+    Raises:
+        ConfigError: a dataset, encoder, label folder or objective that does not fit.
+    """
+    began = time.monotonic()
+    collectives = collectives or Solo()
+    torch.set_num_threads(task.threads)
+    shards = Shards(task.dataset, task.labels)
+    dataset = Dataset.open(task.dataset)
+    items = load_items(task, dataset, collectives, device)
+    seconds_items = time.monotonic() - began
+    torch.manual_seed(task.learning.seed)
+    model = build_ranker(task.model, dataset.schema, items.sizes, items.encoder).to(device)
+    feed = Feed(GroupStream(shards, task.stream), task.learning, (collectives.rank, collectives.world))
+    checkpoints = Checkpoints(task.output, digest(task), model) if task.output else None
+    resume = checkpoints.latest() if checkpoints else None
+    lines = _Lines(listeners, task.learning.epochs, collectives.rank)
+    if resume:
+        lines.say(f"going on after epoch {resume.meta['epoch']}")
+
+    def keep(snapshot: Any) -> None:
+        epoch = int(snapshot.meta["epoch"])
+        if checkpoints and collectives.rank == 0 and epoch < task.learning.epochs:
+            checkpoints.write(snapshot)
+        listeners.on_epoch(epoch, snapshot.meta["history"][-1]["metrics"])
+
+    hooks = Hooks(report=lines.report, on_epoch=keep, resume=resume)
+    data = TrainData(
+        items.catalogue,
+        feed.steps,
+        steps_per_epoch(shards.manifest, task.learning),
+        lambda: feed.evaluated("valid"),
+    )
+    result = _train(model, data, TrainSpec(task.learning, task.objective), hooks, collectives)
+    if task.output and collectives.rank == 0:
+        _save(task, model, result, dataset, items)
+        assert checkpoints
+        checkpoints.remove()
+    collectives.barrier()
+    return _fitted(result, model, (began, seconds_items), resume)
+
+
+def _train(model: Any, data: TrainData, spec: TrainSpec, hooks: Hooks, collectives: Collectives) -> TrainResult:
+    try:
+        return train(model, data, spec, hooks, collectives)
+    except ValueError as error:
+        if isinstance(error, ConfigError) or not str(error).startswith(("objective.", "learning.")):
+            raise
+        where, _, what = str(error).partition(" ")
+        raise ConfigError(where.rstrip(":"), None, what, "correct that key") from None
+
+
+def _save(task: FitTask, model: Any, result: TrainResult, dataset: Dataset, items: Items) -> None:
+    assert task.output
+    parts = BundleParts(
+        schema=dataset.schema,
+        features=dataset.manifest.features,
+        catalogue=result.catalogue.to("cpu"),
+        items=dataset.catalogue_table(),
+        users=dataset.users_table(),
+        data_fingerprint=dataset.manifest.data_fingerprint,
+        window=dataset.manifest.window,
+        metrics=result.metrics,
+        parents=(Parent(role="teacher", bundle_id=items.teacher_id),) if items.teacher_id else (),
+        encoder=items.encoder_info,
+        tokenizer=items.tokenizer_files,
+        config=task.model_dump(mode="json"),
+    )
+    save_bundle(task.output, model.to("cpu"), parts)
+
+
+def _fitted(result: TrainResult, model: Any, times: tuple[float, float], resume: Any) -> Fitted:
+    began, seconds_items = times
+    history = result.history
+    busy = sum(e["seconds"] for e in history) or 1.0
+    return Fitted(
+        metrics=result.metrics,
+        history=history,
+        curve=result.curve,
+        best_epoch=result.best_epoch,
+        seconds=time.monotonic() - began,
+        seconds_items=seconds_items,
+        events_per_s=sum(e["events_per_s"] * e["seconds"] for e in history) / busy,
+        wait_share=sum(e["wait_share"] * e["seconds"] for e in history) / busy,
+        parameters=sum(p.numel() for p in model.parameters()),
+        resumed_from=int(resume.meta["epoch"]) if resume else None,
+    )
+
+
+class _Lines:
+    """Turns the loop's reports into lines for people, on rank 0."""
+
+    def __init__(self, listeners: Listeners, epochs: int, rank: int) -> None:
+        self._listeners, self._epochs, self._quiet = listeners, epochs, rank > 0
+
+    def say(self, line: str) -> None:
+        if not self._quiet:
+            self._listeners.progress(line)
+
+    def report(self, entry: dict[str, Any]) -> None:
+        number = f"epoch {entry['epoch'] + 1}/{self._epochs}"
+        if "step" in entry:
+            tasks = " ".join(f"{k[5:]} {v:.3f}" for k, v in entry.items() if k.startswith("loss/"))
+            rate = f"{entry['events_per_s']:,.0f} events/s"
+            self.say(f"{number} step {entry['step']}: loss {entry['loss']:.4f} ({tasks}), {rate}")
+            return
+        found = " ".join(f"{k} {v:.4f}" for k, v in entry.items() if k.startswith("streaming/") and k.count("/") == 2)
+        rate = f"{entry['events_per_s']:,.0f} events/s, {entry['wait_share']:.0%} waiting for data"
+        self.say(f"{number} done: {found or 'not evaluated'}; {rate}")

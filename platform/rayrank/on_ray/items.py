@@ -1,0 +1,174 @@
+"""What a run knows of the items: features, sizes, texts encoded once with the work shared by the ranks and kept on disk.
+
+A teacher's vectors come from its encoder, a student's from its teacher's bundle. Knows datasets, encoders and
+bundles; knows nothing about how models are trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rayrank.batch import Catalogue
+from rayrank.bundle import EncoderInfo, read_info
+from rayrank.bundle.info import ITEM_TABLE, MANIFEST
+from rayrank.config import ConfigError
+from rayrank.learning.collectives import Collectives
+from rayrank.models.encoder import TextEncoder
+from rayrank.models.spec import Sizes, TeacherSpec
+from rayrank.on_ray.task import FitTask
+from rayrank.schema import CategoricalFeature
+from rayrank.sources.dataset import Dataset
+from rayrank.sources.encoders import (
+    MINILM,
+    MINILM_SHA256,
+    EncoderSpec,
+    FolderEncoder,
+    HubEncoder,
+    LoadedEncoder,
+    NoEncoder,
+    PackageEncoder,
+    cached_vectors,
+    resolve_encoder,
+    tokenise,
+)
+from rayrank.sources.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Items:
+    """The catalogue as the model will read it, and what a bundle needs to read new items the same way."""
+
+    catalogue: Catalogue
+    sizes: Sizes
+    encoder: TextEncoder | None = None
+    encoder_info: EncoderInfo | None = None
+    tokenizer_files: dict[str, bytes] = field(default_factory=dict)
+    teacher_id: str | None = None
+
+
+def load_items(task: FitTask, dataset: Dataset, collectives: Collectives, device: str) -> Items:
+    """The items of a run. Collective: all ranks call it.
+
+    Raises:
+        ConfigError: no such encoder; a teacher of other data, or one without text vectors although text is asked for.
+    """
+    catalogue, teacher_id = dataset.catalogue(), None
+    if task.teacher:
+        catalogue, teacher_id = _with_teacher(task.teacher, catalogue, dataset, task.model.inputs.text)
+    if not task.model.inputs.text or task.encoder is None or catalogue.vectors_ND is not None:
+        return Items(catalogue, sizes_of(dataset.manifest, _width(catalogue)), teacher_id=teacher_id)
+    texts = ["", *dataset.catalogue_table().column("text").to_pylist()]
+    loaded = resolve_encoder(task.encoder, texts)
+    if loaded is None:
+        return Items(catalogue, sizes_of(dataset.manifest, 0), teacher_id=teacher_id)
+    if len(set(collectives.all_gather_objects(loaded.identity))) > 1:
+        raise ConfigError("encoder", None, "every worker must load the same encoder", "give all nodes the same files")
+    tokens = tokenise(texts, loaded.tokenizer_json, loaded.max_tokens)
+    vectors = _vectors(task, loaded, tokens, collectives, device)
+    sizes = sizes_of(dataset.manifest, int(vectors.shape[1]))
+    if not isinstance(task.model, TeacherSpec):
+        return Items(replace(catalogue, vectors_ND=vectors), sizes, teacher_id=teacher_id)
+    catalogue = replace(catalogue, token_ids=tokens[0], token_offsets=tokens[1], vectors_ND=vectors)
+    files = {"tokenizer.json": loaded.tokenizer_json.encode()}
+    return Items(catalogue, sizes, loaded.network, _info(task.encoder, loaded), files, teacher_id)
+
+
+def sizes_of(manifest: Manifest, text_width: int) -> Sizes:
+    """Vocabulary sizes of a dataset."""
+    schema, state = manifest.dataset_schema, manifest.features
+    return Sizes(
+        users=manifest.counts.users + 1,
+        items=manifest.counts.items + 1,
+        user_categories={name: state.users.size(name) for name in _categorical(schema.user_features)},
+        item_categories={name: state.items.size(name) for name in _categorical(schema.item_features)},
+        context_categories={name: state.context.size(name) for name in _categorical(schema.context_features)},
+        text_width=text_width,
+    )
+
+
+def bundle_id(folder: str) -> str:
+    """The id of a bundle: 16 hex digits of its manifest's sha256.
+
+    Raises:
+        ConfigError: no bundle there.
+    """
+    read_info(folder)
+    return hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()[:16]
+
+
+def _with_teacher(folder: str, catalogue: Catalogue, dataset: Dataset, wants_text: bool) -> tuple[Catalogue, str]:
+    from safetensors import safe_open
+
+    found, wanted = read_info(folder), dataset.manifest.data_fingerprint
+    if found.data_fingerprint != wanted:
+        rule = f"the teacher must be trained on this dataset ({wanted[:16]})"
+        raise ConfigError("teacher", found.data_fingerprint[:16], rule, "train a teacher on it, or change dataset")
+    if wants_text:
+        with safe_open(Path(folder) / ITEM_TABLE, framework="pt") as table:
+            if "text" in set(table.keys()):
+                catalogue = replace(catalogue, vectors_ND=table.get_tensor("text"))
+    return catalogue, bundle_id(folder)
+
+
+def _vectors(
+    task: FitTask, loaded: LoadedEncoder, tokens: tuple[Tensor, Tensor], collectives: Collectives, device: str
+) -> Tensor:
+    """(N, W) vectors of all texts: from the cache when every rank finds them there, else each rank encodes a share."""
+    folder = Path(task.cache) if task.cache and "://" not in task.cache else None
+    try:
+        found: Tensor | None = cached_vectors(folder, loaded.identity, tokens, _absent)
+    except _AbsentError:
+        found = None
+    if all(collectives.all_gather_objects(found is not None)) and found is not None:
+        return found
+    ids, offsets = tokens[0].to(device), tokens[1].to(device)
+    count = len(offsets) - 1
+    mine = torch.arange(collectives.rank, count, collectives.world, device=device)
+    network = loaded.network.to(device)
+    with torch.no_grad():
+        share = network.encode(ids, offsets, mine).cpu()
+    vectors = torch.empty(count, share.shape[1])
+    for rank, part in enumerate(collectives.all_gather_objects(share)):
+        vectors[rank :: collectives.world] = part
+    return cached_vectors(folder, loaded.identity, tokens, lambda: vectors) if collectives.rank == 0 else vectors
+
+
+class _AbsentError(Exception):
+    """Not in the cache."""
+
+
+def _absent() -> Tensor:
+    raise _AbsentError
+
+
+def _info(spec: EncoderSpec, loaded: LoadedEncoder) -> EncoderInfo:
+    weights = MINILM_SHA256 if isinstance(spec, PackageEncoder) else None
+    config = loaded.network.config()
+    return EncoderInfo(name=_name(spec), config=config, max_tokens=loaded.max_tokens, sha256=weights)
+
+
+def _name(spec: EncoderSpec) -> str:
+    match spec:
+        case PackageEncoder():
+            return MINILM
+        case FolderEncoder():
+            return Path(spec.path).name
+        case HubEncoder():
+            return spec.id
+        case NoEncoder():
+            return "none"
+        case _:
+            return "tiny"
+
+
+def _categorical(features: tuple[object, ...]) -> list[str]:
+    return [feature.name for feature in features if isinstance(feature, CategoricalFeature)]
+
+
+def _width(catalogue: Catalogue) -> int:
+    return 0 if catalogue.vectors_ND is None else int(catalogue.vectors_ND.shape[1])

@@ -1,0 +1,28 @@
+"""The typed description of one training run, as it crosses into Ray. Knows names and paths only."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rayrank.config import Config, DataPath
+from rayrank.learning.spec import LearningSpec
+from rayrank.models.spec import RankerSpec, StudentSpec
+from rayrank.objectives.spec import ObjectiveSpec
+from rayrank.on_ray.stream import StreamSpec
+from rayrank.sources.encoders import EncoderSpec
+
+
+class FitTask(Config):
+    """What is trained on what, and where it goes."""
+
+    dataset: DataPath = Field(description="folder of the prepared dataset")
+    output: DataPath | None = Field(None, description="folder of the bundle that is made; None: no bundle (a trial)")
+    model: RankerSpec = Field(default_factory=StudentSpec, description="what the ranker is made of")
+    encoder: EncoderSpec | None = Field(None, description="text encoder; None: no item texts, or a teacher's vectors")
+    labels: DataPath | None = Field(None, description="folder of teacher labels of the same dataset")
+    teacher: DataPath | None = Field(None, description="teacher bundle whose text vectors become the item table")
+    objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec, description="what is minimised")
+    learning: LearningSpec = Field(default_factory=LearningSpec, description="how it is learned")
+    stream: StreamSpec = Field(default_factory=StreamSpec, description="how shards are read")
+    cache: DataPath | None = Field(None, description="folder for encoded texts, shared by runs; None: not kept")
+    threads: int = Field(1, ge=1, description="torch threads of each process")
