@@ -1,7 +1,7 @@
 # Two commands do all the set-up: `make quickstart` and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart serve test test-all lint lock clean
+.PHONY: help install quickstart serve test test-all lint wheel lock clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -41,6 +41,11 @@ lint: install ## style, types and import floors
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+wheel: install ## the wheel and the lock in dist/, for machines without a checkout
+	rm -rf dist build/lib build/bdist.*
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	cp requirements.lock dist/
 
 lock: ## write requirements.lock anew from pyproject.toml
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -1,0 +1,61 @@
+"""The cluster launcher file, held against the installed Ray's own schema and against what the code needs."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def launcher_accepts(raw: dict[str, Any]) -> dict[str, Any]:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    filled = prepare_config(copy.deepcopy(raw))
+    validate_config(filled)
+    return filled
+
+
+def test_rays_launcher_accepts_it(raw: dict[str, Any]) -> None:
+    filled = launcher_accepts(raw)
+    assert filled["provider"]["type"] == "local"
+    assert filled["available_node_types"][filled["head_node_type"]]["max_workers"] == len(raw["provider"]["worker_ips"])
+
+
+def test_rays_launcher_refuses_a_misspelt_key(raw: dict[str, Any]) -> None:
+    import jsonschema
+
+    raw["setup_comands"] = []
+    with pytest.raises(jsonschema.ValidationError, match="setup_comands"):
+        launcher_accepts(raw)
+
+
+def test_every_machine_starts_ray_with_the_launch_profile_and_the_token(raw: dict[str, Any]) -> None:
+    for commands in (raw["head_start_ray_commands"], raw["worker_start_ray_commands"]):
+        text = commands[-1]
+        variables = dict(re.findall(r"\b([A-Z_0-9]+)=(\S+?)(?=[\s;])", text))
+        assert variables["RAY_AUTH_MODE"] == "token"
+        assert variables["OMP_NUM_THREADS"] == "1"
+        assert variables["RAY_SERVE_ENABLE_HA_PROXY"] == variables["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
+        assert "export" in text.split("ray start")[0]
+    assert "~/.ray/auth_token" in raw["file_mounts"]
+
+
+def test_what_the_setup_installs_is_what_make_wheel_builds(raw: dict[str, Any]) -> None:
+    wheel_target = (ROOT / "Makefile").read_text().split("\nwheel:")[1].split("\n\n")[0]
+    assert "--wheel-dir dist" in wheel_target
+    assert "cp requirements.lock dist/" in wheel_target
+    assert raw["file_mounts"]["~/rayrank/dist"] == "dist"
+    setup = " ".join(raw["setup_commands"])
+    assert "dist/requirements.lock" in setup
+    assert "dist/rayrank-*.whl" in setup
