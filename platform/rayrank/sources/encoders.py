@@ -62,7 +62,7 @@ class HubEncoder(_Encoder):
 
 
 class TinyEncoder(_Encoder):
-    """A small BERT with fresh weights and a WordPiece tokenizer trained on the item texts; for tests and offline use."""
+    """A small fresh BERT with a WordPiece tokenizer trained on the item texts; for tests and offline use."""
 
     kind: Literal["tiny"] = "tiny"
     width: int = Field(32, ge=8, description="hidden width, a multiple of 4")

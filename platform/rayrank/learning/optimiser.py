@@ -1,0 +1,105 @@
+"""AdamW groups, the schedule, clipping, averaged weights and gradients summed over ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from rayrank.learning.collectives import Collectives
+from rayrank.learning.spec import LearningSpec
+from rayrank.models.ranker import Ranker
+
+_BUCKET = 8_000_000
+"""Elements of one gradient message."""
+
+
+def build_optimiser(model: Ranker, spec: LearningSpec) -> torch.optim.AdamW:
+    """AdamW with rates of their own for id factors and text encoder; vectors (biases, norms) are not decayed."""
+    ids = {id(p) for p in model.id_tables()}
+    encoder = getattr(model, "encoder", None)
+    texts = {id(p) for p in encoder.parameters()} if isinstance(encoder, nn.Module) else set()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    rest = [p for p in trainable if id(p) not in ids | texts]
+    rate = spec.learning_rate
+    groups = [
+        _group([p for p in rest if p.dim() > 1], rate, spec.weight_decay),
+        _group([p for p in rest if p.dim() <= 1], rate, 0.0),
+        _group([p for p in trainable if id(p) in ids], rate * spec.id_learning_rate, spec.id_weight_decay),
+        _group([p for p in trainable if id(p) in texts], spec.encoder_learning_rate, spec.weight_decay),
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.99))
+
+
+def _group(params: list[nn.Parameter], rate: float, decay: float) -> dict[str, object]:
+    return {"params": params, "lr": rate, "peak": rate, "weight_decay": decay}
+
+
+def schedule(step: int, total: int, spec: LearningSpec) -> float:
+    """Share of the peak learning rate at ``step`` (from 0): linear warm-up, then cosine decay."""
+    warm = max(1, round(spec.warmup * total))
+    if step < warm:
+        return (step + 1) / warm
+    done = min(1.0, (step - warm) / max(1, total - warm))
+    return spec.final_learning_rate + (1 - spec.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def sum_gradients(parameters: list[nn.Parameter], collectives: Collectives) -> None:
+    """Add gradients over the ranks; parameters without one (an unused head) count as zero, so all ranks agree."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if collectives.world == 1:
+        return
+    for bucket in _buckets(parameters):
+        flat = torch.cat([p.grad.reshape(-1) for p in bucket if p.grad is not None])
+        collectives.all_reduce_sum(flat)
+        start = 0
+        for parameter in bucket:
+            size = parameter.numel()
+            parameter.grad = flat[start : start + size].view_as(parameter)
+            start += size
+
+
+def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        bucket.append(parameter)
+        if sum(p.numel() for p in bucket) >= _BUCKET:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
+
+
+class Average:
+    """Exponential moving average of the trainable weights (Polyak averaging), faster in the first steps."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay, self.updates = parameters, decay, 0
+        self.values = [p.detach().clone() for p in parameters]
+
+    def update(self) -> None:
+        """Move towards the present weights."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1.0 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The averaged weights inside, the trained ones again afterwards."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, self.values, strict=True):
+                trained: Tensor = parameter.detach().clone()
+                parameter.copy_(value)
+                value.copy_(trained)

@@ -1,0 +1,127 @@
+"""Which rows go into which step: row groups dealt to lanes by (seed, epoch), and how a group splits into micro-batches.
+
+The plan depends on the manifest and the spec only, never on the number of processes: rank r of W runs the lanes l
+with l mod W = r. Each row group is in one lane once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayrank.batch import SequenceBatch
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """A row group as the manifest describes it."""
+
+    shard: int
+    group: int
+    sequences: int
+    max_length: int
+    targets: int  # train targets; groups without any are left out of the plan
+
+
+@dataclass(frozen=True)
+class GroupRef:
+    """A row group in a plan: read it, shuffle its rows by ``seed``, cut them into ``splits`` equal micro-batches."""
+
+    shard: int
+    group: int
+    splits: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Ordered row groups of every lane for one epoch."""
+
+    lanes: tuple[tuple[GroupRef, ...], ...]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the epoch: the longest lane's micro-batches."""
+        return max((sum(ref.splits for ref in lane) for lane in self.lanes), default=0)
+
+    def of_rank(self, rank: int, world: int) -> tuple[tuple[GroupRef, ...], ...]:
+        """The lanes that a rank runs, in order."""
+        return self.lanes[rank::world]
+
+
+def plan(groups: Sequence[GroupInfo], seed: int, epoch: int, lanes: int, batch_events: int) -> Plan:
+    """Deal shuffled row groups to ``lanes``, each to the lane with the fewest micro-batches so far."""
+    generator = np.random.default_rng([seed, epoch, 0x1A2E5])
+    dealt: list[list[GroupRef]] = [[] for _ in range(lanes)]
+    load = [0] * lanes
+    useful = [group for group in groups if group.targets > 0]
+    order = generator.permutation(len(useful))
+    for place in order.tolist():
+        info = useful[place]
+        splits = min(-(-info.sequences * info.max_length // batch_events), info.sequences)
+        lane = min(range(lanes), key=lambda n: (load[n], n))
+        shuffle = int(generator.integers(2**31))
+        dealt[lane].append(GroupRef(info.shard, info.group, splits, shuffle))
+        load[lane] += splits
+    return Plan(tuple(tuple(lane) for lane in dealt))
+
+
+def micro_batches(batch: SequenceBatch, ref: GroupRef) -> Iterator[SequenceBatch]:
+    """The row group shuffled and cut as its reference says, each piece trimmed to what training can reach."""
+    size = batch.part_BT.shape[0]
+    order = torch.from_numpy(np.random.default_rng(ref.seed).permutation(size))
+    for piece in np.array_split(np.arange(size), ref.splits):
+        yield trim(take(batch, order[torch.from_numpy(piece)]))
+
+
+def steps(lanes: Sequence[Iterable[SequenceBatch]]) -> Iterator[list[SequenceBatch]]:
+    """Steps of one rank: the next micro-batch of each of its lanes; lanes that have ended are left out."""
+    for step in zip_longest(*lanes):
+        yield [batch for batch in step if batch is not None]
+
+
+def take(batch: SequenceBatch, rows: Tensor) -> SequenceBatch:
+    """Some sequences of a batch."""
+    return _map(batch, lambda x: x[rows])
+
+
+def trim(batch: SequenceBatch) -> SequenceBatch:
+    """Positions after the last train target of the batch dropped: no train target can see them."""
+    reach_T = (batch.part_BT == 1).any(0).nonzero()
+    length = int(reach_T[-1]) + 1 if len(reach_T) else 1
+    full = batch.part_BT.shape[1]
+    if length == full:
+        return batch
+    cut = {"context", "part_BT", "row_BT", "soft_BT"}
+    events = replace(batch.events, **{f.name: _cut(getattr(batch.events, f.name), length, f.name) for f in _events()})
+    return replace(batch, events=events, **{name: _cut(getattr(batch, name), length, "_BT") for name in cut})
+
+
+def _events() -> list[Any]:
+    from rayrank.batch import Events
+
+    return list(fields(Events))
+
+
+def _cut(value: Any, length: int, name: str) -> Any:
+    if isinstance(value, Tensor):
+        return value[:, :length] if name.endswith("_BT") else value
+    if isinstance(value, dict) and name.endswith("_BT"):
+        return {key: tensor[:, :length] for key, tensor in value.items()}
+    return value
+
+
+def _map(value: Any, pick: Any) -> Any:
+    if isinstance(value, Tensor):
+        return pick(value)
+    if isinstance(value, dict):
+        return {key: _map(item, pick) for key, item in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return replace(value, **{f.name: _map(getattr(value, f.name), pick) for f in fields(value)})
+    return value

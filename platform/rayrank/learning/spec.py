@@ -1,0 +1,36 @@
+"""How a ranker is trained: batches, optimiser, schedule, what decides when to stop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rayrank.config import Config
+
+
+class LearningSpec(Config):
+    """Everything about the loop that changes the result. Equal specs, seeds and data give equal numbers."""
+
+    seed: int = Field(0, ge=0, description="initial weights, order of the data, dropout, sampled items")
+    epochs: int = Field(3, ge=1, description="passes over the training targets")
+    lanes: int = Field(2, ge=1, description="micro-batches of a step; not the number of workers, which may change")
+    batch_events: int = Field(
+        2048, ge=1, description="padded positions of a micro-batch, at most (one sequence at least)"
+    )
+    learning_rate: float = Field(2e-3, gt=0, description="peak of the schedule")
+    id_learning_rate: float = Field(1.0, gt=0, description="factor on the learning rate for id factors")
+    encoder_learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of the text encoder")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW, matrices only; id factors see id_weight_decay")
+    id_weight_decay: float = Field(0.0, ge=0, description="AdamW on id factors")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps with rising learning rate")
+    final_learning_rate: float = Field(0.02, ge=0, le=1, description="share of the peak that cosine decay ends at")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    ema: float = Field(0.98, ge=0, lt=1, description="decay of the averaged weights that are evaluated; 0: none")
+    horizon: float = Field(0.3, ge=0, le=1, description="share of sequences trained with the history cut at random")
+    refresh_share: float = Field(0.05, ge=0, le=1, description="share of a step's items encoded anew with gradient")
+    choose: str = Field("like/auc", description="valid metric that picks the best epoch, '<task>/<metric>'")
+    choose_protocol: Literal["streaming", "snapshot"] = Field("streaming", description="protocol of that metric")
+    lower_is_better: bool = Field(False, description="True for losses and errors")
+    patience: int = Field(1, ge=1, description="epochs without a better metric before stopping")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 autocasts where the device supports it")

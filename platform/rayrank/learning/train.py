@@ -1,0 +1,295 @@
+"""The training loop: one optimiser step per global batch of lanes, the same numbers for any number of processes.
+
+Losses are summed over labels and divided by label counts added up over the ranks; gradients are added up explicitly.
+Teacher and student, first training and distillation all run through here; they differ by model and objective only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayrank.batch import Catalogue, SequenceBatch
+from rayrank.learning.collectives import Collectives, Solo
+from rayrank.learning.forward import StepNoise, forward, retrieval_tasks, sample_items
+from rayrank.learning.optimiser import Average, build_optimiser, schedule, sum_gradients
+from rayrank.learning.predict import predict
+from rayrank.learning.spec import LearningSpec
+from rayrank.learning.texts import choose_rows, encode_catalogue, encode_fresh, is_trained, write_back
+from rayrank.metrics.scores import merge
+from rayrank.metrics.summary import evaluate_scores
+from rayrank.models.noise import Noise
+from rayrank.models.ranker import Ranker
+from rayrank.objectives.losses import compute, label_counts, task_weights
+from rayrank.objectives.spec import ObjectiveSpec
+from rayrank.objectives.targets import Targets, random_horizon, training_targets
+from rayrank.schema import TRAIN, VALID
+
+Step = Sequence[SequenceBatch]
+"""The micro-batches of this rank's lanes in one step; may be empty near the end of an epoch."""
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """What is learned from. Iterables are this rank's share; all ranks may stop at different steps."""
+
+    catalogue: Catalogue
+    train: Callable[[int], Iterable[Step]]  # epoch (from 0) -> steps
+    steps_per_epoch: int  # for the schedule: the plan's length
+    valid: Callable[[], Iterable[SequenceBatch]] | None = None  # row groups that hold valid targets
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """How it is learned."""
+
+    learning: LearningSpec = field(default_factory=LearningSpec)
+    objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything needed to go on after an epoch; plain tensors and JSON values."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Who is told what. ``report`` gets a dict per log step and per epoch, on every rank."""
+
+    report: Callable[[dict[str, Any]], None] = lambda _: None
+    on_epoch: Callable[[Snapshot], None] = lambda _: None
+    log_every: int = 20
+    resume: Snapshot | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The best epoch's averaged weights (already in the model), its metrics, and what happened on the way."""
+
+    metrics: dict[str, float]  # '<protocol>/<task>/<metric>' on valid, of the best epoch
+    history: list[dict[str, Any]]  # one entry per epoch
+    curve: list[dict[str, float]]  # one entry per step: loss by task
+    best_epoch: int
+    catalogue: Catalogue  # with the text vectors that the weights were evaluated with
+
+
+def train(
+    model: Ranker, data: TrainData, spec: TrainSpec, hooks: Hooks | None = None, collectives: Collectives | None = None
+) -> TrainResult:
+    """Train ``model`` in place. Seed torch before building it; everything after is drawn from ``spec.learning.seed``.
+
+    Raises:
+        ValueError: an objective weight for an unknown task, a metric to choose by that valid does not give.
+        FloatingPointError: the loss is no number.
+    """
+    run = _Run(model, data, spec, hooks or Hooks(), collectives or Solo())
+    return run.all_epochs()
+
+
+class _Run:
+    def __init__(self, model: Ranker, data: TrainData, spec: TrainSpec, hooks: Hooks, collectives: Collectives) -> None:
+        self.model, self.data, self.spec, self.hooks, self.collectives = model, data, spec.learning, hooks, collectives
+        self.objective = spec.objective
+        self.device = next(model.parameters()).device
+        self.tasks = tuple(task.name for task in model.schema.tasks)
+        task_weights(self.objective, self.tasks)
+        catalogue = data.catalogue.to(self.device)
+        self.catalogue = encode_catalogue(model, catalogue) if catalogue.vectors_ND is None else catalogue
+        self.encodes = is_trained(model)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = build_optimiser(model, self.spec)
+        self.average = Average(self.parameters, self.spec.ema)
+        self.step, self.epoch = 0, 0
+        self.history: list[dict[str, Any]] = []
+        self.curve: list[dict[str, float]] = []
+        self.best: tuple[int, dict[str, Tensor], Catalogue] | None = None
+
+    def all_epochs(self) -> TrainResult:
+        if self.hooks.resume is not None:
+            self._restore(self.hooks.resume)
+        while self.epoch < self.spec.epochs and not self._exhausted():
+            started = time.perf_counter()
+            events, waited = self._epoch()
+            seconds = time.perf_counter() - started
+            with self.average.applied():
+                metrics = self._evaluate()
+                self._remember(metrics)
+            entry = {"epoch": self.epoch, "events_per_s": events / seconds, "wait_share": waited / seconds}
+            self.history.append({**entry, "seconds": seconds, "metrics": metrics})
+            self.epoch += 1
+            self.hooks.report({**entry, **metrics})
+            self.hooks.on_epoch(self._snapshot())
+        return self._finish()
+
+    def _epoch(self) -> tuple[int, float]:
+        iterator = iter(self.data.train(self.epoch))
+        events, waited, since = 0, 0.0, time.perf_counter()
+        while True:
+            asked = time.perf_counter()
+            batches = next(iterator, None)
+            waited += time.perf_counter() - asked
+            losses = self._step(batches)
+            if losses is None:
+                return events, waited
+            events += sum(int((batch.part_BT == TRAIN).sum()) for batch in batches or ())
+            self.curve.append(losses)
+            if self.step % self.hooks.log_every == 0:
+                rate = events / (time.perf_counter() - since)
+                self.hooks.report({"step": self.step, "epoch": self.epoch, **losses, "events_per_s": rate})
+
+    def _step(self, batches: Step | None) -> dict[str, float] | None:
+        """One optimiser step; None when no rank has a batch left."""
+        noise = Noise(self.spec.seed, self.step)
+        lanes = [batch.to(self.device) for batch in batches or ()]
+        targets = [self._targets(batch, noise) for batch in lanes]
+        counts = self._counts(targets, batches is not None)
+        if counts is None:
+            return None
+        samples = None
+        if retrieval_tasks(self.model.schema):
+            seed = self.spec.seed * 1_000_003 + self.step
+            objective = self.objective
+            samples = sample_items(self.catalogue, objective.negatives, objective.negative_power, seed)
+        self.optimiser.zero_grad(set_to_none=True)
+        graph, fresh = None, None
+        if self.encodes and lanes:
+            graph, fresh = encode_fresh(self.model, self.catalogue, choose_rows(lanes, self.spec.refresh_share, noise))
+        sums = torch.zeros(len(self.tasks), device=self.device)
+        for batch, target in zip(lanes, targets, strict=True):
+            with self._precision():
+                said = forward(self.model, batch, target, self.catalogue, samples, StepNoise(noise, fresh))
+                terms = compute(said, target, self.model.schema, self.objective)
+            terms.total(counts, self.objective).backward()
+            for (task, _), value in terms.sums.items():
+                sums[self.tasks.index(task)] += value.detach()
+        if graph is not None and fresh is not None and fresh.vectors_RD.grad is not None:
+            torch.autograd.backward(graph, fresh.vectors_RD.grad)
+        self._update()
+        if self.encodes:
+            write_back(self.catalogue, fresh, self.collectives)
+        return self._losses(sums, counts)
+
+    def _targets(self, batch: SequenceBatch, noise: Noise) -> Targets:
+        key_B = batch.events.key_B
+        cut_B = noise.uniform("horizon", key_B) < self.spec.horizon
+        horizon_B = random_horizon(batch, noise.uniform("horizon_place", key_B), cut_B)
+        for buffer, ids in (
+            (self.model.trained_users_U, batch.events.user_B),
+            (self.model.trained_items_N, batch.events.item_BT[batch.part_BT == TRAIN]),
+        ):
+            buffer[ids[ids < len(buffer)]] = 1.0
+        return training_targets(batch, horizon_B)
+
+    def _counts(self, targets: list[Targets], mine: bool) -> dict[str, Tensor] | None:
+        """Label counts of all ranks; None when no rank has a batch (one message says both)."""
+        flat = torch.zeros(len(self.tasks) + 1, device=self.device)
+        flat[-1] = float(mine)
+        for target in targets:
+            flat[:-1] += torch.stack(list(label_counts(target, self.model.schema, self.objective).values()))
+        self.collectives.all_reduce_sum(flat)
+        return dict(zip(self.tasks, flat[:-1].unbind(), strict=True)) if float(flat[-1]) > 0 else None
+
+    def _update(self) -> None:
+        share = schedule(self.step, self.spec.epochs * self.data.steps_per_epoch, self.spec)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * share
+        sum_gradients(self.parameters, self.collectives)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.clip)
+        self.optimiser.step()
+        self.average.update()
+        self.step += 1
+
+    def _losses(self, sums: Tensor, counts: dict[str, Tensor]) -> dict[str, float]:
+        self.collectives.all_reduce_sum(sums)
+        means = sums / torch.stack(list(counts.values())).clamp_min(1)
+        weights = task_weights(self.objective, self.tasks)
+        values = dict(zip(self.tasks, means.tolist(), strict=True))
+        loss = sum(weights[task] * value for task, value in values.items())
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise FloatingPointError(f"loss is {loss} at step {self.step}: {values}; lower learning.learning_rate")
+        return {"loss": loss, **{f"loss/{task}": value for task, value in values.items()}}
+
+    def _evaluate(self) -> dict[str, float]:
+        for buffer in (self.model.trained_users_U, self.model.trained_items_N):
+            buffer.copy_((self.collectives.all_reduce_sum(buffer) > 0).to(buffer.dtype))
+        if self.data.valid is None:
+            return {}
+        metrics: dict[str, float] = {}
+        for protocol in ("streaming", "snapshot"):
+            ranked = protocol == "streaming"
+            scores = predict(self.model, self.catalogue, self.data.valid(), protocol, (VALID,), ranked)
+            merged = merge(self.collectives.all_gather_objects(scores))
+            found = evaluate_scores(merged, self.model.schema)
+            metrics |= {f"{protocol}/{name}": value for name, value in found.items() if ranked or "next" not in name}
+        return metrics
+
+    def _chosen(self, metrics: dict[str, float]) -> float:
+        name = f"{self.spec.choose_protocol}/{self.spec.choose}"
+        if name not in metrics:
+            raise ValueError(f"learning.choose: no valid metric '{name}'; there are: {', '.join(sorted(metrics))}")
+        return -metrics[name] if self.spec.lower_is_better else metrics[name]
+
+    def _remember(self, metrics: dict[str, float]) -> None:
+        """Keep the averaged weights when this epoch is the best so far (or nothing can be compared)."""
+        if metrics and self.best is not None:
+            best = self._chosen(self.history[self.best[0]]["metrics"])
+            if not self._chosen(metrics) > best:
+                return
+        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        catalogue = self.catalogue
+        if self.encodes and catalogue.vectors_ND is not None:
+            catalogue = replace(catalogue, vectors_ND=catalogue.vectors_ND.clone())
+        self.best = (self.epoch, state, catalogue)
+
+    def _exhausted(self) -> bool:
+        return self.best is not None and self.data.valid is not None and self.epoch - self.best[0] > self.spec.patience
+
+    def _finish(self) -> TrainResult:
+        assert self.best is not None
+        epoch, state, catalogue = self.best
+        self.model.load_state_dict(state)
+        if self.encodes:
+            catalogue = encode_catalogue(self.model, catalogue)
+        return TrainResult(self.history[epoch]["metrics"], self.history, self.curve, epoch, catalogue)
+
+    def _precision(self) -> torch.autocast:
+        bf16 = self.spec.precision == "bf16" and self.device.type == "cuda"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    def _snapshot(self) -> Snapshot:
+        assert self.best is not None
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best/{name}": value for name, value in self.best[1].items()}
+        tensors |= {f"average/{i}": value for i, value in enumerate(self.average.values)}
+        for i, parameter in enumerate(self.parameters):
+            for name, value in self.optimiser.state[parameter].items():
+                tensors[f"optimiser/{i}/{name}"] = value
+        if self.encodes and self.catalogue.vectors_ND is not None:
+            tensors["vectors"] = self.catalogue.vectors_ND
+        meta = {"epoch": self.epoch, "step": self.step, "updates": self.average.updates, "best_epoch": self.best[0]}
+        copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+        return Snapshot(copies, {**meta, "history": self.history, "curve": self.curve})
+
+    def _restore(self, saved: Snapshot) -> None:
+        self.model.load_state_dict(_under(saved.tensors, "model/"))
+        self.average.values = [saved.tensors[f"average/{i}"].to(self.device) for i in range(len(self.parameters))]
+        for i, parameter in enumerate(self.parameters):
+            self.optimiser.state[parameter] = _under(saved.tensors, f"optimiser/{i}/")
+        if "vectors" in saved.tensors:
+            self.catalogue = replace(self.catalogue, vectors_ND=saved.tensors["vectors"].to(self.device))
+        meta = saved.meta
+        self.epoch, self.step, self.average.updates = int(meta["epoch"]), int(meta["step"]), int(meta["updates"])
+        self.history, self.curve = list(meta["history"]), list(meta["curve"])
+        self.best = (int(meta["best_epoch"]), _under(saved.tensors, "best/"), self.catalogue)
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""The rankers: pure torch modules that turn events and candidates into logits. No files, no ray, no losses."""

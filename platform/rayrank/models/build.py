@@ -1,0 +1,23 @@
+"""Specs to modules, the one place where the kinds of rankers are told apart."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from rayrank.models.encoder import TextEncoder
+from rayrank.models.ranker import Ranker
+from rayrank.models.spec import RankerSpec, Sizes, StudentSpec, TeacherSpec
+from rayrank.models.student import Student
+from rayrank.models.teacher import Teacher
+from rayrank.schema import DatasetSchema
+
+
+def build_ranker(spec: RankerSpec, schema: DatasetSchema, sizes: Sizes, encoder: TextEncoder | None = None) -> Ranker:
+    """A ranker with fresh weights (seed torch before). A student has no encoder; a teacher without text needs none."""
+    match spec:
+        case TeacherSpec():
+            return Teacher(spec, schema, sizes, encoder)
+        case StudentSpec():
+            return Student(spec, schema, sizes)
+        case _:
+            assert_never(spec)

@@ -1,0 +1,139 @@
+"""The interface that teacher and student share; training, labelling and serving know only this.
+
+The item side of every function is one table ``items_ND``: whatever a model wants to know of an item, packed into a
+row. Serving computes it once and maps it into memory; training computes it for the items of a step. Row 0 is the
+unknown item, and item numbers of events and queries are rows of the table at hand.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rayrank.batch import Catalogue, Events, Queries
+from rayrank.models.noise import Noise
+from rayrank.models.spec import RankerSpec, Sizes
+from rayrank.schema import DatasetSchema, MulticlassTask
+
+
+@dataclass(frozen=True)
+class UserState:
+    """What a model keeps of a batch of users; events that a query may not see are masked in it by request."""
+
+    request_BT: Tensor  # int32, rising along T; FAR in padding
+    shown_BT: Tensor  # bool: False for events that no query may see (padding, sampled negatives)
+    time_BT: Tensor  # int64, unix seconds
+    tokens_BTD: Tensor  # one vector per event
+    user_BU: Tensor  # what is known without the events: id factor and attributes
+    key_B: Tensor  # int64, for dropout
+
+    def visible_count(self, visible_before_BQ: Tensor) -> Tensor:
+        """int64 (B, Q): the events before a request are the first this many, since requests rise along T."""
+        return torch.searchsorted(self.request_BT.contiguous(), visible_before_BQ.contiguous())
+
+    def visible(self, count_BQ: Tensor) -> Tensor:
+        """bool (B, Q, T): which events each query sees."""
+        places_T = torch.arange(self.request_BT.shape[1], device=self.request_BT.device)
+        return (places_T < count_BQ.unsqueeze(-1)) & self.shown_BT.unsqueeze(1)
+
+    def gap_s(self, time_BQ: Tensor, count_BQ: Tensor) -> Tensor:
+        """int64 (B, Q): seconds since the last visible event, -1 when there is none."""
+        last_BQ = self.time_BT.gather(1, (count_BQ - 1).clamp_min(0))
+        return torch.where(count_BQ > 0, (time_BQ - last_BQ).clamp_min(0), -1)
+
+    def expand(self, batch: int) -> UserState:
+        """The state of one user repeated as a view, to score requests that differ in what they show."""
+        return replace(self, **{name: value.expand(batch, *value.shape[1:]) for name, value in vars(self).items()})
+
+
+class Ranker(nn.Module, ABC):
+    """Events and candidates in, logits out. ``noise`` is given in training only; None means no dropout."""
+
+    def __init__(self, spec: RankerSpec, schema: DatasetSchema, sizes: Sizes) -> None:
+        super().__init__()
+        self.spec: Any = spec
+        self.schema, self.sizes = schema, sizes
+        # Ids met as training targets; all others share the unknown id, trained by dropout.
+        self.register_buffer("trained_items_N", torch.zeros(sizes.items, dtype=torch.float32))
+        self.register_buffer("trained_users_U", torch.zeros(sizes.users, dtype=torch.float32))
+        self.trained_items_N: Tensor
+        self.trained_users_U: Tensor
+
+    @abstractmethod
+    def item_vectors(self, catalogue: Catalogue, ids_N: Tensor | None = None, noise: Noise | None = None) -> Tensor:
+        """(N, W) packed item rows; W is the model's own.
+
+        ``ids_N`` (int64) says which trained ids the rows have, when the catalogue at hand is a part of the whole
+        (:func:`take_rows`) or holds new items (id 0); by default row i has id i.
+        """
+
+    @abstractmethod
+    def user_state(self, events: Events, items_NW: Tensor, noise: Noise | None = None) -> UserState:
+        """Everything about the users that does not depend on a query."""
+
+    @abstractmethod
+    def score(
+        self, state: UserState, queries: Queries, items_NW: Tensor, noise: Noise | None = None
+    ) -> dict[str, Tensor]:
+        """Event task -> logits (B, Q): log odds (binary), value scaled to 0..1 between low and high (regression)."""
+
+    @abstractmethod
+    def profiles(self, state: UserState, visible_before_B: Tensor, noise: Noise | None = None) -> dict[str, Tensor]:
+        """Multiclass task -> logits (B, classes), from the visible events alone."""
+
+    @abstractmethod
+    def retrieval(self, state: UserState, visible_before_BQ: Tensor, noise: Noise | None = None) -> Tensor:
+        """(B, Q, R) user vectors: inner products with :meth:`retrieval_items` are logits of the next positive item."""
+
+    @abstractmethod
+    def retrieval_items(self, items_NW: Tensor) -> Tensor:
+        """(N, R) item vectors for the retriever's index."""
+
+    def known_items(self, rows: Tensor, noise: Noise | None) -> Tensor:
+        """int64: id rows with untrained items (or, in training, a random share) replaced by 0."""
+        inside = rows * (rows < self.sizes.items)
+        if noise is None:
+            return inside * (self.trained_items_N[inside] > 0)
+        return inside * (noise.uniform("item_id", rows) >= self.spec.item_id_dropout)
+
+    def known_users(self, events: Events, noise: Noise | None) -> Tensor:
+        """int64 (B,): id rows with untrained users (or, in training, a random share) replaced by 0."""
+        inside = events.user_B * (events.user_B < self.sizes.users)
+        if noise is None:
+            return inside * (self.trained_users_U[inside] > 0)
+        return inside * (noise.uniform("user_id", events.key_B) >= self.spec.user_id_dropout)
+
+    @abstractmethod
+    def id_tables(self) -> list[Tensor]:
+        """The tables of id factors, which are trained at a rate of their own."""
+
+    def all_ids(self, catalogue: Catalogue, ids_N: Tensor | None) -> Tensor:
+        """``ids_N``, or by default the row numbers."""
+        return torch.arange(len(catalogue), device=catalogue.count_N.device) if ids_N is None else ids_N
+
+    @property
+    def event_tasks(self) -> tuple[str, ...]:
+        """Names of the event tasks, in the order of the outputs."""
+        return tuple(task.name for task in self.schema.event_tasks)
+
+    @property
+    def profile_classes(self) -> dict[str, int]:
+        """Profile task -> number of classes."""
+        return {task.name: len(task.classes) for task in self.schema.of_kind(MulticlassTask)}
+
+
+def take_rows(catalogue: Catalogue, rows: Tensor) -> Catalogue:
+    """The catalogue's features and vectors of some rows; token texts are left behind."""
+    vectors = None if catalogue.vectors_ND is None else catalogue.vectors_ND[rows]
+    features = {name: value[rows] for name, value in catalogue.features.items()}
+    return Catalogue(features, catalogue.count_N[rows], None, None, vectors)
+
+
+def shown(events: Events) -> Tensor:
+    """bool (B, T): events that may be seen at all; padding needs no mark, its request is later than every query's."""
+    history_BT = getattr(events, "history_BT", None)
+    return torch.ones_like(events.item_BT, dtype=torch.bool) if history_BT is None else history_BT

@@ -1,0 +1,95 @@
+"""What a ranker is made of: typed specs that travel with bundles, and the sizes of its vocabularies."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rayrank.config import Config
+
+
+class Inputs(Config):
+    """Which inputs a model sees; each can be switched off for an ablation."""
+
+    text: bool = Field(True, description="item text vectors (teacher: from the encoder; student: distilled table)")
+    item_attributes: bool = Field(True, description="item features of the schema")
+    item_id: bool = Field(True, description="a learned factor per item trained on")
+    history: bool = Field(True, description="the user's earlier events")
+    history_labels: bool = Field(True, description="the labels given in those events")
+    time: bool = Field(True, description="time gaps, hour and weekday")
+    user_id: bool = Field(True, description="a learned factor per user trained on (never in profile heads)")
+    user_attributes: bool = Field(True, description="user features of the schema (never in profile heads)")
+    context: bool = Field(True, description="context features of the interaction")
+
+
+class SharedBottomSpec(Config):
+    """One expert shared by all tasks."""
+
+    kind: Literal["shared"] = "shared"
+    width: int = Field(64, ge=1, description="width of the shared layers")
+
+
+class MMoESpec(Config):
+    """Multi-gate mixture of experts (Ma et al., KDD 2018)."""
+
+    kind: Literal["mmoe"] = "mmoe"
+    experts: int = Field(4, ge=1, description="experts, mixed by one gate per task")
+    width: int = Field(64, ge=1, description="width of an expert")
+
+
+class PLESpec(Config):
+    """Progressive layered extraction, one level (Tang et al., RecSys 2020)."""
+
+    kind: Literal["ple"] = "ple"
+    shared_experts: int = Field(2, ge=1, description="experts that every task's gate sees")
+    task_experts: int = Field(1, ge=1, description="experts of each task alone")
+    width: int = Field(64, ge=1, description="width of an expert")
+
+
+HeadsSpec = Annotated[SharedBottomSpec | MMoESpec | PLESpec, Field(discriminator="kind")]
+
+
+class TeacherSpec(Config):
+    """Static id and attribute path plus a residual read from the user's events by attention."""
+
+    kind: Literal["teacher"] = "teacher"
+    inputs: Inputs = Field(default_factory=Inputs, description="which inputs the model sees")
+    width: int = Field(64, ge=8, description="D, width of item vectors and event tokens")
+    layers: int = Field(1, ge=0, description="causal transformer layers over the events")
+    attention_heads: int = Field(4, ge=1, description="heads of every attention; divides width")
+    id_width: int = Field(32, ge=1, description="width of the user and item id factors")
+    heads: HeadsSpec = Field(default_factory=MMoESpec, description="how the static path shares between event tasks")
+    retrieval_width: int = Field(32, ge=1, description="width of the retrieval vectors, without the bias entry")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden layers")
+    item_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of items trained as unknown in a step")
+    user_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of sequences trained as of an unknown user")
+
+
+class StudentSpec(Config):
+    """No language model and no attention: label-aware means of item vectors, split first layer."""
+
+    kind: Literal["student"] = "student"
+    inputs: Inputs = Field(default_factory=Inputs, description="which inputs the model sees")
+    width: int = Field(32, ge=4, description="D, width of the item vectors that are summed over the history")
+    hidden: int = Field(64, ge=4, description="H, width of the split first layer")
+    id_width: int = Field(32, ge=1, description="width of the user and item id factors")
+    recent: int = Field(16, ge=1, description="events that count as recent")
+    retrieval_width: int = Field(32, ge=1, description="width of the retrieval vectors, without the bias entry")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden layers")
+    item_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of items trained as unknown in a step")
+    user_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of sequences trained as of an unknown user")
+
+
+RankerSpec = Annotated[TeacherSpec | StudentSpec, Field(discriminator="kind")]
+
+
+class Sizes(Config):
+    """Vocabulary sizes that the parameters depend on; index 0 of each is unknown."""
+
+    users: int = Field(ge=1, description="users + 1")
+    items: int = Field(ge=1, description="items + 1")
+    user_categories: dict[str, int] = Field(default_factory=dict, description="user feature -> categories + 1")
+    item_categories: dict[str, int] = Field(default_factory=dict, description="item feature -> categories + 1")
+    context_categories: dict[str, int] = Field(default_factory=dict, description="context feature -> categories + 1")
+    text_width: int = Field(0, ge=0, description="width of Catalogue.vectors_ND or of the encoder; 0: none")

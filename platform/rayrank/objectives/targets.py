@@ -1,0 +1,72 @@
+"""From a batch to what is asked in training: queries, labels and teacher logits of the train positions only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rayrank.batch import FAR, Queries, SequenceBatch
+from rayrank.schema import TRAIN
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Queries packed to the left of (B, Q), with NaN labels where nothing is asked."""
+
+    queries: Queries
+    labels_BQ: Mapping[str, Tensor]  # event task -> float32, label units, NaN missing
+    soft_BQ: Mapping[str, Tensor]  # event task -> float32 teacher logits, NaN missing
+    asked_BQ: Tensor  # bool: real queries
+    place_BQ: Tensor  # int64: position of each query in the batch's events
+    profile_B: Mapping[str, Tensor]  # multiclass task -> int64 class, -1 not asked
+    profile_before_B: Tensor  # int32: the events that profile heads may see
+
+
+def pack(queries: Queries, keep_BT: Tensor) -> tuple[Queries, Tensor, Tensor]:
+    """Queries of the kept positions only, left-packed in order: (queries, asked_BQ, place_BQ)."""
+    width = max(int(keep_BT.sum(1).max()), 1)
+    place_BQ = torch.argsort((~keep_BT).to(torch.int8), dim=1, stable=True)[:, :width]
+    asked_BQ = keep_BT.gather(1, place_BQ)
+    before_BQ = queries.visible_before_BQ.gather(1, place_BQ) * asked_BQ  # queries that are not asked see nothing
+    context = {name: value.gather(1, place_BQ) for name, value in queries.context.items()}
+    item_BQ, time_BQ = queries.item_BQ.gather(1, place_BQ), queries.time_BQ.gather(1, place_BQ)
+    return Queries(item_BQ, time_BQ, before_BQ, context), asked_BQ, place_BQ
+
+
+def training_targets(batch: SequenceBatch, horizon_B: Tensor) -> Targets:
+    """The train targets of a batch. ``horizon_B`` (int32 request numbers) hides events at or after it."""
+    streaming = batch.streaming()
+    before_BT = torch.minimum(streaming.visible_before_BQ, horizon_B.unsqueeze(1))
+    queries, asked_BQ, place_BQ = pack(replace(streaming, visible_before_BQ=before_BT), batch.part_BT == TRAIN)
+    missing = torch.tensor(float("nan"), device=before_BT.device)
+
+    def take(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: torch.where(asked_BQ, v.gather(1, place_BQ), missing) for n, v in values.items()}
+
+    profile_B = {n: torch.where(batch.profile_hidden_B[n], -1, v) for n, v in batch.profile_B.items()}
+    return Targets(
+        queries,
+        take(batch.events.labels_BT),
+        take(batch.soft_BT),
+        asked_BQ,
+        place_BQ,
+        profile_B,
+        torch.minimum(batch.valid_from_B, batch.test_from_B),
+    )
+
+
+def random_horizon(batch: SequenceBatch, place_B: Tensor, apply_B: Tensor) -> Tensor:
+    """int32 (B,): the request at a random place (0..1) among the train events where ``apply_B``, else FAR.
+
+    Targets before it see all earlier requests, targets after it see the history stopped there: both protocols of
+    evaluation are trained in one pass.
+    """
+    last_B = (batch.part_BT == TRAIN).sum(1).clamp_min(1)
+    first_B = (batch.part_BT == TRAIN).to(torch.int8).argmax(1)
+    index_B = first_B + (place_B * last_B).long()
+    index_B = index_B.clamp_max(batch.part_BT.shape[1] - 1)
+    request_B = batch.events.request_BT.gather(1, index_B.unsqueeze(1)).squeeze(1)
+    return torch.where(apply_B, request_B, torch.full_like(request_B, FAR))
