@@ -104,7 +104,7 @@ def item_mean(train: Blocks, sizes: Sizes, priors: Sequence[float] = (1.0, 5.0, 
 def user_item_bias(
     train: Blocks,
     sizes: Sizes,
-    ridges: Sequence[tuple[float, float]] = ((2.0, 5.0), (5.0, 5.0), (5.0, 15.0), (20.0, 20.0)),
+    ridges: Sequence[tuple[float, float]] = ((2.0, 5.0), (5.0, 5.0), (5.0, 15.0), (20.0, 20.0), (20.0, 100.0)),
     rounds: int = 10,
 ) -> list[Additive]:
     """label ≈ mean + b_user + b_item by alternating ridge, for every (item ridge, user ridge).

@@ -1,0 +1,188 @@
+"""Models, baselines and the champion on the same targets: scores, metrics and paired differences.
+
+What ``evaluate`` tabulates and ``promote`` judges. Knows bundles, datasets and metrics; writes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rayrank.batch import SequenceBatch
+from rayrank.bundle import Bundle, load_bundle
+from rayrank.config import ConfigError
+from rayrank.learning.predict import predict
+from rayrank.metrics.bootstrap import Interval, Metric, Resamples, difference
+from rayrank.metrics.scores import Scores, merge
+from rayrank.metrics.summary import evaluate_scores
+from rayrank.pipeline.cost import Cost, measure_cost, one_thread
+from rayrank.pipeline.targets import fit_baselines
+from rayrank.schema import PARTS, BinaryTask, DatasetSchema, MulticlassTask, RetrievalTask
+from rayrank.sources.collate import collate
+from rayrank.sources.dataset import Dataset
+
+Protocol = Literal["snapshot", "streaming"]
+Part = Literal["valid", "test"]
+Progress = Callable[[str], None]
+BOTH = "both"
+"""Protocol of a baseline: it looks at no history, so the two agree."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the comparison."""
+
+    model: str
+    protocol: str
+    scores: Scores
+    metrics: Mapping[str, float]
+    parameters: int
+    baseline: bool = False
+    cost: Cost | None = None
+    bundle_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All entries on one part of one dataset; targets are aligned row by row."""
+
+    schema: DatasetSchema
+    part: Part
+    task: str  # binary task that order is judged on
+    entries: tuple[Entry, ...]
+    resamples: Resamples
+
+    def find(self, model: str, protocol: str) -> Entry | None:
+        """The entry of a model under a protocol; baselines and single-protocol runs answer for any."""
+        mine = [e for e in self.entries if e.model == model]
+        fitting = [e for e in mine if e.protocol in (protocol, BOTH)] or mine
+        return fitting[0] if fitting else None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of what is no baseline, in order."""
+        return tuple(dict.fromkeys(e.model for e in self.entries if not e.baseline))
+
+    def best_baseline(self, metric: Literal["auc", "gauc"]) -> Entry | None:
+        """The baseline that does best on the very targets that are judged."""
+        found = [e for e in self.entries if e.baseline and f"{self.task}/{metric}" in e.metrics]
+        return max(found, key=lambda e: e.metrics[f"{self.task}/{metric}"], default=None)
+
+    def gain(self, metric: Metric, first: Entry, second: Entry) -> Interval:
+        """metric(first) − metric(second) on the judged task, with an interval over users."""
+        scores = (first.scores.predictions[self.task], second.scores.predictions[self.task])
+        return difference(self.resamples, metric, first.scores.user, first.scores.labels[self.task], scores)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to compare, and how thoroughly."""
+
+    bundles: Mapping[str, str]  # name in the table -> bundle folder
+    part: Part = "test"
+    protocols: tuple[Protocol, ...] = ("snapshot", "streaming")
+    task: str | None = None
+    baselines: bool = True
+    resamples: int = 500
+    cost_candidates: int = 500
+    cost_requests: int = 40
+    seed: int = 0
+
+
+def compare(dataset: Dataset, asked: Asked, progress: Progress) -> Comparison:
+    """Score every bundle under every protocol, and the baselines, on one part.
+
+    Raises:
+        ConfigError: no binary task to judge on, no targets in the part, or a bundle made from other data.
+    """
+    task = _judged_task(dataset.schema, asked.task)
+    if getattr(dataset.manifest.counts, asked.part) == 0:
+        raise ConfigError("part", asked.part, "the dataset has no targets in this part", "choose the other part")
+    entries: list[Entry] = []
+    if asked.baselines:
+        for found in fit_baselines(dataset, PARTS[asked.part], progress):
+            metrics = evaluate_scores(found.scores, dataset.schema)
+            entries.append(Entry(found.name, BOTH, found.scores, metrics, found.parameters, baseline=True))
+    for name, path in asked.bundles.items():
+        bundle = load_bundle(path)
+        check_data(bundle, dataset, name)
+        entries += _evaluate_bundle((name, bundle), dataset, asked, progress)
+    users = entries[0].scores.user
+    return Comparison(
+        dataset.schema, asked.part, task, tuple(entries), Resamples.draw(users, asked.resamples, asked.seed)
+    )
+
+
+def check_data(bundle: Bundle, dataset: Dataset, name: str) -> None:
+    """Refuse a bundle whose item and user numbers mean something else here.
+
+    Raises:
+        ConfigError: other schema or other data.
+    """
+    info, manifest = bundle.info, dataset.manifest
+    if info.schema_fingerprint != manifest.fingerprint:
+        rule = f"bundle was trained on another schema than dataset '{dataset.schema.name}'"
+        raise ConfigError(name, str(bundle.path), rule, "give the dataset it was trained on")
+    if info.data_fingerprint != manifest.data_fingerprint:
+        rule = "bundle was trained on other data, so its item numbers differ"
+        raise ConfigError(name, str(bundle.path), rule, "give the dataset it was trained on, or train again")
+
+
+def score_bundle(bundle: Bundle, dataset: Dataset, part: Part, protocol: Protocol, *, profiles: bool = True) -> Scores:
+    """Every target of ``part`` as the bundle sees it; user profiles too, which lie outside the part, if wanted."""
+    wanted = profiles and bool(dataset.schema.of_kind(MulticlassTask))
+    batches = _batches(dataset, None if wanted else part)
+    with one_thread():
+        return merge([predict(bundle.model, bundle.catalogue(), batches, protocol, parts=(PARTS[part],))])
+
+
+def _evaluate_bundle(named: tuple[str, Bundle], dataset: Dataset, asked: Asked, progress: Progress) -> Iterator[Entry]:
+    name, bundle = named
+    progress(f"timing {name}")
+    cost = measure_cost(bundle, dataset, asked.cost_candidates, asked.cost_requests)
+    profiles = None
+    for protocol in asked.protocols:
+        progress(f"scoring {asked.part} with {name}, {protocol}")
+        scores = score_bundle(bundle, dataset, asked.part, protocol, profiles=profiles is None)
+        # A profile is told from the history before valid and test, so both protocols share it.
+        profiles = scores.profiles if profiles is None else profiles
+        scores = replace(scores, profiles=profiles)
+        metrics = evaluate_scores(scores, dataset.schema)
+        yield Entry(name, protocol, scores, metrics, bundle.info.parameters, cost=cost, bundle_id=bundle.bundle_id)
+
+
+def _batches(dataset: Dataset, part: Part | None) -> Iterator[SequenceBatch]:
+    for shard, group in dataset.groups():
+        info = dataset.manifest.shards[shard].row_groups[group]
+        if part is None or getattr(info, part):
+            yield collate(dataset.read_group(shard, group), dataset.schema)
+
+
+def _judged_task(schema: DatasetSchema, task: str | None) -> str:
+    binary = [t.name for t in schema.of_kind(BinaryTask)]
+    if not binary:
+        rule = "order is judged on a binary task and the schema has none"
+        raise ConfigError("task", task, rule, "add one, e.g. {kind: binary, name: like, column: rating, at_least: 4}")
+    if task is not None and task not in binary:
+        raise ConfigError("task", task, "must be a binary task of the dataset", f"one of: {', '.join(binary)}")
+    if task is not None:
+        return task
+    retrieval = schema.of_kind(RetrievalTask)
+    return retrieval[0].positive if retrieval else binary[0]
+
+
+def file_name(entry: Entry) -> str:
+    """A plain file name for an entry."""
+    return re.sub(r"[^\w-]+", "_", f"{entry.model}-{entry.protocol}").strip("_")
+
+
+def kept_lift(student: float, teacher: float) -> float:
+    """Share of the teacher's lift over chance, (AUC − 0.5), that the student keeps; NaN when there is none."""
+    return (student - 0.5) / (teacher - 0.5) if teacher > 0.5 else float("nan")
+
+
+def named(bundles: Sequence[tuple[str, str | None]]) -> dict[str, str]:
+    """The bundles that were given, in order."""
+    return {name: path for name, path in bundles if path is not None}

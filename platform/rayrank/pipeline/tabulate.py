@@ -1,0 +1,221 @@
+"""A comparison as people and programs read it: table, CSV, JSON, scores in Parquet, one verdict sentence."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayrank.metrics.bootstrap import Interval
+from rayrank.metrics.scores import Scores
+from rayrank.metrics.values import reliability
+from rayrank.pipeline.compare import Comparison, Entry, Progress, file_name, kept_lift
+from rayrank.pipeline.report import CurveData, SpotData, cell
+from rayrank.schema import MulticlassTask, RegressionTask, RetrievalTask
+from rayrank.sources import storage
+
+Row = dict[str, str | float | None]
+
+
+def table(found: Comparison) -> tuple[tuple[str, ...], list[Row]]:
+    """Columns and rows of the short table; the CSV and the JSON hold every metric."""
+    rows = [_row(found, entry) for entry in found.entries]
+    return tuple(rows[0]), rows
+
+
+def _row(found: Comparison, entry: Entry) -> Row:
+    def metric(task: str, name: str) -> float | None:
+        value = entry.metrics.get(f"{task}/{name}")
+        return None if value is None or math.isnan(value) else value
+
+    judged = {"AUC": "auc", "GAUC": "gauc", "LogLoss": "log_loss", "NE": "normalised_entropy", "NDCG@10": "ndcg_10"}
+    row: Row = {"model": entry.model, "protocol": entry.protocol}
+    row |= {column: metric(found.task, name) for column, name in judged.items()}
+    if regression := found.schema.of_kind(RegressionTask):
+        row["RMSE"] = metric(regression[0].name, "rmse")
+    for task in found.schema.of_kind(MulticlassTask):
+        accuracy, majority = metric(task.name, "accuracy"), metric(task.name, "majority")
+        row[f"{task.name} (majority)"] = (
+            f"{accuracy:.3f} ({majority:.3f})" if accuracy is not None and majority is not None else None
+        )
+    if retrieval := found.schema.of_kind(RetrievalTask):
+        row["Recall@100"] = metric(retrieval[0].name, "recall_100")
+    row["parameters"] = float(entry.parameters)
+    row["candidates/s"] = entry.cost.candidates_per_s if entry.cost else None
+    return row
+
+
+def as_text(columns: tuple[str, ...], rows: list[Row]) -> list[str]:
+    """The table for a terminal, one string per line."""
+    cells = [list(columns), *([cell(c, row.get(c)) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    left = 2  # model and protocol are words
+    return [
+        "  ".join(v.ljust(w) if i < left else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths, strict=True)))
+        for line in cells
+    ]
+
+
+def verdict(found: Comparison) -> str:
+    """One plain sentence: better than the best baseline or not, by how much, how calibrated, what the student keeps."""
+    parts = [_against_baseline(found, name) for name in found.models]
+    if {"teacher", "student"} <= set(found.models):
+        teacher, student = _auc(found, "teacher"), _auc(found, "student")
+        fast, slow = (_speed(found, name) for name in ("student", "teacher"))
+        times = f" at {fast / slow:,.0f} times its speed" if fast and slow else ""
+        parts.append(f"the student keeps {100 * kept_lift(student, teacher):.1f} % of the teacher's lift{times}")
+    sentence = "; ".join(part for part in parts if part)
+    return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else "Nothing to judge: no model was given."
+
+
+def _against_baseline(found: Comparison, model: str) -> str:
+    entry = found.find(model, "snapshot")
+    live = found.find(model, "streaming")
+    best = found.best_baseline("gauc")
+    if entry is None or live is None:
+        return ""
+    calibration = f"calibration {live.metrics[f'{found.task}/calibration']:.2f} ({live.protocol})"
+    if best is None:
+        auc = entry.metrics[f"{found.task}/auc"]
+        return f"{model} reaches AUC {auc:.4f} ({entry.protocol}), no baseline to compare with, {calibration}"
+    gauc, auc_best = found.gain("gauc", entry, best), found.best_baseline("auc") or best
+    auc_gain = found.gain("auc", entry, auc_best)
+    other = "" if auc_best.model == best.model else f" over {auc_best.model}"
+    return (
+        f"{model} {_words(gauc)} than the best baseline ({best.model}) by {points(gauc)} points of GAUC and "
+        f"{points(auc_gain)} of AUC{other} ({entry.protocol}), {calibration}"
+    )
+
+
+def _words(gain: Interval) -> str:
+    if gain.low > 0:
+        return "ranks better"
+    return "ranks worse" if gain.high < 0 else "does not rank measurably better"
+
+
+def points(gain: Interval) -> str:
+    """A difference in points (hundredths) with half its 95 % interval."""
+    return f"{100 * gain.value:+.2f} ± {100 * gain.half_width:.2f}".removeprefix("+")
+
+
+def _auc(found: Comparison, model: str) -> float:
+    entry = found.find(model, "streaming")
+    assert entry is not None
+    return entry.metrics[f"{found.task}/auc"]
+
+
+def _speed(found: Comparison, model: str) -> float | None:
+    entry = found.find(model, "streaming")
+    return entry.cost.candidates_per_s if entry and entry.cost else None
+
+
+def as_json(found: Comparison, sentence: str) -> dict[str, Any]:
+    """Everything but the scores; NaN becomes null."""
+    return {
+        "dataset": found.schema.name,
+        "part": found.part,
+        "task": found.task,
+        "verdict": sentence,
+        "entries": [
+            {
+                "model": entry.model,
+                "protocol": entry.protocol,
+                "baseline": entry.baseline,
+                "bundle_id": entry.bundle_id,
+                "parameters": entry.parameters,
+                "candidates_per_s": entry.cost.candidates_per_s if entry.cost else None,
+                "p95_ms": entry.cost.quantile_ms(0.95) if entry.cost else None,
+                "metrics": {k: None if math.isnan(v) else v for k, v in entry.metrics.items()},
+            }
+            for entry in found.entries
+        ],
+    }
+
+
+def write_outputs(folder: str, found: Comparison, sentence: str, progress: Progress) -> None:
+    """``scores/*.parquet``, ``metrics.csv`` and, last, ``evaluation.json``."""
+    progress(f"writing scores to {folder}")
+    for entry in found.entries:
+        _write_scores(storage.join(folder, "scores", file_name(entry)), entry.scores)
+    storage.write_bytes(storage.join(folder, "metrics.csv"), _csv(found).encode())
+    text = json.dumps(as_json(found, sentence), indent=1, allow_nan=False)
+    storage.write_bytes(storage.join(folder, "evaluation.json"), text.encode())
+
+
+def _write_scores(base: str, scores: Scores) -> None:
+    _write_table(f"{base}.parquet", dict(scores.columns()))
+    for name, profile in scores.profiles.items():
+        probabilities = {f"probability_{c}": profile.probabilities[:, c] for c in range(profile.probabilities.shape[1])}
+        columns = {"user": profile.user, "label": profile.label, "hidden": profile.hidden, **probabilities}
+        _write_table(f"{base}-profile-{name}.parquet", columns)
+    for name, found in scores.retrieval.items():
+        columns = {c: getattr(found, c) for c in ("row", "user", "item", "part", "rank")}
+        _write_table(f"{base}-retrieval-{name}.parquet", columns)
+
+
+def _write_table(path: str, columns: dict[str, Any]) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    storage.write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def _csv(found: Comparison) -> str:
+    names = sorted({name for entry in found.entries for name in entry.metrics})
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["model", "protocol", "parameters", "candidates_per_s", *names])
+    for entry in found.entries:
+        speed = entry.cost.candidates_per_s if entry.cost else ""
+        values = [entry.metrics.get(name, "") for name in names]
+        writer.writerow([entry.model, entry.protocol, entry.parameters, speed, *values])
+    return out.getvalue()
+
+
+def curves(found: Comparison, protocol: str = "streaming") -> dict[str, CurveData]:
+    """Reliability of every model on the judged task."""
+    made = {}
+    for name in found.models:
+        entry = found.find(name, protocol)
+        if entry is not None:
+            curve = reliability(entry.scores.labels[found.task], entry.scores.predictions[found.task])
+            made[name] = CurveData(
+                prediction=tuple(curve.prediction), label=tuple(curve.label), count=tuple(map(float, curve.count))
+            )
+    return made
+
+
+def spots(found: Comparison, protocol: str = "streaming") -> tuple[SpotData, ...]:
+    """Every timed model by candidates per second and AUC, with the interval of its AUC over users."""
+    made = []
+    for name in found.models:
+        entry = found.find(name, protocol)
+        if entry is None or entry.cost is None:
+            continue
+        auc, low, high = _interval(found, entry)
+        made.append(SpotData(name=name, candidates_per_s=entry.cost.candidates_per_s, auc=auc, low=low, high=high))
+    return tuple(made)
+
+
+def _interval(found: Comparison, entry: Entry) -> tuple[float, float, float]:
+    from rayrank.metrics.bootstrap import interval
+
+    scores = entry.scores
+    value, samples = found.resamples.metric(
+        "auc", scores.user, scores.labels[found.task], scores.predictions[found.task]
+    )
+    made = interval(value, samples)
+    return made.value, made.low, made.high
+
+
+def floors(found: Comparison) -> dict[str, float]:
+    """AUC of every baseline."""
+    return {
+        e.model: e.metrics[f"{found.task}/auc"]
+        for e in found.entries
+        if e.baseline and f"{found.task}/auc" in e.metrics
+    }
