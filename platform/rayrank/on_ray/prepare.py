@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rayrank.config import ConfigError, parse
-from rayrank.sources.build import BuildSpec, Result, Task, perform
+from rayrank.sources.spec import BuildSpec, Result, Task
+from rayrank.sources.tasks import perform
 
 
 def run_on_ray(spec: BuildSpec, tasks: Sequence[Task]) -> Iterable[Result]:

@@ -11,19 +11,18 @@ The tasks are run by a function given from outside: a plain loop (:func:`run_her
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pydantic import Field
 
-from rayrank.config import Config, ConfigError, DataPath, digest
+from rayrank.config import ConfigError, digest
+from rayrank.features.encode import is_multi
 from rayrank.features.state import FeatureState, Moments, fit_table
+from rayrank.features.text import template_fields
 from rayrank.schema import CategoricalFeature, DatasetSchema, MulticlassTask, TimeSplit
 from rayrank.sources import storage
-from rayrank.sources.config import SourceConfig, open_source
+from rayrank.sources.config import open_source
 from rayrank.sources.entities import (
     check_columns,
     encode_entities,
@@ -34,72 +33,14 @@ from rayrank.sources.entities import (
 )
 from rayrank.sources.manifest import FILE, Counts, Manifest, ShardInfo, data_fingerprint, read_manifest, write_manifest
 from rayrank.sources.oracle import BIASES, TRUTH, oracle_auc
-from rayrank.sources.sequence import (
-    Sequences,
-    add_context,
-    build_sequences,
-    read_arrow,
-    save_sequences,
-    sequences_file,
-    statistics_file,
-    users_file,
-    write_arrow,
-)
-from rayrank.sources.shard import chunk_table, write_shard
-from rayrank.sources.source import Part, Source
-from rayrank.sources.spill import distinct_items, gather, spill, time_histogram
+from rayrank.sources.sequence import add_context, statistics_file, users_file
+from rayrank.sources.source import Source
+from rayrank.sources.spec import BuildSpec, Result, Run, Task, items_file, work_folder
+from rayrank.sources.spill import distinct_items
 from rayrank.sources.split import Cuts, find_cuts
+from rayrank.sources.tasks import perform
 
-Result = dict[str, Any]
 Progress = Callable[[str], None]
-
-
-class BuildSpec(Config):
-    """What decides the bytes of a dataset."""
-
-    source: SourceConfig = Field(description="where the raw data comes from")
-    path: DataPath = Field(description="folder of the dataset to write")
-    window: int = Field(256, ge=1, description="visible history that a chunk repeats before its targets, in events")
-    chunk: int = Field(256, ge=1, description="new events of a chunk; the first chunk holds window + chunk")
-    rows_per_shard: int = Field(100_000, ge=1, description="about how many interactions go into one shard file")
-    max_events: int = Field(8192, ge=1, description="padded events of a row group, the unit of a micro-batch")
-    max_sequences: int = Field(64, ge=1, description="sequences of a row group")
-
-
-class Task(Config):
-    """One unit of work for a worker: which pass, and on what."""
-
-    stage: Literal["spill", "histogram", "items", "sequence", "shard"] = Field(description="which function runs")
-    number: int = Field(description="part (spill, histogram, items) or bucket (sequence, shard)")
-    part: Part | None = Field(None, description="the part to read (spill)")
-    buckets: int = Field(1, description="number of buckets (spill)")
-    parts: tuple[int, ...] = Field((), description="numbers of the spilled parts (sequence)")
-    cuts: Cuts | None = Field(None, description="of the time split (sequence)")
-    total_rows: int = Field(0, description="interactions of the source (sequence)")
-    at_time: int | None = Field(None, description="count rows of this time only (histogram)")
-    edges: tuple[int, ...] = Field((), description="bin edges (histogram)")
-
-
-Run = Callable[[BuildSpec, Sequence[Task]], Iterable[Result]]
-"""Runs tasks anywhere, in any order and at any parallelism; results come back in the tasks' order."""
-
-
-def perform(spec: BuildSpec, task: Task) -> Result:
-    """Run one task; what a worker calls. Results are small and JSON-able, data goes through files."""
-    work = work_folder(spec.path)
-    match task.stage:
-        case "spill":
-            assert task.part is not None
-            return spill(open_source(spec.source), task.part, task.number, work, task.buckets)
-        case "histogram":
-            counts = time_histogram(work, task.number, task.at_time, np.array(task.edges))
-            return {"counts": counts.tolist()}
-        case "items":
-            return {"items": distinct_items(work, task.number).to_pylist()}
-        case "sequence":
-            return _sequence_task(spec, task, work)
-        case "shard":
-            return _shard_task(spec, task, work)
 
 
 def run_here(spec: BuildSpec, tasks: Sequence[Task]) -> Iterable[Result]:
@@ -127,9 +68,9 @@ def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool
     items, users = source.items(), source.users()
     _check_schema(schema, items, users)
     spilled, total, cuts = _spill_all(spec, source, run, progress)
-    seen = sorted({i for r in run(spec, [Task(stage="items", number=n) for n in spilled]) for i in r["items"]})
-    item_ids, orphan_items = index_ids(items, "item_id", pa.array(seen, pa.string()), "items")
-    write_arrow(_items_file(spec.path), pa.table({"item_id": item_ids}))
+    seen = distinct_items(work_folder(spec.path), spilled)
+    item_ids, orphan_items = index_ids(items, "item_id", seen, "items")
+    storage.write_arrow(items_file(spec.path), pa.table({"item_id": item_ids}))
     buckets = _buckets(spec, total)
     progress(f"sorting {buckets} buckets of users")
     tasks = [
@@ -154,11 +95,6 @@ def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool
     write_manifest(spec.path, manifest)
     storage.remove(work_folder(spec.path))
     return manifest, True
-
-
-def work_folder(path: str) -> str:
-    """Where passes leave what the next pass reads; removed at the end."""
-    return storage.join(path, "_work")
 
 
 def _spill_all(spec: BuildSpec, source: Source, run: Run, progress: Progress) -> tuple[list[int], int, Cuts | None]:
@@ -189,24 +125,6 @@ def _spill_all(spec: BuildSpec, source: Source, run: Run, progress: Progress) ->
     return full, total, find_cuts(split, total, low, high, histogram)
 
 
-def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
-    schema = open_source(spec.source).schema
-    items = read_arrow(_items_file(spec.path))["item_id"].combine_chunks()
-    rows = gather(work, list(task.parts), task.number)
-    return save_sequences(work, task.number, build_sequences(rows, schema, items, task.cuts, task.total_rows), schema)
-
-
-def _shard_task(spec: BuildSpec, task: Task, work: str) -> Result:
-    schema = open_source(spec.source).schema
-    state = FeatureState.model_validate_json(storage.read_bytes(storage.join(work, "features.json")))
-    made = Sequences(read_arrow(sequences_file(work, task.number)), read_arrow(users_file(work, task.number)))
-    users = read_table(storage.join(spec.path, "users.parquet"))
-    table = chunk_table(made, users, schema, state, spec.window, spec.chunk)
-    storage.make_folder(storage.join(spec.path, "shards"))
-    path = storage.join(spec.path, "shards", f"part-{task.number:05d}.parquet")
-    return {"shard": write_shard(path, table, spec.max_events, spec.max_sequences).model_dump(mode="json")}
-
-
 def _write_entities(
     spec: BuildSpec,
     schema: DatasetSchema,
@@ -234,14 +152,14 @@ def _write_entities(
         | encode_entities(items[0], schema.item_features, state.items, len(items[1]))
         | item_counts
     )
-    write_table(storage.join(spec.path, "items.parquet"), table)
+    storage.write_table(storage.join(spec.path, "items.parquet"), table)
     table = pa.table(
         {"user_id": users[1]}
         | encode_entities(users[0], schema.user_features, state.users, len(users[1]))
         | profile_columns(users[0], users[1], schema.of_kind(MulticlassTask))
         | {"train_count": user_counts.astype(np.int32)}
     )
-    write_table(storage.join(spec.path, "users.parquet"), table)
+    storage.write_table(storage.join(spec.path, "users.parquet"), table)
     storage.write_bytes(storage.join(work_folder(spec.path), "features.json"), state.model_dump_json().encode())
     return state
 
@@ -251,7 +169,7 @@ def _item_counts(path: str, schema: DatasetSchema, items: int, buckets: int) -> 
     names += [f"train_{what}_{task.name}" for task in schema.event_tasks for what in ("count", "sum")]
     totals = {name: np.zeros(items + 1) for name in names}
     for b in range(buckets):
-        table = read_arrow(statistics_file(work_folder(path), b))
+        table = storage.read_arrow(statistics_file(work_folder(path), b))
         for name in names:
             totals[name][table["item"].to_numpy()] += table[name].to_numpy()
     return {n: t[1:].astype(np.float32 if n.startswith("train_sum") else np.int32) for n, t in totals.items()}
@@ -294,9 +212,6 @@ def _manifest(
 
 
 def _check_schema(schema: DatasetSchema, items: pa.Table | None, users: pa.Table | None) -> None:
-    from rayrank.features.encode import is_multi
-    from rayrank.features.text import template_fields
-
     text = [*(template_fields(schema.text) if schema.text else []), *([schema.title] if schema.title else [])]
     check_columns(items, [*(f.column for f in schema.item_features), *text], "items")
     profiles = [t.column for t in schema.of_kind(MulticlassTask)]
@@ -334,23 +249,5 @@ def _clean(path: str) -> None:
         storage.remove(storage.join(path, name))
 
 
-def _items_file(path: str) -> str:
-    return storage.join(work_folder(path), "items.arrow")
-
-
 def _bucket_users(path: str, bucket: int) -> pa.Table:
-    return read_arrow(users_file(work_folder(path), bucket))
-
-
-def write_table(path: str, table: pa.Table) -> None:
-    """A Parquet table, deterministic in its bytes."""
-    system, inside = storage.locate(path)
-    with system.open_output_stream(inside, compression=None) as stream:
-        pq.write_table(table, stream, compression="zstd", write_statistics=False)
-
-
-def read_table(path: str) -> pa.Table:
-    """A whole Parquet table."""
-    system, inside = storage.locate(path)
-    with system.open_input_file(inside) as file:
-        return pq.ParquetFile(file).read()
+    return storage.read_arrow(users_file(work_folder(path), bucket))

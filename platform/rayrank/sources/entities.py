@@ -23,7 +23,8 @@ HIDDEN_SALT = 1
 
 
 def index_ids(table: pa.Table | None, key: str, seen: pa.Array, where: str) -> tuple[pa.Array, int]:
-    """All ids in index order — the table's rows, then ids only seen in interactions, sorted — and how many of those.
+    """All ids in index order — the table's rows, then ids only seen in interactions, sorted — and how many of
+    those a given table lacks.
 
     Raises:
         ConfigError: an id of the table is missing or not unique.
@@ -39,8 +40,8 @@ def index_ids(table: pa.Table | None, key: str, seen: pa.Array, where: str) -> t
             f"{where}: {key}", repeated[0].as_py(), "ids must be unique", f"drop repeated rows ({len(repeated)} ids)"
         )
     orphans = seen.filter(pc.invert(pc.is_in(seen, value_set=known)))
-    orphans = orphans.take(pc.sort_indices(orphans))
-    return pa.concat_arrays([known.cast(pa.string()), orphans.cast(pa.string())]), len(orphans)
+    orphans = orphans.take(pc.sort_indices(orphans)).cast(pa.string())
+    return pa.concat_arrays([known.cast(pa.string()), orphans]), len(orphans) if table is not None else 0
 
 
 def check_columns(table: pa.Table | None, needed: Sequence[str], where: str) -> None:

@@ -20,6 +20,7 @@ from rayrank.sources.negatives import add_negatives
 from rayrank.sources.oracle import oracle_columns, oracle_histograms
 from rayrank.sources.source import context_column, label_column
 from rayrank.sources.split import Cuts, assign_parts
+from rayrank.sources.storage import write_arrow
 
 
 @dataclass(frozen=True)
@@ -171,20 +172,6 @@ def save_sequences(work: str, bucket: int, made: Sequences, schema: DatasetSchem
         "context": count_context(made.events, schema),
         "oracle": oracle_histograms(made.events, part == TEST),
     }
-
-
-def write_arrow(path: str, table: pa.Table) -> None:
-    """One Arrow file."""
-    system, inside = storage.locate(path)
-    with system.open_output_stream(inside, compression=None) as stream, pa.ipc.new_file(stream, table.schema) as out:
-        out.write_table(table)
-
-
-def read_arrow(path: str) -> pa.Table:
-    """The table of one Arrow file."""
-    system, inside = storage.locate(path)
-    with system.open_input_file(inside) as file:
-        return pa.ipc.open_file(file).read_all()
 
 
 def _users(names: pa.Array, starts: np.ndarray, events: pa.Table) -> pa.Table:

@@ -23,6 +23,10 @@ def spill_file(work: str, part: int) -> str:
     return storage.join(work, f"spill-{part:05d}.arrow")
 
 
+def _ids_file(work: str, part: int) -> str:
+    return storage.join(work, f"ids-{part:05d}.arrow")
+
+
 def spill(source: Source, part: Part, number: int, work: str, buckets: int) -> dict[str, Any]:
     """Write a part's buckets; returns its row count and time range.
 
@@ -42,6 +46,7 @@ def spill(source: Source, part: Part, number: int, work: str, buckets: int) -> d
         for b in range(buckets):
             rows = table.slice(starts[b], starts[b + 1] - starts[b]).to_batches()
             out.write_batch(rows[0] if rows else _empty(table.schema))
+    storage.write_arrow(_ids_file(work, number), pa.table({"item_id": pc.unique(table["item_id"])}))
     time = pc.min_max(table["timestamp"]).as_py()
     return {"rows": table.num_rows, "low": time["min"], "high": time["max"]}
 
@@ -74,11 +79,11 @@ def time_histogram(work: str, part: int, at_time: int | None, edges: np.ndarray)
     return counts
 
 
-def distinct_items(work: str, part: int) -> pa.Array:
-    """Item ids of a part, each once."""
-    system, inside = storage.locate(spill_file(work, part))
-    with system.open_input_file(inside) as file:
-        return pc.unique(pa.ipc.open_file(file).read_all()["item_id"])
+def distinct_items(work: str, parts: list[int]) -> pa.Array:
+    """Item ids of the interactions, each once, sorted."""
+    seen = pa.concat_tables([storage.read_arrow(_ids_file(work, part)) for part in parts])
+    unique = pc.unique(seen["item_id"])
+    return unique.take(pc.sort_indices(unique))
 
 
 def user_buckets(users: pa.ChunkedArray, buckets: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import posixpath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from rayrank.config import ConfigError
@@ -140,6 +141,34 @@ def remove(path: str) -> None:
         system.delete_dir(inside)
     elif kind == fs.FileType.File:
         system.delete_file(inside)
+
+
+def write_arrow(path: str, table: pa.Table) -> None:
+    """One Arrow file."""
+    system, inside = locate(path)
+    with system.open_output_stream(inside, compression=None) as stream, pa.ipc.new_file(stream, table.schema) as out:
+        out.write_table(table)
+
+
+def read_arrow(path: str) -> pa.Table:
+    """The table of one Arrow file."""
+    system, inside = locate(path)
+    with system.open_input_file(inside) as file:
+        return pa.ipc.open_file(file).read_all()
+
+
+def write_table(path: str, table: pa.Table) -> None:
+    """A Parquet table, deterministic in its bytes."""
+    system, inside = locate(path)
+    with system.open_output_stream(inside, compression=None) as stream:
+        pq.write_table(table, stream, compression="zstd", write_statistics=False)
+
+
+def read_table(path: str) -> pa.Table:
+    """A whole Parquet table."""
+    system, inside = locate(path)
+    with system.open_input_file(inside) as file:
+        return pq.ParquetFile(file).read()
 
 
 def _glob_root(pattern: str) -> str:

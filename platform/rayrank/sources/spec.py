@@ -1,0 +1,56 @@
+"""What a dataset build is made of: its spec, its tasks, and who runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rayrank.config import Config, DataPath
+from rayrank.sources import storage
+from rayrank.sources.config import SourceConfig
+from rayrank.sources.source import Part
+from rayrank.sources.split import Cuts
+
+Result = dict[str, Any]
+
+
+class BuildSpec(Config):
+    """What decides the bytes of a dataset."""
+
+    source: SourceConfig = Field(description="where the raw data comes from")
+    path: DataPath = Field(description="folder of the dataset to write")
+    window: int = Field(256, ge=1, description="visible history that a chunk repeats before its targets, in events")
+    chunk: int = Field(256, ge=1, description="new events of a chunk; the first chunk holds window + chunk")
+    rows_per_shard: int = Field(100_000, ge=1, description="about how many interactions go into one shard file")
+    max_events: int = Field(8192, ge=1, description="padded events of a row group, the unit of a micro-batch")
+    max_sequences: int = Field(64, ge=1, description="sequences of a row group")
+
+
+class Task(Config):
+    """One unit of work for a worker: which pass, and on what."""
+
+    stage: Literal["spill", "histogram", "sequence", "shard"] = Field(description="which function runs")
+    number: int = Field(description="part (spill, histogram) or bucket (sequence, shard)")
+    part: Part | None = Field(None, description="the part to read (spill)")
+    buckets: int = Field(1, description="number of buckets (spill)")
+    parts: tuple[int, ...] = Field((), description="numbers of the spilled parts (sequence)")
+    cuts: Cuts | None = Field(None, description="of the time split (sequence)")
+    total_rows: int = Field(0, description="interactions of the source (sequence)")
+    at_time: int | None = Field(None, description="count rows of this time only (histogram)")
+    edges: tuple[int, ...] = Field((), description="bin edges (histogram)")
+
+
+Run = Callable[[BuildSpec, Sequence[Task]], Iterable[Result]]
+"""Runs tasks anywhere, in any order and at any parallelism; results come back in the tasks' order."""
+
+
+def work_folder(path: str) -> str:
+    """Where passes leave what the next pass reads; removed at the end."""
+    return storage.join(path, "_work")
+
+
+def items_file(path: str) -> str:
+    """Arrow file of the item ids in index order."""
+    return storage.join(work_folder(path), "items.arrow")

@@ -1,0 +1,48 @@
+"""The tasks of a dataset build: what a worker runs. They meet in the dataset's work folder only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rayrank.features.state import FeatureState
+from rayrank.sources import storage
+from rayrank.sources.config import open_source
+from rayrank.sources.sequence import Sequences, build_sequences, save_sequences, sequences_file, users_file
+from rayrank.sources.shard import chunk_table, write_shard
+from rayrank.sources.spec import BuildSpec, Result, Task, items_file, work_folder
+from rayrank.sources.spill import gather, spill, time_histogram
+from rayrank.sources.storage import read_arrow, read_table
+
+
+def perform(spec: BuildSpec, task: Task) -> Result:
+    """Run one task; what a worker calls. Results are small and JSON-able, data goes through files."""
+    work = work_folder(spec.path)
+    match task.stage:
+        case "spill":
+            assert task.part is not None
+            return spill(open_source(spec.source), task.part, task.number, work, task.buckets)
+        case "histogram":
+            counts = time_histogram(work, task.number, task.at_time, np.array(task.edges))
+            return {"counts": counts.tolist()}
+        case "sequence":
+            return _sequence_task(spec, task, work)
+        case "shard":
+            return _shard_task(spec, task, work)
+
+
+def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
+    schema = open_source(spec.source).schema
+    items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
+    rows = gather(work, list(task.parts), task.number)
+    return save_sequences(work, task.number, build_sequences(rows, schema, items, task.cuts, task.total_rows), schema)
+
+
+def _shard_task(spec: BuildSpec, task: Task, work: str) -> Result:
+    schema = open_source(spec.source).schema
+    state = FeatureState.model_validate_json(storage.read_bytes(storage.join(work, "features.json")))
+    made = Sequences(read_arrow(sequences_file(work, task.number)), read_arrow(users_file(work, task.number)))
+    users = read_table(storage.join(spec.path, "users.parquet"))
+    table = chunk_table(made, users, schema, state, spec.window, spec.chunk)
+    storage.make_folder(storage.join(spec.path, "shards"))
+    path = storage.join(spec.path, "shards", f"part-{task.number:05d}.parquet")
+    return {"shard": write_shard(path, table, spec.max_events, spec.max_sequences).model_dump(mode="json")}
