@@ -7,7 +7,6 @@ nothing about configs or Ray.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import resource
@@ -271,8 +270,3 @@ def _has_token(variables: Mapping[str, str]) -> bool:
 
 def _no_proxy(variables: Mapping[str, str]) -> list[str]:
     return (variables.get("NO_PROXY") or variables.get("no_proxy") or "").replace(" ", "").split(",")
-
-
-def importable(module: str) -> bool:
-    """The module is installed (it is not imported)."""
-    return importlib.util.find_spec(module) is not None

@@ -1,0 +1,148 @@
+"""A job submitted to a cluster of its own, started as an operator would: token authentication, private ports.
+
+What matters is where outputs land: a submitted job runs in an unpacked copy of the working folder that is thrown away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+CONFIG = """\
+source: {kind: synthetic, num_users: 40, num_items: 60, num_rows: 1000}
+path: datasets/tiny
+engine: ray
+"""
+
+
+class HeadNode:
+    """A head started from the shell, its environment, and a way to end exactly its processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.home.mkdir()
+        self.dashboard = free_port()
+        plain = {key: value for key, value in os.environ.items() if not key.startswith(("RAY", "PYTHONPATH"))}
+        path = os.pathsep.join([str(Path(sys.executable).parent), plain.get("PATH", "")])
+        self.environment = {**plain, "HOME": str(self.home), "PATH": path, "RAY_AUTH_MODE": "token"}
+        self.environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder / "ray")}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.call([*RAY, "get-auth-token", "--generate"], timeout=60).check_returncode()
+        ports = {name: free_port() for name in ("port", "ray-client-server-port", "dashboard-agent-listen-port")}
+        options = [f"--{name}={number}" for name, number in ports.items()]
+        options += [f"--dashboard-port={self.dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
+        options += ["--num-cpus=4", f"--object-store-memory={100 * 2**20}", f"--temp-dir={self.folder / 'ray'}"]
+        with (self.folder / "head.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*RAY, "start", "--head", "--block", *options],
+                cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.wait()
+
+    def wait(self, limit_s: float = 90.0) -> None:
+        """Until the job server answers."""
+        last = time.monotonic() + limit_s
+        while time.monotonic() < last:
+            assert self.process is not None
+            assert self.process.poll() is None, (self.folder / "head.log").read_text()
+            listed = self.call([*RAY, "job", "list", "--address", self.address], timeout=60)
+            if listed.returncode == 0:
+                return
+            time.sleep(1.0)
+        raise AssertionError(f"no job server after {limit_s:g} s: {listed.stderr[-1000:]}")
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def call(self, command: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def submit(self, *entry: str, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:
+        command = [*RAY, "job", "submit", "--address", self.address, "--working-dir", "."]
+        return self.call([*command, "--runtime-env", "jobs/runtime_env.yaml", "--", *entry], timeout)
+
+    def stop(self) -> None:
+        """Ray's daemons leave the process group, but every one carries the session folder in its command line."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=20)
+        mark = str(self.folder / "ray").encode()
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if mark in entry.read_bytes():
+                    os.kill(int(entry.parent.name), signal.SIGKILL)
+            except OSError:
+                continue
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[HeadNode]:
+    folder = Path(tempfile.mkdtemp(prefix="rr-"))  # short: Ray's socket paths may have 107 characters
+    node = HeadNode(folder)
+    try:
+        node.start()
+        yield node
+    finally:
+        node.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_submitted_job_writes_below_the_base_and_not_into_its_working_copy(head: HeadNode, tmp_path: Path) -> None:
+    config = tmp_path / "prepare.yaml"
+    config.write_text(CONFIG)
+    done = head.submit("env", f"RAYRANK_BASE={tmp_path}/results", "python", "-m", "jobs.prepare", str(config))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    manifest = json.loads((tmp_path / "results" / "datasets" / "tiny" / "manifest.json").read_text())
+    assert manifest["counts"]["events"] == 1000
+    assert f"{tmp_path}/results/datasets/tiny" in done.stdout
+    copies = list((head.folder / "ray").rglob("_ray_pkg_*"))
+    assert copies, "the working folder was not unpacked where it was looked for"
+    assert not [found for copy in copies for found in copy.rglob("manifest.json")]
+    assert not [found for copy in copies for found in copy.glob("*") if found.name in {".venv", "runs", ".git"}]
+
+
+def test_a_relative_path_without_a_base_is_refused(head: HeadNode, tmp_path: Path) -> None:
+    config = tmp_path / "prepare.yaml"
+    config.write_text(CONFIG)
+    refused = head.submit("python", "-m", "jobs.prepare", str(config))
+    assert refused.returncode != 0
+    assert "set RAYRANK_BASE in the runtime env" in refused.stdout + refused.stderr
+    assert "Traceback" not in refused.stdout.split("error:")[0]
+    absolute = head.submit("python", "-m", "jobs.prepare", str(config), f"path={tmp_path}/absolute", "--show")
+    assert absolute.returncode == 0, absolute.stdout[-3000:]
+    assert f"path: {tmp_path}/absolute" in absolute.stdout
+
+
+def test_without_the_token_nothing_is_accepted(head: HeadNode, tmp_path: Path) -> None:
+    stranger = {**head.environment, "HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
+    listed = subprocess.run(
+        [*RAY, "job", "list", "--address", head.address],
+        env=stranger, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert listed.returncode != 0
