@@ -156,6 +156,27 @@ class ItemHit(Message):
     title: str
 
 
+class TaskInfo(Message):
+    """One event task of the release."""
+
+    name: str
+    kind: str
+    low: float = Field(0.0, description="smallest label")
+    high: float = Field(1.0, description="largest label")
+
+
+class ReleaseInfo(Message):
+    """What is served."""
+
+    release_id: str
+    bundles: dict[str, str]
+    dataset: str = Field(description="name of the dataset it was trained on")
+    tasks: list[TaskInfo]
+    fusion: dict[str, float]
+    items: int = Field(description="size of the catalogue")
+    example_users: list[str] = Field(default_factory=list, description="known user ids, if the service shows any")
+
+
 class ErrorField(Message):
     """Which field is wrong and which rule it breaks."""
 

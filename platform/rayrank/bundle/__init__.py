@@ -5,7 +5,17 @@ file. Knows files and models; knows nothing about Ray, MLflow or serving.
 """
 
 from rayrank.bundle.info import BundleInfo, EncoderInfo, Parent
-from rayrank.bundle.load import Bundle, load_bundle, read_info
+from rayrank.bundle.load import Bundle, load_bundle, read_id, read_info
 from rayrank.bundle.save import BundleParts, save_bundle
 
-__all__ = ["Bundle", "BundleInfo", "BundleParts", "EncoderInfo", "Parent", "load_bundle", "read_info", "save_bundle"]
+__all__ = [
+    "Bundle",
+    "BundleInfo",
+    "BundleParts",
+    "EncoderInfo",
+    "Parent",
+    "load_bundle",
+    "read_id",
+    "read_info",
+    "save_bundle",
+]

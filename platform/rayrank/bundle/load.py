@@ -85,6 +85,11 @@ def read_info(path: str | Path) -> BundleInfo:
     return _manifest(Path(path))[0]
 
 
+def read_id(path: str | Path) -> str:
+    """The id of a bundle: a hash of its manifest, and so of every file of it."""
+    return _manifest(Path(path))[1]
+
+
 def load_bundle(path: str | Path, verify: bool = True) -> Bundle:
     """Rebuild the model and refuse a bundle that is damaged or does not reproduce its golden scores.
 

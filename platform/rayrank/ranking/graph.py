@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rayrank.bundle import Bundle, load_bundle
+from rayrank.bundle import Bundle, load_bundle, read_id
 from rayrank.config import ConfigError
 from rayrank.messages import ErrorField, RankRequest, RankResponse, RecommendRequest, TextItem
 from rayrank.ranking.context import ColdVectors
@@ -25,6 +25,7 @@ from rayrank.ranking.retriever import Retriever
 from rayrank.ranking.scorer import Scorer
 from rayrank.ranking.store import UserStore
 from rayrank.ranking.user import Rejected, UserStage
+from rayrank.schema import DatasetSchema
 
 Request = RankRequest | RecommendRequest
 
@@ -69,8 +70,13 @@ class RankingGraph:
         both = {"student": bundles.student, "teacher": bundles.teacher}
         self._scorers = {role: Scorer(bundle) for role, bundle in both.items() if bundle is not None}
         self._retriever = Retriever(next(iter(self._scorers.values())), self.items.popular)
-        self.parts = flow_parts(bundles, release, settings, self.items)
-        self.named = Named(release.release_id, bundles.ids, self.items, bundles.first.info.data_schema)
+        schema = bundles.first.info.data_schema
+        self.parts = replace(
+            flow_parts(release, settings, schema, self.items),
+            has_student=bundles.student is not None,
+            has_teacher=bundles.teacher is not None,
+        )
+        self.named = Named(release.release_id, bundles.ids, self.items, schema)
 
     @classmethod
     def open(
@@ -147,18 +153,23 @@ def open_bundles(release: Release, roles: Sequence[str] = ("student", "teacher")
     return bundles
 
 
-def flow_parts(bundles: Bundles, release: Release, settings: FlowSettings, items: Items) -> FlowParts:
-    """What :func:`rank_flow` needs, from loaded bundles."""
+def flow_parts(release: Release, settings: FlowSettings, schema: DatasetSchema, items: Items) -> FlowParts:
+    """What :func:`rank_flow` needs to serve a release."""
     return FlowParts(
         settings=settings,
         weights=release.fusion,
-        tasks=tuple(t.name for t in bundles.first.info.data_schema.event_tasks),
+        tasks=tuple(t.name for t in schema.event_tasks),
         catalogue_size=len(items),
         popular=np.asarray(items.popular),
         cold_vectors=ColdVectors(),
-        has_student=bundles.student is not None,
-        has_teacher=bundles.teacher is not None,
+        has_teacher=release.teacher is not None,
     )
+
+
+def bundle_ids(release: Release) -> dict[str, str]:
+    """Role -> bundle id, from the manifests alone."""
+    places = {"student": release.student, "teacher": release.teacher}
+    return {role: read_id(place) for role, place in places.items() if place is not None}
 
 
 def _open(path: str, expected: str | None, verify: bool) -> Bundle:

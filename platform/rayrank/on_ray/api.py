@@ -1,0 +1,144 @@
+"""The HTTP face of the ranking service: routes, limits and errors. Ranking itself is behind :class:`Service`.
+
+No answer carries a stack trace or repeats what was sent; every answer carries a request id.
+"""
+
+# FastAPI reads the signatures below at run time: their annotations must not be postponed.
+import logging
+import re
+import uuid
+from typing import Annotated, Any, Protocol
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+
+from rayrank.messages import (
+    ErrorBody,
+    ErrorField,
+    ItemHit,
+    RankRequest,
+    RankResponse,
+    RecommendRequest,
+    ReleaseInfo,
+    error_fields,
+)
+from rayrank.ranking.flow import StageError
+from rayrank.ranking.graph import RequestError
+
+MAX_BODY = 8 * 2**20
+"""Bytes of a request body."""
+
+_log = logging.getLogger(__name__)
+_WRONG: dict[int | str, dict[str, Any]] = {
+    422: {"model": ErrorBody, "description": "the request breaks a rule; `fields` say which"}
+}
+
+
+class Service(Protocol):
+    """What the routes need."""
+
+    async def answer(self, request: RankRequest | RecommendRequest, request_id: str) -> RankResponse:
+        """Rank or recommend."""
+        ...
+
+    async def describe(self) -> ReleaseInfo:
+        """What is served."""
+        ...
+
+    def search(self, query: str, limit: int) -> list[ItemHit]:
+        """Items by title."""
+        ...
+
+
+def build_api(service: Service, page: str | None) -> FastAPI:
+    """The application with all routes; ``page`` is the playground's HTML, served at ``/``."""
+    api = FastAPI(title="rayrank", description="Ranks and recommends with a served release.", docs_url="/docs")
+    _add_routes(api, service, page)
+    _add_errors(api)
+    return api
+
+
+def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
+    @api.post("/v1/recommend", response_model=RankResponse, responses=_WRONG)
+    async def recommend(body: RecommendRequest, request: Request) -> Response:
+        """The k best items of the catalogue for a user id or an inline history."""
+        return _json(await service.answer(body, request.state.request_id))
+
+    @api.post("/v1/rank", response_model=RankResponse, responses=_WRONG)
+    async def rank(body: RankRequest, request: Request) -> Response:
+        """The given candidates in the order this user should see them."""
+        return _json(await service.answer(body, request.state.request_id))
+
+    @api.get("/v1/health")
+    async def health() -> dict[str, str]:
+        """Whether the service answers, and with which release."""
+        info = await service.describe()
+        return {"status": "ok", "release_id": info.release_id, **{f"{k}_id": v for k, v in info.bundles.items()}}
+
+    @api.get("/v1/release", response_model=ReleaseInfo)
+    async def release() -> Response:
+        """The release: bundles, tasks, fusion weights."""
+        return _json(await service.describe())
+
+    @api.get("/v1/items", response_model=list[ItemHit], responses=_WRONG)
+    async def items(
+        query: Annotated[str, Query(max_length=200)] = "", limit: Annotated[int, Query(ge=1, le=100)] = 20
+    ) -> list[ItemHit]:
+        """Items whose title holds every word of the query, most popular first."""
+        return service.search(query, limit)
+
+    @api.get("/", include_in_schema=False)
+    async def playground() -> Response:
+        """The playground, or where to find the documentation."""
+        return HTMLResponse(page) if page else JSONResponse({"documentation": "/docs"})
+
+
+def _add_errors(api: FastAPI) -> None:
+    @api.middleware("http")
+    async def guard(request: Request, proceed: Any) -> Response:
+        """Request id, body limit, and a last net under everything."""
+        asked = request.headers.get("x-request-id", "")
+        request.state.request_id = asked if re.fullmatch(r"[\w-]{1,64}", asked) else uuid.uuid4().hex
+        length = request.headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > MAX_BODY:
+            response: Response = _error(request, 413, f"the body may hold at most {MAX_BODY} bytes")
+        else:
+            try:
+                response = await proceed(request)
+            except Exception as error:
+                # The message could repeat what was sent, so only the kind of error is written down.
+                _log.error("request %s: unexpected %s", request.state.request_id, type(error).__name__)
+                response = _error(request, 500, "unexpected error")
+        response.headers["x-request-id"] = request.state.request_id
+        return response
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _error(request, 422, "invalid request", [_without_body(f) for f in error_fields(error.errors())])
+
+    @api.exception_handler(RequestError)
+    async def refused(request: Request, error: RequestError) -> Response:
+        return _error(request, 422, "invalid request", error.fields)
+
+    @api.exception_handler(StageError)
+    async def unavailable(request: Request, error: StageError) -> Response:
+        return _error(request, 503, str(error))
+
+    @api.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> Response:
+        return _error(request, error.status_code, str(error.detail))
+
+
+def _without_body(field: ErrorField) -> ErrorField:
+    return ErrorField(field=field.field.removeprefix("body.").removeprefix("query."), problem=field.problem)
+
+
+def _error(request: Request, status: int, error: str, fields: list[ErrorField] | None = None) -> Response:
+    body = ErrorBody(error=error, request_id=request.state.request_id, fields=fields or [])
+    return Response(body.model_dump_json(), status, media_type="application/json")
+
+
+def _json(message: Any) -> Response:
+    return Response(message.model_dump_json(), media_type="application/json")

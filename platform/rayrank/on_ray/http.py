@@ -1,0 +1,117 @@
+"""Bring the ranking graph up on Ray Serve, wait until it is healthy, take it down again."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import ray
+from pydantic import Field
+from ray import serve
+
+from rayrank.config import Config, ConfigError
+from rayrank.on_ray.serve import QUIET, GraphSpec, build_graph
+
+APPLICATION = "ranking"
+
+
+class HttpConfig(Config):
+    """Where the service listens and how long its start may take."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 opens it to the network")
+    port: int = Field(8000, ge=1, le=65535, description="port")
+    wait_s: float = Field(180.0, gt=0, description="longest wait until every replica is healthy, seconds")
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds it."""
+        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host
+        return f"http://{host}:{self.port}"
+
+
+def check_port(http: HttpConfig) -> None:
+    """Refuse a port that something else listens on.
+
+    Raises:
+        ConfigError: busy.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((http.host, http.port))
+        except OSError as error:
+            fix = "stop what listens there, or set http.port to a free port"
+            raise ConfigError("http.port", http.port, f"must be free ({error.strerror})", fix) from None
+
+
+@contextmanager
+def deployed(spec: GraphSpec, http: HttpConfig, page: str | None, progress: Callable[[str], None]) -> Iterator[str]:
+    """Deploy the graph on the initialised Ray, wait until it answers, yield its URL, shut Serve down.
+
+    Raises:
+        ConfigError: a replica cannot start (with Serve's reason), or the wait is over.
+    """
+    application, ran_before = build_graph(spec, page), _runs()
+    try:
+        serve.start(http_options={"host": http.host, "port": http.port}, logging_config=QUIET)
+        # Deploy without blocking: the wait below has a time-out, the blocking form has none.
+        serve.run_many(
+            [serve.RunTarget(target=application, name=APPLICATION, route_prefix="/")],
+            wait_for_applications_running=False,
+        )
+        _wait(http, progress)
+        yield http.url
+    finally:
+        with suppress(Exception):  # a cluster that is already gone needs no shutdown
+            if ran_before:
+                serve.delete(APPLICATION)
+            else:
+                serve.shutdown()
+
+
+def _runs() -> bool:
+    """Whether this cluster serves already: then other applications stay when ours goes."""
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return False
+    return True
+
+
+def _wait(http: HttpConfig, progress: Callable[[str], None]) -> None:
+    end, said = time.monotonic() + http.wait_s, ""
+    while time.monotonic() < end:
+        application = serve.status().applications.get(APPLICATION)
+        state = application.status.name if application else "NOT_STARTED"
+        if state in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise ConfigError("releases", APPLICATION, f"a stage could not start: {_reason(application)}", "see above")
+        if state == "RUNNING" and _answers(http):
+            return
+        waiting = [n for n, d in (application.deployments if application else {}).items() if d.status.name != "HEALTHY"]
+        line = f"starting {', '.join(sorted(waiting))}" if waiting else ""
+        if line and line != said:
+            progress(line)
+            said = line
+        time.sleep(0.25)
+    fix = "raise http.wait_s or give the cluster more CPUs; a Serve that runs already keeps its own port"
+    raise ConfigError("http.wait_s", http.wait_s, "the graph was not healthy in time", fix)
+
+
+def _answers(http: HttpConfig) -> bool:
+    try:
+        with urllib.request.urlopen(f"{http.url}/v1/health", timeout=5) as answer:
+            return bool(json.load(answer)["status"] == "ok")
+    except (OSError, ValueError, KeyError, urllib.error.URLError):
+        return False
+
+
+def _reason(application: object) -> str:
+    """The last line of Serve's message, which is the exception of the replica."""
+    messages = [d.message for d in getattr(application, "deployments", {}).values() if d.message]
+    lines = [line for message in messages for line in message.splitlines() if "Error" in line]
+    return lines[-1].strip()[:400] if lines else "no reason given"

@@ -1,0 +1,261 @@
+"""The ranking graph on Ray Serve: one deployment per stage, one hop per stage, or all stages in one process.
+
+The deployments are thin shells round the classes of :mod:`rayrank.ranking`; both forms run the same flow with the
+same driver, so their scores are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+
+from rayrank.config import Config, DataPath, parse
+from rayrank.messages import ItemHit, RankRequest, RankResponse, RecommendRequest, ReleaseInfo, TaskInfo
+from rayrank.ranking.drive import Budgets, Driver
+from rayrank.ranking.flow import Call, FlowSettings, rank_flow
+from rayrank.ranking.fusion import check_weights
+from rayrank.ranking.graph import RankingGraph, bundle_ids, flow_parts, open_bundles
+from rayrank.ranking.items import Items
+from rayrank.ranking.release import Release, load_release
+from rayrank.ranking.respond import Named, respond
+from rayrank.ranking.retriever import Retriever
+from rayrank.ranking.scorer import Scorer
+from rayrank.ranking.store import UserStore
+from rayrank.ranking.user import UserStage
+from rayrank.schema import RegressionTask
+from rayrank.sources.dataset import Dataset
+
+MAX_ONGOING = 8
+"""Requests a stage works on or holds at once per replica; more are refused at once and count as missed."""
+
+
+QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
+"""A line per request would cost more than the request; what is logged names no user and no text."""
+
+
+class Replicas(Config):
+    """How many processes a stage has and what each reserves."""
+
+    ingress: int = Field(1, ge=1, description="replicas of the HTTP ingress (with `fused`: of everything)")
+    user: int = Field(1, ge=1, description="replicas of the user stage")
+    retrieve: int = Field(1, ge=1, description="replicas of the retriever")
+    student: int = Field(1, ge=1, description="replicas of the pre-ranker")
+    teacher: int = Field(1, ge=1, description="replicas of the re-ranker")
+    num_cpus: float = Field(0.1, gt=0, description="logical CPUs that each replica reserves")
+
+
+class GraphSpec(Config):
+    """What is served and how."""
+
+    releases: DataPath = Field(description="releases folder (its champion is served) or one release")
+    fused: bool = Field(False, description="all stages in one process")
+    flow: FlowSettings = Field(default_factory=FlowSettings, description="how many candidates each stage passes on")
+    budgets: Budgets = Field(default_factory=Budgets, description="longest wait for each stage")
+    replicas: Replicas = Field(default_factory=Replicas, description="processes of each stage")
+    histories: DataPath | None = Field(None, description="sqlite file of user histories; None: beside temporary files")
+    now: int | None = Field(None, description="unix seconds taken for the present (demos on old data); None: the clock")
+    example_users: int = Field(20, ge=0, le=100, description="known user ids that /v1/release shows; 0: none")
+
+
+def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
+    """The Serve application of a release; ``page`` is the playground's HTML.
+
+    The release is resolved here, once: replicas that start later serve the same one, whatever the champion is then.
+
+    Raises:
+        ConfigError: no such release.
+    """
+    release = load_release(spec.releases)
+    raw = {"spec": spec.model_dump(mode="json"), "release": release.model_dump(mode="json")}
+    reserved = {"num_cpus": spec.replicas.num_cpus}
+    ingress = serve.deployment(
+        name="Ingress",
+        num_replicas=spec.replicas.ingress,
+        ray_actor_options=reserved,
+        max_ongoing_requests=64,
+        logging_config=QUIET,
+    )(serve.ingress()(Ingress))
+    if spec.fused:
+        return ingress.bind(raw, page)
+    stages: dict[str, type] = {"user": UserState, "retrieve": Retrieve, "student": PreRank}
+    if release.teacher is not None:
+        stages["teacher"] = ReRank
+    handles = {}
+    for stage, target in stages.items():
+        deployment = serve.deployment(
+            name=target.__name__,
+            num_replicas=getattr(spec.replicas, stage),
+            ray_actor_options=reserved,
+            max_ongoing_requests=MAX_ONGOING,
+            max_queued_requests=MAX_ONGOING,
+            logging_config=QUIET,
+        )(target)
+        handles[stage] = deployment.bind(raw)
+    return ingress.bind(raw, page, handles)
+
+
+class _Stage(ABC):
+    """One worker thread per replica: threads that share cores make a 2 ms call take 100 ms."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._work = self._prepare(*_setup(raw))
+
+    @abstractmethod
+    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
+        """Load what the stage needs; returns the function that does its work."""
+
+    async def __call__(self, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._work, *arguments)
+
+
+class UserState(_Stage):
+    """Who asks, what they did, what they ask about."""
+
+    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
+        bundle = open_bundles(release, ("student",)).first
+        self._store = open_store(spec, release)
+        return UserStage(bundle, Items.of(bundle.items), self._store).prepare
+
+    def examples(self, limit: int) -> list[str]:
+        """Some known user ids."""
+        return self._store.user_ids(limit) if self._store else []
+
+
+class Retrieve(_Stage):
+    """Candidates from the whole catalogue."""
+
+    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:  # noqa: ARG002
+        bundle = open_bundles(release, ("student",)).first
+        return Retriever(Scorer(bundle), Items.of(bundle.items).popular).retrieve
+
+
+class PreRank(_Stage):
+    """The student."""
+
+    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:  # noqa: ARG002
+        return Scorer(open_bundles(release, ("student",)).first).score
+
+
+class ReRank(_Stage):
+    """The teacher."""
+
+    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:  # noqa: ARG002
+        return Scorer(open_bundles(release, ("teacher",)).first).score
+
+
+class Ingress:
+    """HTTP in and out, and the order of the stages."""
+
+    def __init__(
+        self, raw: Mapping[str, Any], page: str | None, handles: Mapping[str, DeploymentHandle] | None = None
+    ) -> None:
+        self._spec, release = _setup(raw)
+        self._page, self._handles = page, handles
+        if handles is None:
+            graph = RankingGraph.open(release, self._spec.flow, open_store(self._spec, release))
+            self._parts, self._named, self._store = graph.parts, graph.named, graph.store
+            self._driver = Driver(_in_threads(graph, self._now), self._spec.budgets)
+        else:
+            student = open_bundles(release, ("student",)).first
+            items, schema = Items.of(student.items), student.info.data_schema
+            check_weights(release.fusion, schema, "fusion")
+            self._parts = flow_parts(release, self._spec.flow, schema, items)
+            self._named = Named(release.release_id, bundle_ids(release), items, schema)
+            self._driver = Driver(self._through_handles, self._spec.budgets)
+        self._info = _describe(self._named, release)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from rayrank.on_ray.api import build_api
+
+        return build_api(self, self._page)
+
+    async def answer(self, request: RankRequest | RecommendRequest, request_id: str) -> RankResponse:
+        """Run the flow under its budgets."""
+        ranked, timings = await self._driver.run(rank_flow(request, self._parts), request_id)
+        return respond(request, ranked, self._named, request_id, timings)
+
+    async def describe(self) -> ReleaseInfo:
+        """What is served, with some known users."""
+        limit = self._spec.example_users
+        if not limit:
+            return self._info
+        if self._handles is None:
+            users = self._store.user_ids(limit) if self._store else []
+        else:
+            users = await asyncio.wait_for(self._handles["user"].examples.remote(limit), self._spec.budgets.user)
+        return self._info.model_copy(update={"example_users": users})
+
+    def search(self, query: str, limit: int) -> list[ItemHit]:
+        """Items by title."""
+        return self._named.items.search(query, limit)
+
+    def _now(self) -> int:
+        return self._spec.now if self._spec.now is not None else int(time.time())
+
+    async def _through_handles(self, call: Call) -> Any:
+        assert self._handles is not None
+        extra = (self._now(),) if call.stage == "user" else ()
+        response = self._handles[call.stage].remote(*call.arguments, *extra)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()  # out of time: do not let the stage work for nobody
+            raise
+
+
+def open_store(spec: GraphSpec, release: Release) -> UserStore | None:
+    """The histories of the release's dataset; None when it names none."""
+    if release.dataset is None:
+        return None
+    dataset = Dataset.open(release.dataset)
+    name = f"rayrank-histories-{dataset.manifest.data_fingerprint[:16]}.sqlite"
+    return UserStore.open(spec.histories or str(Path(tempfile.gettempdir()) / name), dataset)
+
+
+def _setup(raw: Mapping[str, Any]) -> tuple[GraphSpec, Release]:
+    """Every replica starts here: one torch thread, spec and release validated again."""
+    import torch
+
+    torch.set_num_threads(1)
+    return parse(GraphSpec, raw["spec"], "serve"), parse(Release, raw["release"], "release")
+
+
+def _in_threads(graph: RankingGraph, now: Callable[[], int]) -> Callable[[Call], Any]:
+    """One thread per stage: a stuck teacher does not hold up the student of the next request."""
+    pools = {stage: ThreadPoolExecutor(1, thread_name_prefix=stage) for stage in graph.stages(0)}
+
+    async def invoke(call: Call) -> Any:
+        function = graph.stages(now())[call.stage]
+        return await asyncio.get_running_loop().run_in_executor(pools[call.stage], function, *call.arguments)
+
+    return invoke
+
+
+def _describe(named: Named, release: Release) -> ReleaseInfo:
+    tasks = [
+        TaskInfo(name=t.name, kind=t.kind, low=t.low, high=t.high)
+        if isinstance(t, RegressionTask)
+        else TaskInfo(name=t.name, kind=t.kind)
+        for t in named.schema.event_tasks
+    ]
+    return ReleaseInfo(
+        release_id=named.release_id,
+        bundles=dict(named.bundles),
+        dataset=named.schema.name,
+        tasks=tasks,
+        fusion=dict(release.fusion),
+        items=len(named.items) - 1,
+    )

@@ -1,0 +1,95 @@
+"""Drives the flow of a request under time budgets: a stage that is late, full or dead is left out, and said so.
+
+Knows asyncio and clocks; how a stage is reached (a thread, a Ray Serve handle) is the caller's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field
+
+from rayrank.config import Config
+from rayrank.ranking.breaker import Breaker
+from rayrank.ranking.flow import Call, Flow, Missed, Ranked, Stage
+from rayrank.ranking.graph import RequestError
+from rayrank.ranking.user import Rejected
+
+_log = logging.getLogger(__name__)
+
+Invoke = Callable[[Call], Awaitable[Any]]
+
+
+class Budgets(Config):
+    """Longest wait for each stage, seconds; a stage that needs more is answered for by the one before."""
+
+    user: float = Field(0.5, gt=0, description="user state; required: the request fails without it")
+    retrieve: float = Field(0.5, gt=0, description="retrieval; popular items replace it")
+    student: float = Field(0.5, gt=0, description="pre-rank; the order of retrieval replaces it")
+    teacher: float = Field(1.0, gt=0, description="re-rank; the student's order replaces it")
+    failures: int = Field(3, ge=1, description="misses in a row after which a stage is left alone for rest_s")
+    rest_s: float = Field(5.0, ge=0, description="how long a failing stage is left alone, seconds")
+
+    def of(self, stage: Stage) -> float:
+        """Seconds."""
+        return float(getattr(self, stage))
+
+
+@dataclass
+class Driver:
+    """Runs flows of one process; remembers which stages fail."""
+
+    invoke: Invoke
+    budgets: Budgets
+    breakers: Mapping[str, Breaker] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = ("retrieve", "student", "teacher")
+        self.breakers = {name: Breaker(self.budgets.failures, self.budgets.rest_s) for name in names}
+
+    async def run(self, flow: Flow, request_id: str) -> tuple[Ranked, dict[str, float]]:
+        """The flow's answer and milliseconds by stage.
+
+        Raises:
+            RequestError: the request breaks a rule of this release.
+            StageError: the user stage gave no answer.
+        """
+        timings: dict[str, float] = {}
+        began, result = time.perf_counter(), None
+        while True:
+            try:
+                call = flow.send(result)
+            except StopIteration as done:
+                timings["total"] = (time.perf_counter() - began) * 1000
+                return done.value, timings
+            start = time.perf_counter()
+            result = await self._stage(call, request_id)
+            timings[call.stage] = (time.perf_counter() - start) * 1000
+            if isinstance(result, Rejected):
+                flow.close()
+                raise RequestError(result.fields)
+
+    async def _stage(self, call: Call, request_id: str) -> Any:
+        breaker = self.breakers.get(call.stage)
+        if breaker is not None and not breaker.allows():
+            return Missed("left alone after repeated misses")
+        budget = self.budgets.of(call.stage)
+        try:
+            result = await asyncio.wait_for(self.invoke(call), budget)
+        except TimeoutError:
+            missed = Missed(f"no answer within {budget * 1000:.0f} ms")
+        except Exception as error:  # a stage may fail in any way; the request goes on without it
+            missed = Missed(f"failed ({type(error).__name__})")
+        else:
+            if breaker is not None:
+                breaker.succeeded()
+            return result
+        if breaker is not None:
+            breaker.failed()
+        _log.warning("request %s: stage %s: %s", request_id, call.stage, missed.reason)
+        return missed
