@@ -7,6 +7,7 @@ shard counts alone) and a final step that turns summed counts into a state. Know
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from pydantic import Field
 from rayrank.config import Config
 from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, NumericFeature
 
+_WHOLE = re.compile(r"^(-?\d+)\.0+$")
 CellValue = str | int | float | bool | None
 
 
@@ -61,7 +63,8 @@ class Moments(Config):
 def category_text(value: CellValue) -> str | None:
     """The one text of a category, whatever type its file or request gave it; None where missing.
 
-    ``35``, ``35.0`` and ``"35"`` are the same category, so that a CSV, a Parquet file and a JSON request agree.
+    ``35``, ``35.0``, ``"35"`` and ``"35.0"`` (what pandas makes of a column with gaps) are the same category, so that
+    a CSV, a Parquet file and a JSON request agree.
     """
     if value is None or value == "":
         return None
@@ -71,7 +74,8 @@ def category_text(value: CellValue) -> str | None:
         if math.isnan(value):
             return None
         return str(int(value)) if float(value).is_integer() else repr(float(value))
-    return str(value)
+    text = str(value)
+    return _WHOLE.sub(r"\1", text)
 
 
 def cell_values(feature: CategoricalFeature, cell: CellValue | Sequence[CellValue]) -> list[str]:

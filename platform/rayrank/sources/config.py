@@ -11,6 +11,7 @@ from rayrank.config import Config, ConfigError
 from rayrank.sources.movielens import MovieLens, MovieLensConfig
 from rayrank.sources.source import Source
 from rayrank.sources.synthetic import Synthetic, SyntheticConfig
+from rayrank.sources.tables import Tables, TablesConfig
 
 
 class PythonSourceConfig(Config):
@@ -22,7 +23,9 @@ class PythonSourceConfig(Config):
     options: dict[str, Any] = Field({}, description="keyword arguments of the class")
 
 
-SourceConfig = Annotated[MovieLensConfig | SyntheticConfig | PythonSourceConfig, Field(discriminator="kind")]
+SourceConfig = Annotated[
+    MovieLensConfig | SyntheticConfig | TablesConfig | PythonSourceConfig, Field(discriminator="kind")
+]
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -36,6 +39,8 @@ def open_source(config: SourceConfig) -> Source:
             return MovieLens(config)
         case SyntheticConfig():
             return Synthetic(config)
+        case TablesConfig():
+            return Tables(config)
         case PythonSourceConfig():
             return _python_source(config)
         case _:

@@ -124,7 +124,7 @@ class MovieLens:
                 raw = pa_csv.read_csv(
                     pa.BufferReader(block),
                     # '::' reads as ':' with an empty column between; the parser stays in C.
-                    read_options=pa_csv.ReadOptions(column_names=names, use_threads=False),
+                    read_options=pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(block) + 1),
                     parse_options=pa_csv.ParseOptions(delimiter=":", quote_char=False),
                     convert_options=pa_csv.ConvertOptions(column_types=types, include_columns=list(types)),
                 )

@@ -115,9 +115,7 @@ def to_seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.
     """Times as int64 unix seconds: timestamps and ISO-8601 text by themselves, numbers by ``unit`` (floored)."""
     try:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            numeric = pc.match_substring_regex(column, r"^-?\d+$")
-            whole = pc.all(numeric, skip_nulls=True).as_py()
-            column = column.cast(pa.int64()) if whole else column.cast(pa.timestamp("us", "UTC"))
+            column = _parse_times(column)
         if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
             micros = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64())
             return _floor_divide(micros, 1_000_000)
@@ -129,6 +127,15 @@ def to_seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.
         raise ConfigError(
             f"{where}: {name}", str(column.type), f"times must be numbers or ISO-8601 ({error})", "mend the column"
         ) from None
+
+
+def _parse_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text as int64 or float64 where every cell is a number, else as ISO-8601 (UTC where no zone is written)."""
+    for pattern, kind in ((r"^-?\d+$", pa.int64()), (r"^-?\d+(\.\d*)?([eE][+-]?\d+)?$", pa.float64())):
+        if pc.all(pc.match_substring_regex(column, pattern), skip_nulls=True).as_py() is not False:
+            return column.cast(kind)
+    zoned = pc.any(pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")).as_py()
+    return column.cast(pa.timestamp("us", "UTC" if zoned else None))
 
 
 def _floor_divide(column: pa.ChunkedArray, divisor: int) -> pa.ChunkedArray:

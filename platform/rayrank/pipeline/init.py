@@ -1,0 +1,250 @@
+"""The init job: reads your files and writes a commented dataset YAML and a prepare config that runs as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from rayrank.config import Config, ConfigError, DataPath, load
+from rayrank.pipeline.prepare import sampled_warning
+from rayrank.schema import BinaryTask, DatasetSchema, Feature, MulticlassTask, RegressionTask, RetrievalTask, Task
+from rayrank.sources import guess, storage
+from rayrank.sources.profile import profile, sample
+from rayrank.sources.source import EVERY_ROW
+
+NEGATIVES = 4
+Progress = Callable[[str], None]
+
+
+class KeyConfig(Config):
+    """Columns you name yourself; None is guessed."""
+
+    user: str | None = Field(None, description="user key column of the interactions")
+    item: str | None = Field(None, description="item key column of the interactions")
+    timestamp: str | None = Field(None, description="time column of the interactions")
+
+
+class InitConfig(Config):
+    """Which files to look at and where to write."""
+
+    interactions: DataPath = Field(description="interactions: a Parquet, CSV or JSON-lines file, folder or glob")
+    items: DataPath | None = Field(None, description="items, the same formats")
+    users: DataPath | None = Field(None, description="users, the same formats")
+    out: DataPath = Field("rayrank-dataset", description="local folder for dataset.yaml and prepare.yaml")
+    name: str = Field("mydata", description="name that every table of results shows")
+    keys: KeyConfig = Field(default_factory=KeyConfig, description="columns you name yourself")
+    overwrite: bool = Field(False, description="replace files of an earlier init")
+
+
+@dataclass(frozen=True)
+class InitResult:
+    """What was written."""
+
+    dataset: str
+    prepare: str
+    written: bool
+    warnings: tuple[str, ...]
+
+    def summary(self) -> list[str]:
+        """Where the files are and what to do next."""
+        verb = "wrote" if self.written else "unchanged:"
+        lines = [f"{verb} {self.dataset}", f"{verb} {self.prepare}"]
+        lines += [f"warning: {w}" for w in self.warnings]
+        return [*lines, f"next: read the comments, then python -m jobs.validate {self.prepare}"]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Everything guessed, ready to be written."""
+
+    schema: DatasetSchema
+    comments: Mapping[str, str]
+    items_key: str | None
+    users_key: str | None
+    left_out: Mapping[str, Sequence[str]]
+    warnings: tuple[str, ...]
+
+
+def init(config: InitConfig, progress: Progress) -> InitResult:
+    """Look at a sample of each file, guess a schema and write it with its reasons.
+
+    Raises:
+        ConfigError: unreadable files, no key or time column, or files of an earlier init that differ.
+    """
+    if "://" in config.out:
+        raise ConfigError("out", config.out, "init writes to a local folder", "give a local folder")
+    progress("reading a sample of the files")
+    found = _guess(config)
+    dataset, prepare = Path(config.out, "dataset.yaml"), Path(config.out, "prepare.yaml")
+    texts = {dataset: _dataset_yaml(found), prepare: _prepare_yaml(config, found, str(dataset))}
+    changed = [p for p, text in texts.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
+    kept = [p for p in changed if p.is_file()]
+    if kept and not config.overwrite:
+        fix = "keep it and go on with validate, choose another out, or set overwrite=true"
+        raise ConfigError(str(kept[0]), None, "this file exists and differs from what init would write", fix)
+    for path in changed:
+        storage.write_bytes(str(path), texts[path].encode())
+    load(DatasetSchema, dataset)
+    return InitResult(str(dataset), str(prepare), bool(changed), found.warnings)
+
+
+def _guess(config: InitConfig) -> _Found:
+    tables: dict[str, pa.Table] = {"interactions": sample(config.interactions)}
+    for kind, path in (("items", config.items), ("users", config.users)):
+        tables[kind] = sample(path) if path is not None else pa.table({})
+    events, items, users = (profile(tables[k]) for k in ("interactions", "items", "users"))
+    if not tables["interactions"].num_rows:
+        raise ConfigError("interactions", config.interactions, "interactions must not be empty", "check the files")
+    keys = config.keys
+    user = guess.Guess(keys.user, "given") if keys.user else guess.guess_key(events, "user", config.interactions, users)
+    item = guess.Guess(keys.item, "given") if keys.item else guess.guess_key(events, "item", config.interactions, items)
+    time, unit = (
+        (guess.Guess(keys.timestamp, "given"), guess.time_unit(_known(events, keys.timestamp, config.interactions)))
+        if keys.timestamp
+        else guess.guess_time(events, config.interactions)
+    )
+    request = guess.guess_request(events)
+    used = [user.name, item.name, time.name, *([request] if request else [])]
+    labels = guess.guess_tasks(events, used)
+    tasks: list[Task] = [task for task, _ in labels] or [BinaryTask(name="click", column=EVERY_ROW)]
+    positive = next(task for task in tasks if isinstance(task, BinaryTask))
+    users_key = _entity_key(users, user.name, "user", config.users)
+    items_key = _entity_key(items, item.name, "item", config.items)
+    tasks += guess.guess_profiles(users, [users_key])
+    tasks.append(RetrievalTask(name=f"next_{positive.name}", positive=positive.name))
+    title, text, text_columns = guess.guess_text(items, [items_key])
+    context, left_events = guess.guess_features(tables["interactions"], events, [*used, *(t.column for t, _ in labels)])
+    item_features, left_items = guess.guess_features(tables["items"], items, [items_key, *text_columns])
+    user_features, left_users = guess.guess_features(tables["users"], users, [users_key])
+    schema = DatasetSchema(
+        name=config.name,
+        user_id=user.name,
+        item_id=item.name,
+        timestamp=time.name,
+        time_unit=unit,  # type: ignore[arg-type]
+        request_id=request,
+        tasks=tuple(tasks),
+        user_features=tuple(user_features),
+        item_features=tuple(item_features),
+        context_features=tuple(f for f in context if not getattr(f, "separator", None)),
+        text=text,
+        title=title,
+        split={"kind": "time"},  # type: ignore[arg-type]
+        sampled_negatives=0 if labels else NEGATIVES,
+    )
+    comments = {"user_id": user.reason, "item_id": item.reason, "timestamp": time.reason}
+    comments |= {task.name: reason for task, reason in labels}
+    left = {"interactions": left_events, "items": left_items, "users": left_users}
+    return _Found(schema, comments, items_key, users_key, left, _warnings(schema, config))
+
+
+def _entity_key(profiles: guess.Profiles, name: str, kind: str, path: str | None) -> str | None:
+    """The key column of the items or users table: the same name as in the interactions, or a guess."""
+    if path is None or name in profiles:
+        return name if path is not None else None
+    return guess.guess_key(profiles, kind, path).name
+
+
+def _known(profiles: guess.Profiles, name: str, where: str) -> Any:
+    if name not in profiles:
+        raise ConfigError(
+            f"{where}: {name}", None, f"column is missing; the file has: {', '.join(profiles)}", "correct it"
+        )
+    return profiles[name]
+
+
+def _warnings(schema: DatasetSchema, config: InitConfig) -> tuple[str, ...]:
+    found = []
+    if schema.sampled_negatives:
+        found.append(sampled_warning(schema))
+    if schema.text is None:
+        why = "no items table" if config.items is None else "no text column in the items table"
+        found.append(f"{why}: the teacher will know items by id and attributes only")
+    return tuple(found)
+
+
+def _dataset_yaml(found: _Found) -> str:
+    schema = found.schema
+    lines = [
+        "# What the columns of your data mean. Written by `init` from a sample of your files: read it, correct it.",
+        "# Every key is described in docs/data_format.md.",
+        f"name: {_value(schema.name)}  # shown in every table of results",
+        "",
+        "# Keys and time.",
+        f"user_id: {_value(schema.user_id)}  # {found.comments['user_id']}",
+        f"item_id: {_value(schema.item_id)}  # {found.comments['item_id']}",
+        f"timestamp: {_value(schema.timestamp)}  # {found.comments['timestamp']}",
+        f"time_unit: {schema.time_unit}  # s, ms, us or ns; guessed from the magnitude (ISO-8601 text ignores it)",
+    ]
+    if schema.request_id:
+        lines.append(f"request_id: {_value(schema.request_id)}  # impressions of one request never see each other")
+    lines += ["", "# What is predicted. Missing labels are fine: they train nothing.", "tasks:"]
+    lines += [_task_line(task, found) for task in schema.tasks]
+    lines += _feature_lines("user_features", schema.user_features, found.left_out["users"])
+    lines += _feature_lines("item_features", schema.item_features, found.left_out["items"])
+    lines += _feature_lines("context_features", schema.context_features, found.left_out["interactions"])
+    lines += ["", "# Item text for the teacher's encoder; a clause whose columns are empty is left out."]
+    lines.append(f"text: {_value(schema.text)}")
+    lines.append(f"title: {_value(schema.title)}  # shown to people")
+    lines += [
+        "",
+        "# How targets divide: time (the last 10 % test, the 10 % before validate), user (the last of each user),",
+        "# or boundary (fixed instants: valid_from, test_from in unix seconds).",
+        "split: {kind: time, valid: 0.1, test: 0.1}",
+    ]
+    if schema.sampled_negatives:
+        lines += [
+            "",
+            "# Clicks only: every row is a positive; this many uniform unseen items per row become negatives.",
+        ]
+        lines += ["# WARNING: " + found.warnings[0]]
+        lines += [f"sampled_negatives: {schema.sampled_negatives}"]
+    return "\n".join(lines) + "\n"
+
+
+def _task_line(task: Task, found: _Found) -> str:
+    reason = found.comments.get(task.name, "")
+    match task:
+        case BinaryTask() if task.column == EVERY_ROW:
+            reason = "no label column found: '*' makes every row a positive"
+        case MulticlassTask():
+            reason = "a user attribute, predicted from the history alone"
+        case RetrievalTask():
+            reason = "the next positive item among the whole catalogue"
+        case BinaryTask() | RegressionTask():
+            pass
+    values = task.model_dump(mode="json", exclude_defaults=True)
+    return f"  - {_value({'kind': task.kind} | values)}  # {reason}"
+
+
+def _feature_lines(title: str, features: Sequence[Feature], left_out: Sequence[str]) -> list[str]:
+    lines = ["", f"{title}:" if features else f"{title}: []"]
+    for feature in features:
+        lines.append(f"  - {_value({'kind': feature.kind} | feature.model_dump(mode='json', exclude_defaults=True))}")
+    if left_out:
+        lines.append(f"  # not used (constant, empty, free text or nearly all different): {', '.join(left_out)}")
+    return lines
+
+
+def _prepare_yaml(config: InitConfig, found: _Found, dataset: str) -> str:
+    rows = {"kind": "tables", "dataset": dataset, "interactions": config.interactions}
+    rows |= {k: v for k, v in (("items", config.items), ("users", config.users)) if v is not None}
+    if found.items_key and found.items_key != found.schema.item_id:
+        rows["items_key"] = found.items_key
+    if found.users_key and found.users_key != found.schema.user_id:
+        rows["users_key"] = found.users_key
+    lines = ["# python -m jobs.prepare THIS_FILE", "source:"]
+    lines += [f"  {key}: {_value(value)}" for key, value in rows.items()]
+    lines += [f"path: {_value(str(Path(config.out, 'shards')))}  # where the prepared dataset goes"]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: object) -> str:
+    """A YAML value on one line: JSON is YAML, and quotes everything that YAML would read otherwise."""
+    return json.dumps(value, ensure_ascii=False)

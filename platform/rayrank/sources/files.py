@@ -1,0 +1,154 @@
+"""Parquet, CSV and JSON-lines files as Arrow tables: split into independent parts, or read whole.
+
+Knows file formats; knows nothing about what the columns mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
+import pyarrow.parquet as pq
+
+from rayrank.config import ConfigError
+from rayrank.sources import storage
+from rayrank.sources.lines import read_range, split_lines
+from rayrank.sources.source import Part
+
+SUFFIXES = (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson")
+_PART_BYTES = 32 << 20
+_BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Columns to read; None means all of them."""
+
+    columns: Sequence[str] | None = None
+    types: Mapping[str, pa.DataType] = field(default_factory=dict)  # CSV only: other formats know their types
+
+
+def file_parts(path: str, part_bytes: int = _PART_BYTES) -> list[Part]:
+    """Parts of every file of a file, folder or glob, in name order, with global row numbers.
+
+    Raises:
+        ConfigError: nothing is there, or a Parquet file is unreadable.
+    """
+    parts: list[Part] = []
+    first = 0
+    for file in storage.list_files(path, SUFFIXES):
+        ranges = _row_groups(file) if _is_parquet(file) else split_lines(file, part_bytes)
+        for number, (start, end, rows) in enumerate(ranges):
+            rows -= 1 if number == 0 and _is_csv(file) else 0  # the header is no row
+            parts.append(Part(file=file, start=start, end=end, rows=rows, first_row=first))
+            first += rows
+    return parts
+
+
+def read_part(part: Part, wanted: Wanted) -> Iterator[pa.Table]:
+    """Tables of a part in row order, each of bounded size.
+
+    Raises:
+        ConfigError: a malformed file; the message names the file and what the parser said.
+    """
+    try:
+        if _is_parquet(part.file):
+            yield from _read_parquet(part, wanted)
+        elif _is_csv(part.file):
+            yield from _read_csv(part, wanted)
+        else:
+            for block in read_range(part.file, part.start, part.end):
+                # One parser block: types are inferred over all its lines, and no line is too long for it.
+                options = pa_json.ReadOptions(use_threads=False, block_size=len(block) + 1)
+                yield _selected(pa_json.read_json(pa.BufferReader(block), read_options=options), wanted)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        rule = f"file must be readable as {part.file.rsplit('.', 1)[-1]} in UTF-8 ({error})"
+        raise ConfigError(part.file, None, rule, "mend or re-encode the file") from None
+
+
+def read_all(path: str, wanted: Wanted) -> pa.Table:
+    """Every row of a file, folder or glob as one table."""
+    tables = [table for part in file_parts(path) for table in read_part(part, wanted)]
+    if not tables:
+        raise ConfigError(path, 0, "the table must not be empty", "check the file")
+    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+
+
+def column_names(path: str) -> list[str]:
+    """Column names of the first file."""
+    first = storage.list_files(path, SUFFIXES)[0]
+    if _is_csv(first):
+        return _header(first)
+    part = file_parts(first)[0]
+    return list(next(iter(read_part(part, Wanted()))).column_names)
+
+
+def _row_groups(file: str) -> list[tuple[int, int, int]]:
+    system, inside = storage.locate(file)
+    try:
+        with system.open_input_file(inside) as opened:
+            meta = pq.ParquetFile(opened).metadata
+            return [(g, g + 1, meta.row_group(g).num_rows) for g in range(meta.num_row_groups)]
+    except pa.ArrowInvalid as error:
+        raise ConfigError(file, None, f"file must be Parquet ({error})", "check the file") from None
+
+
+def _read_parquet(part: Part, wanted: Wanted) -> Iterator[pa.Table]:
+    system, inside = storage.locate(part.file)
+    with system.open_input_file(inside) as opened:
+        file = pq.ParquetFile(opened)
+        names = [n for n in wanted.columns if n in file.schema_arrow.names] if wanted.columns is not None else None
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[part.start], columns=names, use_threads=False):
+            yield pa.Table.from_batches([batch])
+
+
+def _read_csv(part: Part, wanted: Wanted) -> Iterator[pa.Table]:
+    names = _header(part.file)
+    include = [n for n in wanted.columns if n in names] if wanted.columns is not None else names
+    skip = 1 if part.start == 0 else 0
+    for block in read_range(part.file, part.start, part.end):
+        yield pa_csv.read_csv(
+            pa.BufferReader(block),
+            read_options=pa_csv.ReadOptions(
+                column_names=names, skip_rows=skip, use_threads=False, block_size=len(block) + 1
+            ),
+            parse_options=pa_csv.ParseOptions(delimiter=_delimiter(part.file)),
+            convert_options=pa_csv.ConvertOptions(
+                column_types={n: t for n, t in wanted.types.items() if n in include},
+                include_columns=include,
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+            ),
+        )
+        skip = 0
+
+
+def _header(file: str) -> list[str]:
+    block = next(iter(read_range(file, 0, min(storage.size(file), 1 << 20))), b"")
+    line = block.split(b"\n", 1)[0].rstrip(b"\r")
+    if not line:
+        raise ConfigError(file, None, "a CSV file starts with a line of column names", "add the header line")
+    delimiter = pa_csv.ParseOptions(delimiter=_delimiter(file))
+    header = pa_csv.read_csv(pa.BufferReader(line + b"\n"), parse_options=delimiter)
+    return [name.removeprefix("\ufeff") for name in header.column_names]
+
+
+def _selected(table: pa.Table, wanted: Wanted) -> pa.Table:
+    if wanted.columns is None:
+        return table
+    return table.select([n for n in wanted.columns if n in table.column_names])
+
+
+def _delimiter(file: str) -> str:
+    return "\t" if file.lower().endswith(".tsv") else ","
+
+
+def _is_csv(file: str) -> bool:
+    return file.lower().endswith((".csv", ".tsv"))
+
+
+def _is_parquet(file: str) -> bool:
+    return file.lower().endswith((".parquet", ".pq"))

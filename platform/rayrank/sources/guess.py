@@ -1,0 +1,205 @@
+"""A first dataset schema from somebody's files: keys, time and its unit, labels, features, text.
+
+Every guess comes with the reason that ``init`` writes beside it. Knows column profiles and naming habits; reads no file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from rayrank.config import ConfigError
+from rayrank.schema import BinaryTask, CategoricalFeature, Feature, MulticlassTask, NumericFeature, RegressionTask
+from rayrank.sources.profile import ColumnProfile
+
+Profiles = Mapping[str, ColumnProfile]
+
+_USER = (
+    "userid",
+    "user",
+    "uid",
+    "customerid",
+    "customer",
+    "visitorid",
+    "memberid",
+    "accountid",
+    "profileid",
+    "sessionid",
+)
+_ITEM = ["itemid", "item", "iid", "productid", "product", "movieid", "movie", "videoid", "video", "articleid", "newsid", "contentid", "sku", "asin", "parentasin", "trackid", "songid", "bookid", "adid", "postid", "docid", "listingid"]
+_TIME = ["timestamp", "time", "ts", "eventtime", "unixtime", "timems", "createdat", "datetime", "date", "eventdate", "clickedat", "viewedat"]
+_REQUEST = ("requestid", "impressionid", "imprid", "reqid", "queryid", "slateid")
+_TITLE = ("title", "name", "headline", "productname", "itemname", "movietitle", "caption")
+_RATING = ("rating", "stars", "score", "grade")
+_PROFILE = ("gender", "sex", "age", "agegroup", "agerange", "ageband")
+_SEPARATORS = ("|", ";", ",", "/")
+_LONG_TEXT = 25.0
+_FEW = 12
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A name and why."""
+
+    name: str
+    reason: str
+
+
+def guess_key(profiles: Profiles, kind: str, where: str, other: Profiles | None = None) -> Guess:
+    """The user or item key column of a table.
+
+    Args:
+        profiles: the table's columns.
+        kind: "user" or "item".
+        where: the file, for the error.
+        other: the entity table's columns; a column that both have and that is unique there is the key.
+
+    Raises:
+        ConfigError: no column looks like one.
+    """
+    habits = _USER if kind == "user" else _ITEM
+    for habit in habits:
+        for name in profiles:
+            if _plain(name) == habit:
+                return Guess(name, "by its name")
+    shared = [n for n in profiles if other is not None and n in other and other[n].distinct == other[n].rows]
+    if shared:
+        return Guess(shared[0], f"unique in the {kind}s table and present here")
+    ending = [n for n in profiles if re.search(rf"{kind}.*id$|^id$", n.lower())]
+    if ending:
+        return Guess(ending[0], "by its name")
+    fix = f"name it {kind}_id, or give keys.{kind}=<column>"
+    raise ConfigError(where, list(profiles), f"no column looks like the {kind} key", fix)
+
+
+def guess_time(profiles: Profiles, where: str) -> tuple[Guess, str]:
+    """The time column and its unit (s, ms, us or ns, by magnitude).
+
+    Raises:
+        ConfigError: no column looks like one.
+    """
+    named = [n for habit in _TIME for n in profiles if _plain(n) == habit]
+    named += [n for n, p in profiles.items() if p.kind == "time"]
+    named += [n for n, p in profiles.items() if p.kind == "number" and p.whole and 10**8 < p.median < 10**19]
+    usable = [n for n in named if profiles[n].kind in ("time", "text") or profiles[n].median > 10**8]
+    if not usable:
+        fix = "add a column of unix times or ISO-8601 times, or give keys.timestamp=<column>"
+        raise ConfigError(where, list(profiles), "no column looks like a time", fix)
+    return Guess(usable[0], "by name and magnitude"), time_unit(profiles[usable[0]])
+
+
+def time_unit(column: ColumnProfile) -> str:
+    """Unit of unix times by their magnitude: 10⁹ is seconds, 10¹² ms, 10¹⁵ µs, 10¹⁸ ns (years 1973–5138)."""
+    if column.kind != "number":
+        return "s"
+    for unit, limit in (("s", 1e11), ("ms", 1e14), ("us", 1e17)):
+        if column.median < limit:
+            return unit
+    return "ns"
+
+
+def guess_request(profiles: Profiles) -> str | None:
+    """The column that groups one request's impressions, if there is one."""
+    return next((n for n in profiles if _plain(n) in _REQUEST), None)
+
+
+def guess_tasks(profiles: Profiles, taken: Iterable[str]) -> list[tuple[BinaryTask | RegressionTask, str]]:
+    """Event tasks with reasons: 0/1 columns are binary, a rating gives a binary and a regression task."""
+    found: list[tuple[BinaryTask | RegressionTask, str]] = []
+    used = set(taken)
+    for name, column in profiles.items():
+        if name in used:
+            continue
+        if _plain(name) in _RATING and column.kind == "number" and column.distinct > 2:
+            low, high = column.low, column.high
+            threshold = float(math.ceil(low + 0.7 * (high - low)))
+            found.append((BinaryTask(name="like", column=name, at_least=threshold), f"{low:g}..{high:g}"))
+            found.append((RegressionTask(name=_task_name(name), column=name, low=low, high=high), f"{low:g}..{high:g}"))
+        elif column.is_flag:
+            found.append((BinaryTask(name=_task_name(name), column=name), f"0/1, mean {column.mean:.3f}"))
+    return found
+
+
+def guess_profiles(profiles: Profiles, taken: Iterable[str]) -> list[MulticlassTask]:
+    """User attributes with few values and a name that says they describe the person."""
+    return [
+        MulticlassTask(name=_task_name(n), column=n, classes=tuple(_texts(p.values)))
+        for n, p in profiles.items()
+        if n not in set(taken) and _plain(n) in _PROFILE and 2 <= len(p.values) <= _FEW
+    ]
+
+
+def guess_features(table: pa.Table, profiles: Profiles, taken: Iterable[str]) -> tuple[list[Feature], list[str]]:
+    """Features of a table, and the columns left out (constant, empty, free text, nearly all different)."""
+    features: list[Feature] = []
+    left: list[str] = []
+    for name, column in profiles.items():
+        if name in set(taken):
+            continue
+        feature = _feature(table, column)
+        if feature is None:
+            left.append(name)
+        else:
+            features.append(feature)
+    return features, left
+
+
+def guess_text(profiles: Profiles, taken: Iterable[str]) -> tuple[str | None, str | None, list[str]]:
+    """Title column, text template and its columns; None where nothing reads like text."""
+    texts = [n for n, p in profiles.items() if n not in set(taken) and p.kind == "text" and p.distinct > 0.5 * p.rows]
+    title = next((n for habit in _TITLE for n in texts if _plain(n) == habit), None)
+    long = [n for n in texts if profiles[n].mean_length >= _LONG_TEXT and n != title and not _is_link(n)]
+    columns = [*([title] if title else []), *long]
+    return title, ". ".join(f"{{{n}}}" for n in columns) or None, columns
+
+
+def find_separator(cells: Sequence[str]) -> tuple[str, int] | None:
+    """Separator of a multi-valued text column and how many values 95 % of its cells have; None: single-valued."""
+    for separator in _SEPARATORS:
+        split = [[part.strip() for part in cell.split(separator)] for cell in cells]
+        several = sum(len(parts) > 1 for parts in split)
+        pieces = Counter(part for parts in split for part in parts)
+        if several >= 0.05 * len(cells) and len(pieces) < 0.5 * len(set(cells)) and max(map(len, pieces)) <= 40:
+            counts = sorted(len(parts) for parts in split)
+            return separator, max(2, min(8, counts[int(0.95 * (len(counts) - 1))]))
+    return None
+
+
+def _feature(table: pa.Table, column: ColumnProfile) -> Feature | None:
+    name = column.name
+    if column.kind in ("empty", "other", "time") or (column.kind != "list" and column.distinct < 2):
+        return None
+    if column.kind == "list":
+        return CategoricalFeature(name=_task_name(name), column=name, max_values=5)
+    if column.kind == "number" and not (column.whole and (name.lower().endswith("id") or column.distinct <= _FEW)):
+        skewed = column.low >= 0 and column.mean > 2 * max(column.median, 1e-9)
+        return NumericFeature(name=_task_name(name), column=name, log=skewed)
+    if column.kind == "text":
+        cells = [c for c in table[name].slice(0, 20_000).to_pylist() if c]
+        several = find_separator(cells) if cells else None
+        if several is not None:
+            return CategoricalFeature(name=_task_name(name), column=name, separator=several[0], max_values=several[1])
+    if column.distinct > max(50, 0.5 * column.rows) or column.mean_length > 60:
+        return None
+    return CategoricalFeature(name=_task_name(name), column=name, min_count=1 if column.distinct <= 50 else 5)
+
+
+def _task_name(column: str) -> str:
+    return re.sub(r"\W+", "_", column.lower()).removeprefix("is_").strip("_") or "label"
+
+
+def _texts(values: Iterable[object]) -> list[str]:
+    return [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values]
+
+
+def _is_link(name: str) -> bool:
+    return any(word in name.lower() for word in ("url", "link", "image", "poster", "path"))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())
