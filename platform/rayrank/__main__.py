@@ -29,7 +29,12 @@ def _dispatch(argv: list[str]) -> int:
         hint = f"did you mean '{near[0]}'?" if near else "rayrank --help lists the jobs"
         print(f'error: NAME: got "{argv[0]}"; must be a job; fix: {hint}', file=sys.stderr)
         return MISTAKE
-    return run(bind(name), argv[1:], program=f"rayrank {name}")
+    try:
+        job = bind(name)
+    except ModuleNotFoundError as error:
+        print(f'error: {name}: got "{error.name}"; must be installed; fix: rayrank doctor names it', file=sys.stderr)
+        return MISTAKE
+    return run(job, argv[1:], program=f"rayrank {name}")
 
 
 if __name__ == "__main__":
