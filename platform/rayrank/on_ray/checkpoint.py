@@ -5,39 +5,42 @@ Safetensors and JSON beside the bundle to come; frozen weights are not repeated.
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 from safetensors.torch import load, save
 from torch import nn
 
+from rayrank.config import digest
 from rayrank.learning.train import Snapshot
+from rayrank.on_ray.items import bundle_id
+from rayrank.on_ray.label import read_label_key
+from rayrank.on_ray.task import FitTask
 from rayrank.sources import storage
+from rayrank.sources.manifest import read_manifest
 
 META = "checkpoint.json"
 
 
 class Checkpoints:
-    """Checkpoints of one run; those of another config (``key``) are ignored and overwritten."""
+    """Checkpoints of one run; those of another (by ``key``) are ignored and overwritten."""
 
-    def __init__(self, output: str, key: str, model: nn.Module) -> None:
-        self.folder, self._key, self._model = f"{output.rstrip('/')}.checkpoint", key, model
+    def __init__(self, output: str, key: str) -> None:
+        self.folder, self._key = f"{output.rstrip('/')}.checkpoint", key
 
     def latest(self) -> Snapshot | None:
-        """The last whole snapshot of this config."""
+        """The last whole snapshot of this run, without frozen weights."""
         place = storage.join(self.folder, META)
         if not storage.exists(place):
             return None
         meta = json.loads(storage.read_bytes(place))
         if meta.pop("key", None) != self._key:
             return None
-        tensors = load(storage.read_bytes(storage.join(self.folder, meta.pop("file"))))
-        for name, value in self._frozen().items():
-            tensors[f"model/{name}"] = tensors[f"best/{name}"] = value.detach().cpu()
-        return Snapshot(tensors, meta)
+        return Snapshot(load(storage.read_bytes(storage.join(self.folder, meta.pop("file")))), meta)
 
-    def write(self, snapshot: Snapshot) -> None:
+    def write(self, snapshot: Snapshot, model: nn.Module) -> None:
         """Keep a snapshot: its tensors under a name of their own, then the note that points to them."""
-        frozen = self._frozen()
+        frozen = _frozen(model)
         kept = {
             name: value.contiguous()
             for name, value in snapshot.tensors.items()
@@ -55,5 +58,27 @@ class Checkpoints:
         """The run is over."""
         storage.remove(self.folder)
 
-    def _frozen(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self._model.named_parameters() if not p.requires_grad}
+
+def with_frozen(snapshot: Snapshot, model: nn.Module) -> Snapshot:
+    """The snapshot with the frozen weights that it leaves out, taken from the freshly built model."""
+    frozen = {name: value.detach().cpu() for name, value in _frozen(model).items()}
+    copies = {f"{where}/{name}": value for where in ("model", "best") for name, value in frozen.items()}
+    return Snapshot({**snapshot.tensors, **copies}, snapshot.meta)
+
+
+def run_key(task: FitTask) -> str:
+    """Equal for runs that would give the same result: the task, and what is in its dataset, teacher and labels.
+
+    Raises:
+        ConfigError: one of them does not exist.
+    """
+    parts = [digest(task), read_manifest(task.dataset).data_fingerprint]
+    if task.teacher:
+        parts.append(bundle_id(task.teacher))
+    if task.labels:
+        parts.append(read_label_key(task.labels).bundle_id)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _frozen(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if not p.requires_grad}

@@ -6,8 +6,9 @@ depends on seed, epoch and lanes only, so the numbers do not depend on how many 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
 
 from rayrank.batch import SequenceBatch
 from rayrank.learning.plan import GroupInfo, GroupRef, micro_batches, plan, steps
@@ -23,34 +24,27 @@ class Feed:
     def __init__(self, stream: GroupStream, spec: LearningSpec, place: tuple[int, int]) -> None:
         self._stream, self._manifest, self._spec = stream, stream.shards.manifest, spec
         self._rank, self._world = place
-        self.wait_s = 0.0
 
     def steps(self, epoch: int) -> Iterator[list[SequenceBatch]]:
         """Steps of this rank in an epoch: the next micro-batch of each of its lanes that still has one."""
         dealt = plan(train_groups(self._manifest), self._spec.seed, epoch, self._spec.lanes, self._spec.batch_events)
         mine = dealt.of_rank(self._rank, self._world)
         batches = self._batches([Group(ref.shard, ref.group) for ref in first_need(mine)])
-        return self._timed(steps([_lane(lane, batches) for lane in mine]))
+        return steps([_lane(lane, batches) for lane in mine])
 
     def evaluated(self, part: str) -> Iterator[SequenceBatch]:
         """This rank's row groups that hold a target of ``part`` ('train', 'valid' or 'test'), one batch each."""
         groups = part_groups(self._manifest, part)[self._rank :: self._world]
-        return self._timed(self._batches(groups))
+        return self._batches(groups)
 
     def _batches(self, order: Sequence[Group]) -> Iterator[SequenceBatch]:
-        schema = self._manifest.dataset_schema
-        for table in self._stream.tables(order):
-            soft = [name for name in table.column_names if name.startswith("soft_")]
-            yield collate(table.drop_columns(soft), schema, table.select(["key", *soft]) if soft else None)
+        """Collated row groups; reading starts now."""
+        return map(self._collate, self._stream.tables(order))
 
-    def _timed(self, batches: Iterator) -> Iterator:
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            self.wait_s += time.perf_counter() - began
-            if batch is None:
-                return
-            yield batch
+    def _collate(self, table: pa.Table) -> SequenceBatch:
+        soft = [name for name in table.column_names if name.startswith("soft_")]
+        labels = table.select(["key", *soft]) if soft else None
+        return collate(table.drop_columns(soft), self._manifest.dataset_schema, labels)
 
 
 def first_need(lanes: Sequence[Sequence[GroupRef]]) -> list[GroupRef]:

@@ -15,16 +15,18 @@ from typing import Any
 import torch
 
 from rayrank.bundle import BundleParts, Parent, save_bundle
-from rayrank.config import ConfigError, digest
+from rayrank.config import ConfigError
 from rayrank.learning.collectives import Collectives, Solo
 from rayrank.learning.train import Hooks, TrainData, TrainResult, TrainSpec, train
 from rayrank.models.build import build_ranker
-from rayrank.on_ray.checkpoint import Checkpoints
+from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
 from rayrank.on_ray.feed import Feed, steps_per_epoch
 from rayrank.on_ray.items import Items, load_items
 from rayrank.on_ray.stream import GroupStream, Shards
 from rayrank.on_ray.task import FitTask
 from rayrank.sources.dataset import Dataset
+
+_HEADLINES = ("auc", "gauc", "rmse", "accuracy", "recall_100")
 
 
 @dataclass(frozen=True)
@@ -62,27 +64,29 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     torch.set_num_threads(task.threads)
     shards = Shards(task.dataset, task.labels)
     dataset = Dataset.open(task.dataset)
+    feed = Feed(GroupStream(shards, task.stream), task.learning, (collectives.rank, collectives.world))
+    checkpoints = Checkpoints(task.output, run_key(task)) if task.output else None
+    resume = checkpoints.latest() if checkpoints else None
+    first = resume.meta["epoch"] if resume else 0
+    begun = feed.steps(first)  # reading starts while texts are encoded
     items = load_items(task, dataset, collectives, device)
     seconds_items = time.monotonic() - began
     torch.manual_seed(task.learning.seed)
     model = build_ranker(task.model, dataset.schema, items.sizes, items.encoder).to(device)
-    feed = Feed(GroupStream(shards, task.stream), task.learning, (collectives.rank, collectives.world))
-    checkpoints = Checkpoints(task.output, digest(task), model) if task.output else None
-    resume = checkpoints.latest() if checkpoints else None
-    lines = _Lines(listeners, task.learning.epochs, collectives.rank)
-    if resume:
+    lines = _Lines(listeners, task.learning.epochs, collectives)
+    if resume and collectives.rank == 0:
         lines.say(f"going on after epoch {resume.meta['epoch']}")
 
     def keep(snapshot: Any) -> None:
         epoch = int(snapshot.meta["epoch"])
         if checkpoints and collectives.rank == 0 and epoch < task.learning.epochs:
-            checkpoints.write(snapshot)
+            checkpoints.write(snapshot, model)
         listeners.on_epoch(epoch, snapshot.meta["history"][-1]["metrics"])
 
-    hooks = Hooks(report=lines.report, on_epoch=keep, resume=resume)
+    hooks = Hooks(report=lines.report, on_epoch=keep, resume=resume and with_frozen(resume, model))
     data = TrainData(
         items.catalogue,
-        feed.steps,
+        lambda epoch: begun if epoch == first else feed.steps(epoch),
         steps_per_epoch(shards.manifest, task.learning),
         lambda: feed.evaluated("valid"),
     )
@@ -92,7 +96,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
         assert checkpoints
         checkpoints.remove()
     collectives.barrier()
-    return _fitted(result, model, (began, seconds_items), resume)
+    return _fitted(result, model, (began, seconds_items, collectives.world), resume)
 
 
 def _train(model: Any, data: TrainData, spec: TrainSpec, hooks: Hooks, collectives: Collectives) -> TrainResult:
@@ -124,8 +128,8 @@ def _save(task: FitTask, model: Any, result: TrainResult, dataset: Dataset, item
     save_bundle(task.output, model.to("cpu"), parts)
 
 
-def _fitted(result: TrainResult, model: Any, times: tuple[float, float], resume: Any) -> Fitted:
-    began, seconds_items = times
+def _fitted(result: TrainResult, model: Any, times: tuple[float, float, int], resume: Any) -> Fitted:
+    began, seconds_items, world = times
     history = result.history
     busy = sum(e["seconds"] for e in history) or 1.0
     return Fitted(
@@ -135,7 +139,7 @@ def _fitted(result: TrainResult, model: Any, times: tuple[float, float], resume:
         best_epoch=result.best_epoch,
         seconds=time.monotonic() - began,
         seconds_items=seconds_items,
-        events_per_s=sum(e["events_per_s"] * e["seconds"] for e in history) / busy,
+        events_per_s=world * sum(e["events_per_s"] * e["seconds"] for e in history) / busy,
         wait_share=sum(e["wait_share"] * e["seconds"] for e in history) / busy,
         parameters=sum(p.numel() for p in model.parameters()),
         resumed_from=int(resume.meta["epoch"]) if resume else None,
@@ -145,8 +149,9 @@ def _fitted(result: TrainResult, model: Any, times: tuple[float, float], resume:
 class _Lines:
     """Turns the loop's reports into lines for people, on rank 0."""
 
-    def __init__(self, listeners: Listeners, epochs: int, rank: int) -> None:
-        self._listeners, self._epochs, self._quiet = listeners, epochs, rank > 0
+    def __init__(self, listeners: Listeners, epochs: int, collectives: Collectives) -> None:
+        self._listeners, self._epochs, self._quiet = listeners, epochs, collectives.rank > 0
+        self._world = collectives.world  # rates are of this rank, whose share is one in so many
 
     def say(self, line: str) -> None:
         if not self._quiet:
@@ -156,9 +161,13 @@ class _Lines:
         number = f"epoch {entry['epoch'] + 1}/{self._epochs}"
         if "step" in entry:
             tasks = " ".join(f"{k[5:]} {v:.3f}" for k, v in entry.items() if k.startswith("loss/"))
-            rate = f"{entry['events_per_s']:,.0f} events/s"
+            rate = f"{self._world * entry['events_per_s']:,.0f} events/s"
             self.say(f"{number} step {entry['step']}: loss {entry['loss']:.4f} ({tasks}), {rate}")
             return
-        found = " ".join(f"{k} {v:.4f}" for k, v in entry.items() if k.startswith("streaming/") and k.count("/") == 2)
-        rate = f"{entry['events_per_s']:,.0f} events/s, {entry['wait_share']:.0%} waiting for data"
+        found = " ".join(
+            f"{k.removeprefix('streaming/')} {v:.4f}"
+            for k, v in entry.items()
+            if k.startswith("streaming/") and k.rsplit("/", 1)[-1] in _HEADLINES
+        )
+        rate = f"{self._world * entry['events_per_s']:,.0f} events/s, {entry['wait_share']:.0%} waiting for data"
         self.say(f"{number} done: {found or 'not evaluated'}; {rate}")

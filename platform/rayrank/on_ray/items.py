@@ -1,4 +1,4 @@
-"""What a run knows of the items: features, sizes, texts encoded once with the work shared by the ranks and kept on disk.
+"""What a run knows of the items: features, sizes, texts encoded once by all ranks together and kept on disk.
 
 A teacher's vectors come from its encoder, a student's from its teacher's bundle. Knows datasets, encoders and
 bundles; knows nothing about how models are trained.

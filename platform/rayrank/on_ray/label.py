@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from rayrank.config import Config
+from rayrank.config import Config, ConfigError, parse
 from rayrank.on_ray.stream import (
     Group,
     Place,
@@ -35,6 +35,8 @@ from rayrank.sources.manifest import Manifest
 
 FILE = "manifest.json"
 KEY = "key.json"
+_PIECE = 16_384
+"""Padded positions scored at once."""
 
 
 class LabelKey(Config):
@@ -44,6 +46,21 @@ class LabelKey(Config):
     bundle_id: str = Field(description="the teacher")
     data_fingerprint: str = Field(description="the shards")
     tasks: tuple[str, ...] = Field(description="event tasks, each a soft_<task> column")
+
+
+def read_label_key(folder: str) -> LabelKey:
+    """What the labels in a folder are of.
+
+    Raises:
+        ConfigError: there are none, or they are not complete.
+    """
+    place = storage.join(folder, FILE)
+    if not storage.exists(place):
+        raise ConfigError(
+            folder, None, "holds no teacher labels (manifest.json is missing)", "run label, or correct it"
+        )
+    raw = json.loads(storage.read_bytes(place))
+    return parse(LabelKey, {name: raw.get(name) for name in LabelKey.model_fields}, place)
 
 
 class LabelTask(Config):
@@ -102,7 +119,6 @@ class Teacher:
         import torch
 
         from rayrank.bundle import load_bundle
-        from rayrank.config import parse
 
         spec = parse(LabelTask, task, "label worker")
         torch.set_num_threads(spec.threads)
@@ -112,20 +128,28 @@ class Teacher:
         """``key`` and, aligned with ``item``, ``soft_<task>`` logits of every target (NaN elsewhere)."""
         import torch
 
+        from rayrank.learning.plan import take
+        from rayrank.objectives.targets import pack
         from rayrank.sources.collate import collate
 
         table = read_place(place)
         batch = collate(table, self._bundle.info.data_schema)
         model, items = self._bundle.model, self._bundle.items_NW
-        with torch.inference_mode():
-            state = model.user_state(batch.events, items)
-            logits = model.score(state, batch.streaming(), items)
         target_BT = batch.part_BT > 0
+        logits = {name: torch.full(batch.part_BT.shape, torch.nan) for name in model.event_tasks}
+        with torch.inference_mode():
+            for rows in _pieces(*batch.part_BT.shape):
+                piece = take(batch, rows)
+                queries, asked_BQ, _ = pack(piece.streaming(), target_BT[rows])
+                found = model.score(model.user_state(piece.events, items), queries, items)
+                for name, logits_BQ in found.items():
+                    values_BT = logits[name][rows]
+                    values_BT[target_BT[rows]] = logits_BQ[asked_BQ].float()
+                    logits[name][rows] = values_BT
         offsets = _offsets(table)
         columns = {"key": table.column("key").combine_chunks()}
         for name, logits_BT in logits.items():
-            values_BT = torch.where(target_BT, logits_BT.float(), torch.nan)
-            columns[f"soft_{name}"] = _lists(values_BT.numpy(), offsets)
+            columns[f"soft_{name}"] = _lists(logits_BT.numpy(), offsets)
         return pa.table(columns)
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
@@ -181,6 +205,14 @@ def _write(folder: str, order: Sequence[Group], tables: Iterable[pa.Table]) -> I
                 writer.close()
         system.move(temporary, inside)
         yield shard, rows
+
+
+def _pieces(sequences: int, length: int) -> Iterator[Any]:
+    """Row numbers of a row group in pieces of bounded padded size."""
+    import torch
+
+    pieces = min(max(1, -(-sequences * length // _PIECE)), sequences)
+    yield from torch.tensor_split(torch.arange(sequences), pieces)
 
 
 def _offsets(table: pa.Table) -> Any:

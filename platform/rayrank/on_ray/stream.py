@@ -7,7 +7,10 @@ its assignment is neither seeded nor resumable. Knows nothing about models or tr
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -114,23 +117,70 @@ class GroupStream:
         self._room = spec.cache_mb * 2**20
 
     def tables(self, order: Sequence[Group]) -> Iterator[pa.Table]:
-        """The row groups of ``order``, one table each, in that order."""
+        """The row groups of ``order``, one table each, in that order. Reading starts at once, not at the first use."""
         missing = [self.shards.place(g) for g in order if g not in self._kept]
-        fresh = self._fetch(missing) if missing else iter(())
+        fresh = ahead(self._fetch(missing), self._spec.prefetch * self._spec.groups_per_task) if missing else iter(())
+        return self._merged(list(order), set(order) & self._kept.keys(), fresh)
+
+    def _merged(self, order: Sequence[Group], kept: set[Group], fresh: Iterator[pa.Table]) -> Iterator[pa.Table]:
         for group in order:
-            table = self._kept.get(group)
-            if table is None:
-                table = next(fresh)
-                self._keep(group, table)
+            if group in kept:
+                yield self._kept[group]
+                continue
+            table = next(fresh)
+            self._keep(group, table)
             yield table
 
     def _keep(self, group: Group, table: pa.Table) -> None:
-        if table.nbytes <= self._room:
+        if group not in self._kept and table.nbytes <= self._room:
             self._kept[group] = table
             self._room -= table.nbytes
 
     def _fetch(self, order: Sequence[Place]) -> Iterator[pa.Table]:
         return stream_tables(order, self._spec) if self._spec.through == "ray" else map(read_place, order)
+
+
+def ahead(tables: Iterator[pa.Table], depth: int) -> Iterator[pa.Table]:
+    """The same tables, fetched by a thread that starts now and stays at most ``depth`` of them ahead.
+
+    The thread ends with the tables, or when the iterator is closed or forgotten.
+    """
+    ready: queue.Queue[tuple[pa.Table | None, BaseException | None]] = queue.Queue(max(1, depth))
+    closed = threading.Event()
+
+    def put(entry: tuple[pa.Table | None, BaseException | None]) -> None:
+        while not closed.is_set():
+            with suppress(queue.Full):
+                ready.put(entry, timeout=0.2)
+                return
+
+    def fetch() -> None:
+        try:
+            for table in tables:
+                put((table, None))
+                if closed.is_set():
+                    return
+            put((None, None))
+        except BaseException as error:
+            put((None, error))
+
+    threading.Thread(target=fetch, name="read-ahead", daemon=True).start()
+    return _drain(ready, closed)
+
+
+def _drain(
+    ready: queue.Queue[tuple[pa.Table | None, BaseException | None]], closed: threading.Event
+) -> Iterator[pa.Table]:
+    try:
+        while True:
+            table, error = ready.get()
+            if error is not None:
+                raise error
+            if table is None:
+                return
+            yield table
+    finally:
+        closed.set()
 
 
 def stream_tables(order: Sequence[Place], spec: StreamSpec) -> Iterator[pa.Table]:

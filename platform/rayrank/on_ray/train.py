@@ -1,0 +1,183 @@
+"""A training run on Ray Train: W workers with a process group, or this process alone when W is 0.
+
+Knows how to start workers, pass typed configs and bring progress and results back. What a worker does is
+:mod:`rayrank.on_ray.fit`; nothing here knows about models.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rayrank.config import Config, ConfigError, parse
+from rayrank.on_ray.cluster import Cluster, ClusterConfig, check_capacity
+from rayrank.on_ray.fit import Fitted, Listeners, fit
+from rayrank.on_ray.task import FitTask
+
+_POLL_S = 0.5
+
+
+class Workers(Config):
+    """How many processes train, and on what."""
+
+    count: int = Field(2, ge=0, description="Ray Train workers; 0: this process alone, without Ray Train's start-up")
+    cpus: float = Field(1.0, gt=0, description="logical CPUs each holds")
+    gpu: Literal["auto", "never", "always"] = Field("auto", description="one GPU each: when there are enough, or not")
+    max_failures: int = Field(1, ge=0, description="restarts after a lost worker; each goes on at the last epoch")
+
+
+def run_in_process(task: FitTask, workers: Workers, progress: Callable[[str], None]) -> Fitted:
+    """Train here, without Ray: row groups are read directly."""
+    import torch
+
+    device = "cuda" if workers.gpu != "never" and torch.cuda.is_available() else "cpu"
+    here = task.model_copy(update={"stream": task.stream.model_copy(update={"through": "direct"})})
+    before = torch.get_num_threads()
+    try:
+        return fit(here, Listeners(progress), device=device)
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_distributed(
+    task: FitTask, workers: Workers, cluster: Cluster, config: ClusterConfig, progress: Callable[[str], None]
+) -> Fitted:
+    """Train on ``workers.count`` Ray Train workers of ``cluster``.
+
+    Raises:
+        ConfigError: more workers than CPUs or GPUs, or a mistake that only a worker could see.
+        RuntimeError: a worker failed for another reason; the message holds its last lines.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig
+
+    gpu = _use_gpu(workers, cluster)
+    check_capacity(cluster, workers.count * workers.cpus, "workers.count", workers.count if gpu else 0)
+    assert task.output
+    with _progress_board(progress) as board:
+        trainer = _trainer(cluster)(
+            _worker,
+            train_loop_config={"task": task.model_dump(mode="json"), "board": board, "wait_s": config.wait_s},
+            scaling_config=ScalingConfig(
+                num_workers=workers.count, use_gpu=gpu, resources_per_worker={"CPU": workers.cpus}
+            ),
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=int(config.wait_s)),
+            run_config=RunConfig(
+                name="train",
+                storage_path=f"{task.output.rstrip('/')}.ray",
+                failure_config=FailureConfig(max_failures=workers.max_failures),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise RuntimeError(f"training failed: {str(error).strip()[-2000:]}") from error
+    _remove_storage(task.output)
+    return _unpack(result.return_value)
+
+
+def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    task = parse(FitTask, config["task"], "training worker")
+    import ray.train
+
+    from rayrank.on_ray.collectives import TorchCollectives
+
+    board = config["board"]
+    rank = ray.train.get_context().get_world_rank()
+    device = str(ray.train.torch.get_device())
+    listeners = Listeners(
+        progress=lambda line: board.add.remote(line),
+        on_epoch=lambda epoch, metrics: ray.train.report({"epoch": epoch, **metrics}),
+    )
+    try:
+        return {"fitted": asdict(fit(task, listeners, TorchCollectives(config["wait_s"]), device))}
+    except ConfigError as error:
+        # Travels as plain values: exceptions with arguments of their own do not survive the way to the driver.
+        if rank > 0:
+            raise RuntimeError(str(error)) from None
+        return {"mistake": [error.path, str(error.value), error.rule, error.fix]}
+
+
+def _unpack(returned: Any) -> Fitted:
+    if not isinstance(returned, dict):
+        raise RuntimeError("the training workers ended without a result")
+    if "mistake" in returned:
+        raise ConfigError(*returned["mistake"])
+    return Fitted(**returned["fitted"])
+
+
+def _use_gpu(workers: Workers, cluster: Cluster) -> bool:
+    return workers.gpu == "always" or (workers.gpu == "auto" and cluster.gpus >= workers.count)
+
+
+def _trainer(cluster: Cluster) -> type[Any]:
+    """TorchTrainer; on a Ray that ends with this process, without the actor that cleans up after lost drivers.
+
+    That actor costs seconds of start-up and asks the dashboard, which a local Ray does not run.
+    """
+    from ray.train.torch import TorchTrainer
+
+    base: type[Any] = TorchTrainer
+    if not cluster.started_here or not hasattr(base, "_create_default_callbacks"):
+        return base
+
+    class LocalTrainer(base):
+        def _create_default_callbacks(self) -> list[Any]:
+            found = super()._create_default_callbacks()
+            return [c for c in found if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+    return LocalTrainer
+
+
+class _Board:
+    """Lines of rank 0 on their way to the driver."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        self._lines.append(line)
+
+    def take(self) -> list[str]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+@contextmanager
+def _progress_board(progress: Callable[[str], None]) -> Iterator[Any]:
+    import ray
+
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    ended = threading.Event()
+
+    def pump() -> None:
+        while True:
+            last = ended.wait(_POLL_S)
+            try:
+                for line in ray.get(board.take.remote(), timeout=10):
+                    progress(line)
+            except ray.exceptions.RayError:
+                if not last:
+                    continue
+            if last:
+                return
+
+    thread = threading.Thread(target=pump, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        ended.set()
+        thread.join(timeout=15)
+        ray.kill(board)
+
+
+def _remove_storage(output: str) -> None:
+    from rayrank.sources import storage
+
+    storage.remove(f"{output.rstrip('/')}.ray")
