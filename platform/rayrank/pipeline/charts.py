@@ -81,10 +81,10 @@ def to_svg(figure: Figure, label: str) -> str:
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     for marker, variable in _VARIABLES.items():
         text = text.replace(marker, variable)
-    text = re.sub(r"font: ([\w. ]*?)([\d.]+px) [^;\"]*", r"font: \1\2 var(--font)", text)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", text)
     width, height = (round(v * 72) for v in figure.get_size_inches())
     head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_escape(label)}" class="chart"'
     return re.sub(r"^<svg[^>]*", head, text, count=1).strip()

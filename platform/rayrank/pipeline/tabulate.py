@@ -65,42 +65,41 @@ def verdict(found: Comparison) -> str:
     """One plain sentence: better than the best baseline or not, by how much, how calibrated, what the student keeps."""
     parts = [_against_baseline(found, name) for name in found.models]
     if {"teacher", "student"} <= set(found.models):
-        teacher, student = _auc(found, "teacher"), _auc(found, "student")
+        kept = kept_lift(_auc(found, "student"), _auc(found, "teacher"))
         fast, slow = (_speed(found, name) for name in ("student", "teacher"))
-        times = f" at {fast / slow:,.0f} times its speed" if fast and slow else ""
-        parts.append(f"the student keeps {100 * kept_lift(student, teacher):.1f} % of the teacher's lift{times}")
+        times = f" at {fast / slow:,.1f} times its speed" if fast and slow else ""
+        parts.append(f"the student keeps {100 * kept:.1f} % of the teacher's lift{times}")
     sentence = "; ".join(part for part in parts if part)
     return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else "Nothing to judge: no model was given."
 
 
 def _against_baseline(found: Comparison, model: str) -> str:
-    entry = found.find(model, "snapshot")
-    live = found.find(model, "streaming")
-    best = found.best_baseline("gauc")
+    entry, live, best = found.find(model, "snapshot"), found.find(model, "streaming"), found.best_baseline("gauc")
     if entry is None or live is None:
         return ""
-    calibration = f"calibration {live.metrics[f'{found.task}/calibration']:.2f} ({live.protocol})"
+    name = f"the {model}"
+    calibration = f"calibration {live.metrics[f'{found.task}/calibration']:.2f}"
     if best is None:
         auc = entry.metrics[f"{found.task}/auc"]
-        return f"{model} reaches AUC {auc:.4f} ({entry.protocol}), no baseline to compare with, {calibration}"
-    gauc, auc_best = found.gain("gauc", entry, best), found.best_baseline("auc") or best
-    auc_gain = found.gain("auc", entry, auc_best)
-    other = "" if auc_best.model == best.model else f" over {auc_best.model}"
-    return (
-        f"{model} {_words(gauc)} than the best baseline ({best.model}) by {points(gauc)} points of GAUC and "
-        f"{points(auc_gain)} of AUC{other} ({entry.protocol}), {calibration}"
-    )
+        return f"{name} reaches AUC {auc:.4f} ({entry.protocol}), no baseline to compare with, {calibration}"
+    auc_best = found.best_baseline("auc") or best
+    gauc, auc_gain = found.gain("gauc", entry, best), found.gain("auc", entry, auc_best)
+    other = "" if auc_best.model == best.model else f" against {auc_best.model}"
+    return f"{name} {_words(gauc, best.model)}, {points(auc_gain)} of AUC{other} ({entry.protocol}), {calibration}"
 
 
-def _words(gain: Interval) -> str:
+def _words(gain: Interval, baseline: str) -> str:
+    size = f"{points(gain)} points of GAUC"
     if gain.low > 0:
-        return "ranks better"
-    return "ranks worse" if gain.high < 0 else "does not rank measurably better"
+        return f"ranks better than the best baseline ({baseline}): {size}"
+    if gain.high < 0:
+        return f"ranks worse than the best baseline ({baseline}): {size}"
+    return f"does not rank measurably better than the best baseline ({baseline}): {size}"
 
 
 def points(gain: Interval) -> str:
-    """A difference in points (hundredths) with half its 95 % interval."""
-    return f"{100 * gain.value:+.2f} ± {100 * gain.half_width:.2f}".removeprefix("+")
+    """A difference in points (hundredths) with half its interval."""
+    return f"{100 * gain.value:+.2f} ± {100 * gain.half_width:.2f}".replace("-", "−")
 
 
 def _auc(found: Comparison, model: str) -> float:
