@@ -63,6 +63,11 @@ def read_label_key(folder: str) -> LabelKey:
     return parse(LabelKey, {name: raw.get(name) for name in LabelKey.model_fields}, place)
 
 
+def labels_exist(folder: str, key: LabelKey) -> bool:
+    """Whether all labels of ``key`` are there already."""
+    return storage.exists(storage.join(folder, FILE)) and read_label_key(folder) == key
+
+
 class LabelTask(Config):
     """What is to be labelled, by whom, into where."""
 

@@ -1,0 +1,75 @@
+"""Let the teacher label every target once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from rayrank.bundle import read_info
+from rayrank.config import Config, ConfigError, DataPath
+from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
+from rayrank.on_ray.items import bundle_id
+from rayrank.on_ray.label import LabelKey, Labelled, LabelTask, label_shards, labels_exist
+from rayrank.sources.manifest import read_manifest
+
+
+class LabelConfig(Config):
+    """Which teacher labels which dataset."""
+
+    dataset: DataPath = Field(description="folder of the prepared dataset")
+    teacher: DataPath = Field(description="folder of the teacher's bundle")
+    output: DataPath = Field(description="folder of the labels; those of another teacher or dataset are replaced")
+    actors: int = Field(2, ge=0, description="teacher processes, one logical CPU each; 0: this process, without Ray")
+    threads: int = Field(1, ge=1, description="torch threads of each")
+    groups_per_task: int = Field(4, ge=1, description="row groups that one call scores")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="which Ray they run on")
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What was made and where."""
+
+    labels: str
+    teacher_id: str
+    shards: int
+    reused_shards: int
+    targets: int
+    seconds: float
+
+    def summary(self) -> list[str]:
+        """The lines a person wants to read."""
+        made = f"{self.targets:,} targets in {self.shards} shards, {self.reused_shards} of them there already"
+        return [f"{made} ({self.seconds:.1f} s)", f"labels of teacher {self.teacher_id}: {self.labels}"]
+
+
+def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
+    """Write the teacher's logits for every target; only shards without labels are scored.
+
+    Raises:
+        ConfigError: no such dataset or teacher, another schema, more actors than the cluster has room for.
+    """
+    began = time.monotonic()
+    manifest, info = read_manifest(config.dataset), read_info(config.teacher)
+    if info.schema_fingerprint != manifest.fingerprint:
+        rule = f"the teacher's schema must be that of the dataset ({manifest.fingerprint[:16]})"
+        raise ConfigError("teacher", info.schema_fingerprint[:16], rule, "train a teacher on this dataset")
+    key = LabelKey(
+        bundle_id=bundle_id(config.teacher),
+        data_fingerprint=manifest.data_fingerprint,
+        tasks=tuple(task.name for task in manifest.dataset_schema.event_tasks),
+    )
+    task = LabelTask(**{name: getattr(config, name) for name in LabelTask.model_fields})
+    if config.actors == 0 or labels_exist(config.output, key):
+        done = label_shards(task, key, progress)
+    else:
+        with ensure_cluster(config.cluster) as cluster:
+            check_capacity(cluster, config.actors, "actors")
+            done = label_shards(task, key, progress)
+    return _result(done, key, time.monotonic() - began)
+
+
+def _result(done: Labelled, key: LabelKey, seconds: float) -> LabelResult:
+    return LabelResult(done.path, key.bundle_id, done.shards, done.reused, done.targets, seconds)

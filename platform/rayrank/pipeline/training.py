@@ -1,0 +1,153 @@
+"""What training a teacher and distilling a student share: one run, found again when it is there already, recorded.
+
+Distillation is the same run with another model spec, another objective and teacher labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pydantic import Field
+
+from rayrank.config import DataPath
+from rayrank.on_ray.checkpoint import run_key
+from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
+from rayrank.on_ray.fit import Fitted
+from rayrank.on_ray.items import bundle_id
+from rayrank.on_ray.task import FitTask
+from rayrank.on_ray.train import Workers, run_distributed, run_in_process
+from rayrank.sources import storage
+from rayrank.tracking import MlflowTracking, NullRun, NullTracker, TrackingConfig, open_tracker
+
+_CURVE_POINTS = 60
+
+
+class TrainingConfig(FitTask):
+    """A training run and its surroundings."""
+
+    output: DataPath = Field(description="folder of the bundle that is made")
+    workers: Workers = Field(default_factory=Workers, description="processes that train")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="which Ray they run on")
+    tracking: TrackingConfig = Field(default_factory=MlflowTracking, description="where the run is recorded")
+    parent_run: str | None = Field(None, description="id of the tracked run that this one belongs to (a sweep)")
+    again: bool = Field(False, description="train even if the bundle of this very config and data is there already")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What was made, where, and how it went."""
+
+    bundle: str
+    bundle_id: str
+    role: str
+    metrics: dict[str, float]  # '<protocol>/<task>/<metric>' on valid, best epoch
+    history: list[dict[str, Any]]  # one entry per epoch: metrics, events_per_s, wait_share, seconds
+    curve: list[dict[str, float]]  # one entry per step: loss and loss/<task>
+    best_epoch: int
+    parameters: int
+    seconds: float
+    events_per_s: float
+    wait_share: float
+    reused: bool = False
+    run_id: str | None = None
+    headlines: tuple[str, ...] = field(default=("auc", "gauc", "rmse", "recall_100"), repr=False)
+
+    def summary(self) -> list[str]:
+        """The lines a person wants to read."""
+        names = [n for n in self.metrics if n.rsplit("/", 1)[-1] in self.headlines]
+        found = [f"  valid {name} {self.metrics[name]:.4f}" for name in names]
+        how = "was there already" if self.reused else f"{self.seconds:.1f} s, {self.events_per_s:,.0f} events/s"
+        made = f"{self.role} with {self.parameters:,} parameters, best epoch {self.best_epoch + 1} ({how})"
+        return [made, *found, f"bundle {self.bundle_id}: {self.bundle}"]
+
+
+def train_bundle(config: TrainingConfig, role: str, progress: Callable[[str], None]) -> TrainingResult:
+    """Train, save the bundle, record the run; or find that all of it was done before.
+
+    Raises:
+        ConfigError: inputs that do not exist or do not fit, more workers than the cluster has room for.
+    """
+    task = FitTask(**{name: getattr(config, name) for name in FitTask.model_fields})
+    key = run_key(task)
+    known = None if config.again else _known(config.output, key)
+    if known is not None:
+        progress(f"this {role} is there already: {config.output} (again=true trains it anew)")
+        return known
+    with ThreadPoolExecutor(1) as helper:  # opening the store imports for seconds; Ray starts meanwhile
+        opening = helper.submit(open_tracker, config.tracking)
+        fitted = _run(config, task, progress)
+        tracker = opening.result()
+    result = TrainingResult(
+        bundle=config.output,
+        bundle_id=bundle_id(config.output),
+        role=role,
+        run_id=None,
+        **{name: value for name, value in asdict(fitted).items() if name not in ("seconds_items", "resumed_from")},
+    )
+    run_id = _record(config, role, result, tracker)
+    result = TrainingResult(**{**asdict(result), "run_id": run_id})
+    storage.write_json(_note(config.output), {"key": key, "result": asdict(result)})
+    return result
+
+
+def tracked_run(output: str) -> str | None:
+    """Id of the tracked run that made the bundle in ``output``, if it is known."""
+    place = _note(output)
+    if not storage.exists(place):
+        return None
+    found = json.loads(storage.read_bytes(place))["result"].get("run_id")
+    return str(found) if found else None
+
+
+def _run(config: TrainingConfig, task: FitTask, progress: Callable[[str], None]) -> Fitted:
+    if config.workers.count == 0:
+        return run_in_process(task, config.workers, progress)
+    with ensure_cluster(config.cluster) as cluster:
+        progress(f"{config.workers.count} workers on {cluster.address} ({cluster.cpus:g} logical CPUs)")
+        return run_distributed(task, config.workers, cluster, config.cluster, progress)
+
+
+def _record(config: TrainingConfig, role: str, result: TrainingResult, tracker: NullTracker) -> str | None:
+    tags = {"bundle_id": result.bundle_id, "bundle": result.bundle}
+    if config.teacher:
+        tags["teacher_bundle_id"] = bundle_id(config.teacher)
+        if teacher_run := tracked_run(config.teacher):
+            tags["teacher_run"] = teacher_run
+    with tracker.run(role, role, config.parent_run, tags) as run:
+        run.log_config(config)
+        log_history(run, result.history, result.curve)
+        run.log_metrics({f"best/{name}": value for name, value in result.metrics.items()}, result.best_epoch)
+        run.log_metrics(
+            {"seconds": result.seconds, "events_per_s": result.events_per_s, "parameters": result.parameters}
+        )
+        if "://" not in config.output:
+            run.log_artifact(f"{config.output}/MODEL_CARD.md")
+        return run.run_id
+
+
+def log_history(run: NullRun, history: list[dict[str, Any]], curve: list[dict[str, float]]) -> None:
+    """Losses by step (thinned) and metrics by epoch."""
+    stride = max(1, -(-len(curve) // _CURVE_POINTS))
+    for step in range(0, len(curve), stride):
+        run.log_metrics(curve[step], step)
+    for entry in history:
+        run.log_metrics(entry["metrics"], int(entry["epoch"]))
+
+
+def _known(output: str, key: str) -> TrainingResult | None:
+    place = _note(output)
+    if not storage.exists(place) or not storage.exists(storage.join(output, "bundle.json")):
+        return None
+    note = json.loads(storage.read_bytes(place))
+    found = note["result"]
+    if note["key"] != key or found["bundle_id"] != bundle_id(output):
+        return None
+    return TrainingResult(**{**found, "headlines": tuple(found["headlines"]), "reused": True})
+
+
+def _note(output: str) -> str:
+    return f"{output.rstrip('/')}.run.json"
