@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import yaml
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError, DataPath, load
@@ -68,6 +68,7 @@ class _Found:
     items_key: str | None
     users_key: str | None
     left_out: Mapping[str, Sequence[str]]
+    maybe_context: Sequence[Feature]
     warnings: tuple[str, ...]
 
 
@@ -116,12 +117,12 @@ def _guess(config: InitConfig) -> _Found:
     positive = next(task for task in tasks if isinstance(task, BinaryTask))
     users_key = _entity_key(users, user.name, "user", config.users)
     items_key = _entity_key(items, item.name, "item", config.items)
-    tasks += guess.guess_profiles(users, [users_key])
+    tasks += guess.guess_profiles(users, [users_key or ""])
     tasks.append(RetrievalTask(name=f"next_{positive.name}", positive=positive.name))
-    title, text, text_columns = guess.guess_text(items, [items_key])
+    title, text, text_columns = guess.guess_text(items, [items_key or ""])
     context, left_events = guess.guess_features(tables["interactions"], events, [*used, *(t.column for t, _ in labels)])
-    item_features, left_items = guess.guess_features(tables["items"], items, [items_key, *text_columns])
-    user_features, left_users = guess.guess_features(tables["users"], users, [users_key])
+    item_features, left_items = guess.guess_features(tables["items"], items, [items_key or "", *text_columns])
+    user_features, left_users = guess.guess_features(tables["users"], users, [users_key or ""])
     schema = DatasetSchema(
         name=config.name,
         user_id=user.name,
@@ -132,7 +133,7 @@ def _guess(config: InitConfig) -> _Found:
         tasks=tuple(tasks),
         user_features=tuple(user_features),
         item_features=tuple(item_features),
-        context_features=tuple(f for f in context if not getattr(f, "separator", None)),
+        context_features=tuple(f for f in context if guess.known_beforehand(f)),
         text=text,
         title=title,
         split={"kind": "time"},  # type: ignore[arg-type]
@@ -141,7 +142,8 @@ def _guess(config: InitConfig) -> _Found:
     comments = {"user_id": user.reason, "item_id": item.reason, "timestamp": time.reason}
     comments |= {task.name: reason for task, reason in labels}
     left = {"interactions": left_events, "items": left_items, "users": left_users}
-    return _Found(schema, comments, items_key, users_key, left, _warnings(schema, config))
+    maybe = [f for f in context if not guess.known_beforehand(f)]
+    return _Found(schema, comments, items_key, users_key, left, maybe, _warnings(schema, config))
 
 
 def _entity_key(profiles: guess.Profiles, name: str, kind: str, path: str | None) -> str | None:
@@ -189,6 +191,12 @@ def _dataset_yaml(found: _Found) -> str:
     lines += _feature_lines("user_features", schema.user_features, found.left_out["users"])
     lines += _feature_lines("item_features", schema.item_features, found.left_out["items"])
     lines += _feature_lines("context_features", schema.context_features, found.left_out["interactions"])
+    if found.maybe_context:
+        lines += [
+            "  # Not used: these may be what the user did AFTER seeing the item (play time, basket size); as context they",
+            "  # would give the answer away. Uncomment only what is known before the item is shown.",
+            *(f"  # - {_feature(f)}" for f in found.maybe_context),
+        ]
     lines += ["", "# Item text for the teacher's encoder; a clause whose columns are empty is left out."]
     lines.append(f"text: {_value(schema.text)}")
     lines.append(f"title: {_value(schema.title)}  # shown to people")
@@ -224,9 +232,9 @@ def _task_line(task: Task, found: _Found) -> str:
 
 
 def _feature_lines(title: str, features: Sequence[Feature], left_out: Sequence[str]) -> list[str]:
-    lines = ["", f"{title}:" if features else f"{title}: []"]
+    lines = ["", f"{title}:{'' if features else ' []'}"]
     for feature in features:
-        lines.append(f"  - {_value({'kind': feature.kind} | feature.model_dump(mode='json', exclude_defaults=True))}")
+        lines.append(f"  - {_feature(feature)}")
     if left_out:
         lines.append(f"  # not used (constant, empty, free text or nearly all different): {', '.join(left_out)}")
     return lines
@@ -245,6 +253,11 @@ def _prepare_yaml(config: InitConfig, found: _Found, dataset: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _feature(feature: Feature) -> str:
+    return _value({"kind": feature.kind} | feature.model_dump(mode="json", exclude_defaults=True))
+
+
 def _value(value: object) -> str:
-    """A YAML value on one line: JSON is YAML, and quotes everything that YAML would read otherwise."""
-    return json.dumps(value, ensure_ascii=False)
+    """A YAML value on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -20,7 +20,7 @@ from rayrank.config import ConfigError, digest
 from rayrank.features.encode import is_multi
 from rayrank.features.state import FeatureState, Moments, fit_table
 from rayrank.features.text import template_fields
-from rayrank.schema import CategoricalFeature, DatasetSchema, MulticlassTask, TimeSplit
+from rayrank.schema import CategoricalFeature, DatasetSchema, MulticlassTask, Split, TimeSplit
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
 from rayrank.sources.entities import (
@@ -34,7 +34,7 @@ from rayrank.sources.entities import (
 from rayrank.sources.manifest import FILE, Counts, Manifest, ShardInfo, data_fingerprint, read_manifest, write_manifest
 from rayrank.sources.oracle import BIASES, TRUTH, oracle_auc
 from rayrank.sources.sequence import add_context, statistics_file, users_file
-from rayrank.sources.source import Source
+from rayrank.sources.source import Part
 from rayrank.sources.spec import BuildSpec, Result, Run, Task, items_file, work_folder
 from rayrank.sources.spill import distinct_items
 from rayrank.sources.split import Cuts, find_cuts
@@ -58,31 +58,24 @@ def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool
         ConfigError: the source's input is missing or malformed, or the folder holds something else.
     """
     source = open_source(spec.source)
-    schema = source.schema
     identity = f"{digest(spec)}-{source.inputs()[:16]}"
     done = _finished(spec.path, identity)
     if done is not None:
         return done, False
+    items, users, parts = source.items(), source.users(), source.parts()
+    _check(source.schema, items, users, parts)
     _clean(spec.path)
     storage.make_folder(work_folder(spec.path))
-    items, users = source.items(), source.users()
-    _check_schema(schema, items, users)
-    spilled, total, cuts = _spill_all(spec, source, run, progress)
+    spilled, cuts = _spill_all(spec, source.schema.split, parts, run, progress)
     seen = distinct_items(work_folder(spec.path), spilled)
     item_ids, orphan_items = index_ids(items, "item_id", seen, "items")
     storage.write_arrow(items_file(spec.path), pa.table({"item_id": item_ids}))
-    buckets = _buckets(spec, total)
-    progress(f"sorting {buckets} buckets of users")
-    tasks = [
-        Task(stage="sequence", number=b, parts=tuple(spilled), cuts=cuts, total_rows=total) for b in range(buckets)
-    ]
-    made = list(run(spec, tasks))
-    active = pa.concat_arrays([_bucket_users(spec.path, b)["user_id"].combine_chunks() for b in range(buckets)])
+    made = _sequence_all(spec, parts, spilled, cuts, (run, progress))
+    active = pa.concat_arrays([_bucket_users(spec.path, b)["user_id"].combine_chunks() for b in range(len(made))])
     user_ids, orphan_users = index_ids(users, "user_id", active, "users")
-    state = _write_entities(spec, schema, (items, item_ids), (users, user_ids), made)
-    progress(f"writing {buckets} shards")
-    results = run(spec, [Task(stage="shard", number=b) for b in range(buckets)])
-    shards = tuple(ShardInfo(**r["shard"]) for r in results)
+    state = _write_entities(spec, source.schema, (items, item_ids), (users, user_ids), made)
+    progress(f"writing {len(made)} shards")
+    results = run(spec, [Task(stage="shard", number=b) for b in range(len(made))])
     counts = Counts(
         **{name: sum(r[name] for r in made) for name in ("events", "negatives", "train", "valid", "test")},
         users=len(user_ids),
@@ -91,17 +84,57 @@ def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool
         orphan_items=orphan_items,
         orphan_users=orphan_users,
     )
-    manifest = _manifest(spec, schema, state, counts, shards, identity, made)
-    write_manifest(spec.path, manifest)
-    storage.remove(work_folder(spec.path))
+    shards = tuple(ShardInfo(**r["shard"]) for r in results)
+    manifest = _commit(spec, source.schema, state, counts, (shards, made, identity))
     return manifest, True
 
 
-def _spill_all(spec: BuildSpec, source: Source, run: Run, progress: Progress) -> tuple[list[int], int, Cuts | None]:
-    parts = source.parts()
+def _commit(
+    spec: BuildSpec,
+    schema: DatasetSchema,
+    state: FeatureState,
+    counts: Counts,
+    written: tuple[tuple[ShardInfo, ...], Sequence[Result], str],
+) -> Manifest:
+    """Write the manifest, then remove the work folder."""
+    shards, made, identity = written
+    tables = {name: storage.sha256(storage.join(spec.path, name)) for name in ("items.parquet", "users.parquet")}
+    manifest = Manifest(
+        schema=schema,
+        fingerprint=schema.fingerprint(),
+        data_fingerprint=data_fingerprint(schema, shards, tables),
+        features=state,
+        counts=counts,
+        shards=shards,
+        tables=tables,
+        window=spec.window,
+        oracle=_oracle(made, TRUTH),
+        oracle_biases=_oracle(made, BIASES),
+        source=spec.source.model_dump(mode="json"),
+        build=identity,
+    )
+    write_manifest(spec.path, manifest)
+    storage.remove(work_folder(spec.path))
+    return manifest
+
+
+def _sequence_all(
+    spec: BuildSpec, parts: Sequence[Part], spilled: list[int], cuts: Cuts | None, how: tuple[Run, Progress]
+) -> list[Result]:
+    run, progress = how
     total = sum(p.rows for p in parts)
-    if total == 0:
-        raise ConfigError("source", 0, "interactions must not be empty", "check the interactions files")
+    buckets = _buckets(spec, total)
+    progress(f"sorting {buckets} buckets of users")
+    numbers = tuple(spilled)
+    tasks = [Task(stage="sequence", number=b, parts=numbers, cuts=cuts, total_rows=total) for b in range(buckets)]
+    return list(run(spec, tasks))
+
+
+def _spill_all(
+    spec: BuildSpec, split: Split, parts: Sequence[Part], run: Run, progress: Progress
+) -> tuple[list[int], Cuts | None]:
+    """Deal all parts into buckets; returns the parts that hold rows, and where the time split cuts."""
+    total = sum(p.rows for p in parts)
     progress(f"reading {total:,} interactions in {len(parts)} parts")
     buckets = _buckets(spec, total)
     tasks = [Task(stage="spill", number=i, part=p, buckets=buckets) for i, p in enumerate(parts)]
@@ -109,12 +142,10 @@ def _spill_all(spec: BuildSpec, source: Source, run: Run, progress: Progress) ->
     full = [i for i, r in enumerate(spilled) if r["rows"]]
     found = sum(r["rows"] for r in spilled)
     if found != total:
-        raise ConfigError(
-            "source", found, f"parts promised {total} rows", "the input changed while it was read; run again"
-        )
-    split = source.schema.split
+        fix = "let nothing write the files meanwhile; a CSV with line breaks inside quotes must lose them"
+        raise ConfigError("source", found, f"{total} rows were counted but {found} read", fix)
     if not isinstance(split, TimeSplit):
-        return full, total, None
+        return full, None
 
     def histogram(at_time: int | None, edges: np.ndarray) -> np.ndarray:
         bounds = tuple(edges.tolist())
@@ -122,7 +153,7 @@ def _spill_all(spec: BuildSpec, source: Source, run: Run, progress: Progress) ->
         return np.asarray(np.sum([r["counts"] for r in run(spec, asked)], axis=0))
 
     low, high = min(spilled[i]["low"] for i in full), max(spilled[i]["high"] for i in full)
-    return full, total, find_cuts(split, total, low, high, histogram)
+    return full, find_cuts(split, total, low, high, histogram)
 
 
 def _write_entities(
@@ -183,35 +214,16 @@ def _user_counts(path: str, ids: pa.Array, buckets: int) -> np.ndarray:
     return counts
 
 
-def _manifest(
-    spec: BuildSpec,
-    schema: DatasetSchema,
-    state: FeatureState,
-    counts: Counts,
-    shards: tuple[ShardInfo, ...],
-    identity: str,
-    made: Sequence[Result],
-) -> Manifest:
-    tables = {name: storage.sha256(storage.join(spec.path, name)) for name in ("items.parquet", "users.parquet")}
-    names = sorted(made[0]["oracle"])
-    oracle = {name: oracle_auc([r["oracle"][name] for r in made]) for name in names}
-    return Manifest(
-        schema=schema,
-        fingerprint=schema.fingerprint(),
-        data_fingerprint=data_fingerprint(schema, shards, tables),
-        features=state,
-        counts=counts,
-        shards=shards,
-        tables=tables,
-        window=spec.window,
-        oracle={n.removeprefix(TRUTH): v for n, v in oracle.items() if n.startswith(TRUTH)},
-        oracle_biases={n.removeprefix(BIASES): v for n, v in oracle.items() if n.startswith(BIASES)},
-        source=spec.source.model_dump(mode="json"),
-        build=identity,
-    )
+def _oracle(made: Sequence[Result], prefix: str) -> dict[str, float]:
+    """AUC by task of the true logits whose columns start with ``prefix``; empty for real data."""
+    names = [name for name in sorted(made[0]["oracle"]) if name.startswith(prefix)]
+    return {name.removeprefix(prefix): oracle_auc([r["oracle"][name] for r in made]) for name in names}
 
 
-def _check_schema(schema: DatasetSchema, items: pa.Table | None, users: pa.Table | None) -> None:
+def _check(schema: DatasetSchema, items: pa.Table | None, users: pa.Table | None, parts: Sequence[Part]) -> None:
+    """Refuse what no build can use, before an older dataset is removed."""
+    if not sum(p.rows for p in parts):
+        raise ConfigError("source", 0, "interactions must not be empty", "check the interactions files")
     text = [*(template_fields(schema.text) if schema.text else []), *([schema.title] if schema.title else [])]
     check_columns(items, [*(f.column for f in schema.item_features), *text], "items")
     profiles = [t.column for t in schema.of_kind(MulticlassTask)]

@@ -1,6 +1,6 @@
 """A first dataset schema from somebody's files: keys, time and its unit, labels, features, text.
 
-Every guess comes with the reason that ``init`` writes beside it. Knows column profiles and naming habits; reads no file.
+Every guess comes with the reason that ``init`` writes beside it. Knows column profiles and naming habits only.
 """
 
 from __future__ import annotations
@@ -19,26 +19,20 @@ from rayrank.sources.profile import ColumnProfile
 
 Profiles = Mapping[str, ColumnProfile]
 
-_USER = (
-    "userid",
-    "user",
-    "uid",
-    "customerid",
-    "customer",
-    "visitorid",
-    "memberid",
-    "accountid",
-    "profileid",
-    "sessionid",
-)
-_ITEM = ["itemid", "item", "iid", "productid", "product", "movieid", "movie", "videoid", "video", "articleid", "newsid", "contentid", "sku", "asin", "parentasin", "trackid", "songid", "bookid", "adid", "postid", "docid", "listingid"]
-_TIME = ["timestamp", "time", "ts", "eventtime", "unixtime", "timems", "createdat", "datetime", "date", "eventdate", "clickedat", "viewedat"]
+_USER: tuple[str, ...] = ("userid", "user", "uid", "customerid", "customer", "visitorid", "memberid", "accountid")
+_USER += ("profileid", "sessionid")
+_ITEM: tuple[str, ...] = ("itemid", "item", "iid", "productid", "product", "movieid", "movie", "videoid", "video")
+_ITEM += ("articleid", "newsid", "contentid", "sku", "asin", "parentasin", "trackid", "songid", "bookid", "adid")
+_ITEM += ("postid", "docid", "listingid")
+_TIME: tuple[str, ...] = ("timestamp", "time", "ts", "eventtime", "unixtime", "timems", "createdat", "datetime")
+_TIME += ("date", "eventdate", "clickedat", "viewedat")
 _REQUEST = ("requestid", "impressionid", "imprid", "reqid", "queryid", "slateid")
 _TITLE = ("title", "name", "headline", "productname", "itemname", "movietitle", "caption")
 _RATING = ("rating", "stars", "score", "grade")
 _PROFILE = ("gender", "sex", "age", "agegroup", "agerange", "ageband")
+_CONTEXT: tuple[str, ...] = ("device", "platform", "os", "browser", "country", "language", "locale", "tab", "page")
+_CONTEXT += ("channel", "surface", "position", "slot", "network", "app", "appversion", "scene", "source", "weather")
 _SEPARATORS = ("|", ";", ",", "/")
-_LONG_TEXT = 25.0
 _FEW = 12
 
 
@@ -149,11 +143,21 @@ def guess_features(table: pa.Table, profiles: Profiles, taken: Iterable[str]) ->
     return features, left
 
 
+def known_beforehand(feature: Feature) -> bool:
+    """Whether an interaction column describes the situation (device, page …) rather than what the user then did.
+
+    Anything else may be an outcome (play time, basket size): as context it would tell the label to the model.
+    """
+    return isinstance(feature, CategoricalFeature) and _plain(feature.column) in _CONTEXT
+
+
 def guess_text(profiles: Profiles, taken: Iterable[str]) -> tuple[str | None, str | None, list[str]]:
     """Title column, text template and its columns; None where nothing reads like text."""
-    texts = [n for n, p in profiles.items() if n not in set(taken) and p.kind == "text" and p.distinct > 0.5 * p.rows]
-    title = next((n for habit in _TITLE for n in texts if _plain(n) == habit), None)
-    long = [n for n in texts if profiles[n].mean_length >= _LONG_TEXT and n != title and not _is_link(n)]
+    names = [n for n, p in profiles.items() if n not in set(taken) and p.kind == "text"]
+    texts = [n for n in names if profiles[n].words and profiles[n].distinct > 0.3 * profiles[n].rows]
+    titles = [n for n in names if profiles[n].distinct > 0.3 * profiles[n].rows]
+    title = next((n for habit in _TITLE for n in titles if _plain(n) == habit), None)
+    long = [n for n in texts if n != title and not _is_link(n)]
     columns = [*([title] if title else []), *long]
     return title, ". ".join(f"{{{n}}}" for n in columns) or None, columns
 

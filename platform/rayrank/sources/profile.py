@@ -29,6 +29,7 @@ class ColumnProfile:
     median: float
     mean: float
     mean_length: float  # characters of a text cell
+    words: bool  # text of several words in most cells
     values: tuple[object, ...]  # all distinct values when there are few, sorted
 
     @property
@@ -70,6 +71,7 @@ def profile_column(name: str, column: pa.ChunkedArray) -> ColumnProfile:
     countable = kind in ("number", "text", "time", "bool")
     distinct = int(pc.count_distinct(column).as_py()) if countable else 0
     values = tuple(sorted(pc.unique(column.drop_null()).to_pylist())) if countable and 0 < distinct <= 30 else ()
+    words = False
     low = high = median = mean = length = 0.0
     whole = bool(pa.types.is_integer(column.type))
     if kind == "number":
@@ -79,7 +81,8 @@ def profile_column(name: str, column: pa.ChunkedArray) -> ColumnProfile:
         whole = whole or bool(pc.all(pc.equal(pc.floor(number), number)).as_py())
     elif kind == "text":
         length = float(pc.mean(pc.utf8_length(column)).as_py() or 0.0)
-    return ColumnProfile(name, kind, whole, rows, nulls, distinct, low, high, median, mean, length, values)
+        words = float(pc.mean(pc.match_substring(pc.utf8_trim_whitespace(column), " ").cast(pa.int8())).as_py()) > 0.5
+    return ColumnProfile(name, kind, whole, rows, nulls, distinct, low, high, median, mean, length, words, values)
 
 
 def _kind(kind: pa.DataType) -> Kind:
