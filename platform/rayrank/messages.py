@@ -194,7 +194,11 @@ class ErrorBody(Message):
 
 def error_fields(errors: Sequence[Mapping[str, Any]], limit: int = 20) -> list[ErrorField]:
     """Pydantic's error list as fields and rules, without the values that were sent."""
-    return [ErrorField(field=_dotted(e["loc"]), problem=_rule(e)) for e in errors[:limit]]
+    return [ErrorField(field=_field(e), problem=_rule(e)) for e in errors[:limit]]
+
+
+def _field(error: Mapping[str, Any]) -> str:
+    return "body" if error.get("type") == "json_invalid" else _dotted(error["loc"])
 
 
 def _rule(error: Mapping[str, Any]) -> str:

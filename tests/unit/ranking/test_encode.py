@@ -1,0 +1,104 @@
+"""Requests to arrays: rows, features, times, labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rayrank.messages import HistoryEvent, RankRequest, RecommendRequest, TextItem
+from rayrank.ranking.context import Prepared
+from rayrank.ranking.encode import ColdBuilder
+from rayrank.ranking.graph import RankingGraph
+from rayrank.ranking.user import Rejected
+from tests.tiny_release import ITEMS, START
+
+N, NOW, DAY = ITEMS + 1, 2_000_000_000, 86_400
+
+
+def prepared(graph: RankingGraph, request: RankRequest | RecommendRequest) -> Prepared:
+    found = graph.user.prepare(request, NOW)
+    assert isinstance(found, Prepared)
+    return found
+
+
+def ranking(**changes: object) -> RankRequest:
+    return RankRequest.model_validate({"candidates": ["i1"], **changes})
+
+
+def test_events_are_put_in_time_order_and_equal_times_share_a_request(graph: RankingGraph) -> None:
+    events = [("i5", 300), ("i2", 100), ("i3", 300), ("i4", 100)]
+    history = [{"item_id": item, "time": time, "labels": {"like": 1}} for item, time in events]
+    found = prepared(graph, ranking(history=history)).context.history
+    assert found.item.tolist() == [2, 4, 5, 3]
+    assert found.request.tolist() == [1, 1, 2, 2]
+    assert found.labels["like"].tolist() == [1, 1, 1, 1]
+    assert np.isnan(found.labels["rating"]).all()
+
+
+def test_missing_times_come_from_the_neighbours_and_stay_requests_of_their_own(graph: RankingGraph) -> None:
+    history = ["i1", {"item_id": "i2", "time": 100}, "i3", {"item_id": "i4", "time": 200}]
+    found = prepared(graph, ranking(history=history)).context.history
+    assert found.time.tolist() == [100, 100, 100, 200]
+    assert found.request.tolist() == [1, 2, 3, 4]
+    assert prepared(graph, ranking(history=["i1", "i2"])).context.history.time.tolist() == [NOW, NOW]
+
+
+def test_described_items_are_appended_once_and_known_ids_win(graph: RankingGraph) -> None:
+    item = {"item_id": "new", "attributes": {"genres": "War|Drama|Comedy", "year": 2010, "title": "A film"}}
+    found = prepared(graph, ranking(candidates=["i7", item, "lost", {"item_id": "i2", "text": "x"}], history=[item]))
+    assert found.candidates is not None
+    assert found.candidates.tolist() == [7, N, 0, 2]
+    assert found.context.history.item.tolist() == [N]
+    assert found.cold.texts == ("A film. War, Drama, Comedy.",)
+    assert found.cold.features["genres"].tolist() == [[3, 1]]  # max_values 2
+    assert found.cold.features["year"].tolist() == [2.0]
+    assert found.warnings == ("1 candidates are neither in the catalogue nor described",)
+
+
+def test_added_items_are_known_by_id_afterwards(graph: RankingGraph) -> None:
+    graph.user.encoder.add([TextItem(item_id="fresh", text="red dog")])
+    builder = ColdBuilder(graph.user.encoder)
+    assert graph.user.encoder.rows([TextItem(item_id="fresh")], builder).tolist() == [N]
+    assert builder.build().texts == ("red dog",)
+
+
+def test_known_users_have_their_row_features_and_stored_history(graph: RankingGraph) -> None:
+    context = prepared(graph, RecommendRequest(user_id="u3")).context
+    assert context.user == 3
+    assert context.features["age"] == 1
+    assert context.history.item.tolist() == [16, 17, 18, 19, 20]
+    assert context.time == NOW
+
+
+def test_an_asked_time_hides_what_was_not_yet_known(graph: RankingGraph) -> None:
+    context = prepared(graph, RecommendRequest(user_id="u3", time=START + DAY)).context
+    assert context.history.item.tolist() == [16, 17]
+
+
+def test_inline_history_and_columns_overrule_what_is_stored(graph: RankingGraph) -> None:
+    request = RecommendRequest(user_id="u3", history=[HistoryEvent(item_id="i1")], user={"age": "old"})
+    context = prepared(graph, request).context
+    assert (context.history.item.tolist(), context.features["age"]) == ([1], 2)
+
+
+def test_strangers_are_answered_with_a_warning(graph: RankingGraph) -> None:
+    found = prepared(graph, RecommendRequest(user_id="nobody", context={"device": "tv", "moon": "full"}))
+    assert found.context.user == 0
+    assert found.context.features["age"] == 0
+    assert found.context.context["device"] == 2
+    assert found.warnings == (
+        "unknown user: answered from popularity and context",
+        "1 user or context columns are not used by this release",
+    )
+    assert "no history is known" in prepared(graph, RecommendRequest(user_id="u6")).warnings[0]
+
+
+def test_labels_must_be_those_of_the_tasks(graph: RankingGraph) -> None:
+    labels = [{"liked": 1}, {"like": 0.5}, {"rating": 9}, {"like": 1, "rating": 4.5}]
+    history = [{"item_id": "i1", "labels": given} for given in labels]
+    found = graph.user.prepare(ranking(history=history), NOW)
+    assert isinstance(found, Rejected)
+    assert {f.field: f.problem for f in found.fields} == {
+        "history.0.labels.liked": "unknown task; one of like, rating",
+        "history.1.labels.like": "must be 0 or 1",
+        "history.2.labels.rating": "must lie in 1..5",
+    }

@@ -1,0 +1,174 @@
+"""The order of the stages with fake stages: who scores what, and what happens when a stage is missing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayrank.messages import ErrorField, RankRequest, RecommendRequest
+from rayrank.ranking.breaker import Breaker
+from rayrank.ranking.context import ColdItems, ColdVectors, Prepared, Scored, UserContext
+from rayrank.ranking.drive import Budgets, Driver
+from rayrank.ranking.flow import Call, FlowParts, FlowSettings, Missed, Ranked, StageError, rank_flow
+from rayrank.ranking.graph import RequestError
+from rayrank.ranking.store import empty_history
+from rayrank.ranking.user import Rejected
+
+SIZE = 11  # ten items
+POPULAR = np.arange(1, SIZE)
+SECONDS = Budgets(user=0.2, retrieve=0.2, student=0.2, teacher=0.05, failures=2, rest_s=60)
+
+
+def parts(**changes: Any) -> FlowParts:
+    settings = FlowSettings(pool=6, rerank=2, cold=1)
+    fields: dict[str, Any] = {"weights": {"like": 1.0}, "tasks": ("like",), "catalogue_size": SIZE, "popular": POPULAR}
+    return FlowParts(settings, **{**fields, "cold_vectors": ColdVectors(), **changes})
+
+
+class Stages:
+    """Student scores an item by its row, the teacher by minus its row; described items (rows >= SIZE) count -1."""
+
+    def __init__(self, candidates: list[int] | None = None, cold: ColdItems | None = None, **missed: str) -> None:
+        self.candidates, self.cold, self.missed = candidates, cold or ColdItems(), missed
+        self.calls: list[Call] = []
+
+    def __call__(self, call: Call) -> Any:
+        self.calls.append(call)
+        if call.stage in self.missed:
+            return Missed(self.missed[call.stage])
+        if call.stage == "user":
+            given = None if self.candidates is None else np.asarray(self.candidates)
+            return Prepared(UserContext(empty_history(("like",)), 0), self.cold, given)
+        if call.stage == "retrieve":
+            return np.asarray([3, 1, 7, 5])
+        rows = call.arguments[1].astype(np.float32)
+        sign = 1.0 if call.stage == "student" else -1.0
+        vectors = np.ones((len(self.cold), 2), np.float32) if call.stage == "teacher" and len(self.cold) else None
+        return Scored({"like": np.where(rows >= SIZE, -100.0, sign * rows).astype(np.float32)}, vectors)
+
+
+def run(request: Any, stages: Stages, given: FlowParts | None = None) -> Ranked:
+    flow, result = rank_flow(request, given or parts()), None
+    while True:
+        try:
+            call = flow.send(result)
+        except StopIteration as done:
+            return done.value
+        result = stages(call)
+
+
+def recommend(k: int = 2) -> RecommendRequest:
+    return RecommendRequest(user_id="u", k=k)
+
+
+def test_the_teacher_reorders_the_best_of_the_student() -> None:
+    found = run(recommend(), Stages())
+    assert found.rows.tolist() == [5, 7]  # the student's best two, in the teacher's order
+    assert found.scored_by == ("teacher", "teacher")
+    assert (found.answered_by, found.degraded) == ("teacher", None)
+
+
+def test_candidates_beyond_the_teachers_share_follow_in_the_students_order() -> None:
+    found = run(RankRequest(candidates=["a"] * 4), Stages([2, 9, 4, 6]))
+    assert found.rows.tolist() == [6, 9, 4, 2]
+    assert found.positions.tolist() == [3, 1, 2, 0]
+    assert found.scored_by == ("teacher", "teacher", "student", "student")
+
+
+def test_described_items_reach_the_teacher_and_their_vectors_are_kept() -> None:
+    cold = ColdItems(("key",), ("text",), {})
+    given, stages = parts(), Stages([2, 9, SIZE], cold)
+    run(RankRequest(candidates=["a"] * 3), stages, given)
+    assert stages.calls[-1].arguments[1].tolist() == [9, 2, SIZE]
+    attached = given.cold_vectors.attach(cold)
+    assert attached.vectors is not None
+    assert attached.vectors.tolist() == [[1.0, 1.0]]
+
+
+def test_without_the_teacher_the_student_answers_and_says_why() -> None:
+    found = run(recommend(), Stages(teacher="no answer within 50 ms"))
+    assert found.rows.tolist() == [7, 5]
+    assert (found.answered_by, found.degraded) == ("student", "teacher: no answer within 50 ms")
+
+
+def test_without_any_model_the_popular_items_come_in_their_order() -> None:
+    found = run(recommend(3), Stages(retrieve="dead", student="dead", teacher="dead"))
+    assert found.rows.tolist() == [1, 2, 3]
+    assert found.answered_by == "popularity"
+    assert found.degraded == "retrieve: dead; popular items instead; student: dead; teacher: dead"
+    assert np.isnan(found.scores["like"]).all()
+
+
+def test_nothing_replaces_the_user_stage() -> None:
+    with pytest.raises(StageError, match="user state: late"):
+        run(recommend(), Stages(user="late"))
+
+
+def test_equal_scores_keep_the_order_of_the_candidates() -> None:
+    stages = Stages([4, 4, 4])
+    assert run(RankRequest(candidates=["a"] * 3), stages).positions.tolist() == [0, 1, 2]
+
+
+def test_a_release_without_teacher_never_asks_for_one() -> None:
+    stages = Stages()
+    found = run(recommend(), stages, parts(has_teacher=False))
+    assert found.answered_by == "student"
+    assert [c.stage for c in stages.calls] == ["user", "retrieve", "student"]
+
+
+def test_a_late_stage_costs_its_budget_then_is_left_alone() -> None:
+    stages, waited = Stages(), []
+
+    async def invoke(call: Call) -> Any:
+        if call.stage == "teacher":
+            waited.append(1)
+            await asyncio.sleep(30)
+        return stages(call)
+
+    async def three() -> list[tuple[Ranked, dict[str, float]]]:
+        driver = Driver(invoke, SECONDS)
+        return [await driver.run(rank_flow(recommend(), parts()), "id") for _ in range(3)]
+
+    first, _, third = asyncio.run(three())
+    assert first[0].degraded == "teacher: no answer within 50 ms"
+    assert 50 <= first[1]["teacher"] < 1000
+    assert third[0].degraded == "teacher: left alone after repeated misses"
+    assert third[0].rows.tolist() == [7, 5]
+    assert len(waited) == 2
+
+
+def test_a_failing_stage_shows_its_kind_of_error_and_no_message() -> None:
+    async def invoke(call: Call) -> Any:
+        if call.stage == "teacher":
+            raise ValueError("what the user wrote")
+        return Stages()(call)
+
+    found, timings = asyncio.run(Driver(invoke, SECONDS).run(rank_flow(recommend(), parts()), "id"))
+    assert found.degraded == "teacher: failed (ValueError)"
+    assert set(timings) == {"user", "retrieve", "student", "teacher", "total"}
+
+
+def test_a_rejected_request_names_its_fields() -> None:
+    async def invoke(_: Call) -> Any:
+        return Rejected((ErrorField(field="history.0.labels.x", problem="unknown task"),))
+
+    with pytest.raises(RequestError, match=r"history\.0\.labels\.x: unknown task"):
+        asyncio.run(Driver(invoke, SECONDS).run(rank_flow(recommend(), parts()), "id"))
+
+
+def test_breaker_opens_after_failures_in_a_row_and_tries_again_after_its_rest() -> None:
+    now = [0.0]
+    breaker = Breaker(failures=2, rest_s=5.0, clock=lambda: now[0])
+    breaker.failed()
+    breaker.succeeded()
+    breaker.failed()
+    assert breaker.allows()
+    breaker.failed()
+    assert not breaker.allows()
+    now[0] = 5.0
+    assert breaker.allows()
+    breaker.failed()
+    assert not breaker.allows()

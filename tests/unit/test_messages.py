@@ -1,0 +1,73 @@
+"""Limits of the wire messages: every mistake names its field and repeats nothing that was sent."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from rayrank.messages import MAX_CANDIDATES, MAX_HISTORY, RankRequest, RecommendRequest, error_fields
+
+NAN = math.nan
+SECRET = "my secret diary"
+
+
+def problems(cls: type, body: dict[str, Any]) -> dict[str, str]:
+    with pytest.raises(ValidationError) as caught:
+        cls.model_validate(body)
+    return {f.field: f.problem for f in error_fields(caught.value.errors())}
+
+
+def test_ids_may_be_given_bare() -> None:
+    request = RankRequest.model_validate({"candidates": ["a", {"text": "t"}], "history": ["b"]})
+    assert [c.item_id for c in request.candidates] == ["a", None]
+    assert request.history is not None
+    assert request.history[0].item_id == "b"
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "part"),
+    [
+        ({"candidates": ["a"], "history": [{"item_id": "b", "labels": {"x": NAN}}]}, "history.0.labels.x", "finite"),
+        ({"candidates": []}, "candidates", "at least 1"),
+        ({"candidates": ["a"] * (MAX_CANDIDATES + 1)}, "candidates", "at most 2000"),
+        ({"candidates": ["a"], "history": ["b"] * (MAX_HISTORY + 1)}, "history", "at most 1000"),
+        ({"candidates": [{}]}, "candidates.0", "give item_id, text or attributes"),
+        ({"candidates": [7]}, "candidates.0", "must be an item id or an object"),
+        ({"candidates": [{"text": "x" * 8001}]}, "candidates.0.text", "at most 8000"),
+        ({"candidates": ["a"], "history": [{"item_id": "b", "labels": {"like": SECRET}}]}, "history.0.labels.like", ""),
+        ({"candidates": ["a"], "history": [{"item_id": "b", "time": -5}]}, "history.0.time", "greater than or equal"),
+        ({"candidates": ["a"], "context": {"device": ["x"]}}, "context.device", "finite number, null or a text"),
+        ({"candidates": ["a"], "kk": 3}, "kk", "Extra"),
+        ({"candidates": ["a"], "k": 0}, "k", "greater than or equal"),
+        ({}, "candidates", "required"),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_its_field(body: dict[str, Any], field: str, part: str) -> None:
+    found = problems(RankRequest, body)
+    assert field in found
+    assert part in found[field]
+
+
+def test_the_total_of_texts_is_limited() -> None:
+    body = {"candidates": [{"text": "x" * 8000}] * 51}
+    assert "400000 characters" in next(iter(problems(RankRequest, body).values()))
+
+
+def test_nothing_that_was_sent_comes_back() -> None:
+    bodies: list[dict[str, Any]] = [
+        {"k": SECRET},
+        {"user_id": {"x": SECRET}},
+        {"history": [{"item_id": "b", "labels": {SECRET: "x"}}]},
+        {SECRET: 1},
+        {"time": SECRET},
+    ]
+    for body in bodies:
+        assert SECRET not in str(problems(RecommendRequest, body))
+
+
+def test_broken_json_is_a_problem_of_the_body() -> None:
+    errors = [{"type": "json_invalid", "loc": ("body", 11), "msg": "JSON decode error", "ctx": {"error": SECRET}}]
+    assert [(f.field, f.problem) for f in error_fields(errors)] == [("body", "body must be valid JSON")]
