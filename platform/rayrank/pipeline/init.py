@@ -193,8 +193,8 @@ def _dataset_yaml(found: _Found) -> str:
     lines += _feature_lines("context_features", schema.context_features, found.left_out["interactions"])
     if found.maybe_context:
         lines += [
-            "  # Not used: these may be what the user did AFTER seeing the item (play time, basket size); as context they",
-            "  # would give the answer away. Uncomment only what is known before the item is shown.",
+            "  # Not used: these may be what the user did AFTER seeing the item (play time, basket size). They would",
+            "  # give the answer away. Uncomment only what is known before the item is shown.",
             *(f"  # - {_feature(f)}" for f in found.maybe_context),
         ]
     lines += ["", "# Item text for the teacher's encoder; a clause whose columns are empty is left out."]
