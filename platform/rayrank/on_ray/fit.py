@@ -69,12 +69,15 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     resume = checkpoints.latest() if checkpoints else None
     first = resume.meta["epoch"] if resume else 0
     begun = feed.steps(first)  # reading starts while texts are encoded
+    lines = _Lines(listeners, task.learning.epochs, collectives)
+    lines.say(f"{collectives.world} process(es) ready, {dataset.manifest.counts.train:,} training targets")
     items = load_items(task, dataset, collectives, device)
     seconds_items = time.monotonic() - began
     torch.manual_seed(task.learning.seed)
     model = build_ranker(task.model, dataset.schema, items.sizes, items.encoder).to(device)
-    lines = _Lines(listeners, task.learning.epochs, collectives)
-    if resume and collectives.rank == 0:
+    if items.encoder:
+        lines.say(f"{len(items.catalogue) - 1:,} item texts as vectors after {seconds_items:.1f} s")
+    if resume:
         lines.say(f"going on after epoch {resume.meta['epoch']}")
 
     def keep(snapshot: Any) -> None:
