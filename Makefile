@@ -52,7 +52,7 @@ lock: ## write requirements.lock anew from pyproject.toml
 	build/lock/bin/python -m pip install --quiet --upgrade setuptools
 	build/lock/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[encoder,dev]"
 	{ sed -n '/^#/p' requirements.lock; build/lock/bin/python -m pip freeze --all --exclude-editable --exclude pip --exclude py-spy \
-		| sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > build/requirements.lock
+		| grep -vE '^(nvidia|cuda|triton)' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > build/requirements.lock
 	mv build/requirements.lock requirements.lock && rm -rf build/lock
 
 clean: ## remove .venv, caches, build outputs and runs/quickstart
