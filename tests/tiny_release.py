@@ -230,7 +230,7 @@ def write_dataset(path: Path) -> None:
             for n in range(count)
         ]
         row += count
-        chunks = [events[:-1], events[1:]] if user > 1 else [events]
+        chunks = [events[:-1], events] if user > 1 else [events]  # the window holds all earlier events
         for number, chunk in enumerate(chunks):
             owns = [e["part"] if number == 0 or e is events[-1] else 0 for e in chunk]
             lists = {name: [e[name] for e in chunk] for name in chunk[0]} | {"part": owns}

@@ -126,7 +126,7 @@ class UserState(_Stage):
 
     def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
         bundle = open_bundles(release, ("student",)).first
-        self._store = open_store(spec, release)
+        self._store = open_store(release, spec.histories)
         return UserStage(bundle, Items.of(bundle.items), self._store).prepare
 
     def examples(self, limit: int) -> list[str]:
@@ -165,7 +165,7 @@ class Ingress:
         self._spec, release = _setup(raw)
         self._page, self._handles = page, handles
         if handles is None:
-            graph = RankingGraph.open(release, self._spec.flow, open_store(self._spec, release))
+            graph = RankingGraph.open(release, self._spec.flow, open_store(release, self._spec.histories))
             self._parts, self._named, self._store = graph.parts, graph.named, graph.store
             self._driver = Driver(_in_threads(graph, self._now), self._spec.budgets)
         else:
@@ -216,13 +216,15 @@ class Ingress:
             raise
 
 
-def open_store(spec: GraphSpec, release: Release) -> UserStore | None:
-    """The histories of the release's dataset; None when it names none."""
+def open_store(
+    release: Release, place: str | None, progress: Callable[[str], None] = lambda _: None
+) -> UserStore | None:
+    """The histories of the release's dataset, in a temporary file unless ``place`` is given; None without dataset."""
     if release.dataset is None:
         return None
     dataset = Dataset.open(release.dataset)
     name = f"rayrank-histories-{dataset.manifest.data_fingerprint[:16]}.sqlite"
-    return UserStore.open(spec.histories or str(Path(tempfile.gettempdir()) / name), dataset)
+    return UserStore.open(place or str(Path(tempfile.gettempdir()) / name), dataset, progress)
 
 
 def _setup(raw: Mapping[str, Any]) -> tuple[GraphSpec, Release]:

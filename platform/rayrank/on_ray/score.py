@@ -1,0 +1,249 @@
+"""Batch scoring on Ray Data: a pool of actors, each with the release loaded once, writes one file per piece of work.
+
+A piece is a shard of the dataset or some thousand requests of a file. Its file appears when it is whole, the manifest
+last, so a second run finds everything and an interrupted one goes on. Knows how work is dealt; scoring is
+:mod:`rayrank.ranking.bulk`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Annotated, Any, Literal, assert_never
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from rayrank.config import Config, ConfigError, DataPath, parse
+from rayrank.on_ray.serve import open_store
+from rayrank.ranking.bulk import Asked, RequestScorer, ShardScorer
+from rayrank.ranking.flow import FlowSettings
+from rayrank.ranking.graph import RankingGraph, bundle_ids
+from rayrank.ranking.release import Release
+from rayrank.sources import storage
+from rayrank.sources.dataset import Dataset
+
+MANIFEST, KEY = "_manifest.json", "_key.json"
+"""Readers of Parquet folders pass over names that begin with an underscore."""
+
+
+class ShardsInput(Config):
+    """Every target of a part of a prepared dataset."""
+
+    kind: Literal["shards"] = "shards"
+    dataset: DataPath | None = Field(None, description="dataset folder; None: the release's own")
+    part: Literal["train", "valid", "test"] = Field("test", description="which targets are scored")
+    protocol: Literal["streaming", "snapshot"] = Field(
+        "streaming", description="history a target sees: all earlier requests, or those before its part"
+    )
+    roles: tuple[Literal["student", "teacher"], ...] = Field(
+        ("student", "teacher"), description="models that score; the last one's fused score is the column `score`"
+    )
+
+
+class RequestsInput(Config):
+    """A file of request bodies, as /v1/rank and /v1/recommend take them."""
+
+    kind: Literal["requests"] = "requests"
+    path: DataPath = Field(description="JSON lines (.jsonl), or Parquet with the keys of a body as columns")
+    per_file: int = Field(2000, ge=1, description="requests scored per output file")
+
+
+ScoreInput = Annotated[ShardsInput | RequestsInput, Field(discriminator="kind")]
+
+
+class ScoreTask(Config):
+    """What is scored, with which release, into where."""
+
+    release: Release = Field(description="resolved release")
+    input: ScoreInput = Field(description="what is scored")
+    output: str = Field(description="folder of the scores")
+    flow: FlowSettings = Field(default_factory=FlowSettings, description="how many candidates each stage passes on")
+    histories: str | None = Field(None, description="sqlite file of user histories")
+    now: int | None = Field(None, description="unix seconds taken for the present; None: the clock")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was made."""
+
+    path: str
+    files: int
+    reused: int
+    rows: int
+
+
+def score_all(task: ScoreTask, actors: int, progress: Callable[[str], None]) -> Scored:
+    """Score every piece that has no file yet, then write the manifest. ``actors`` 0: in this process, without Ray."""
+    key = _key(task)
+    pieces = list(_pieces(task))
+    done = _claim(task.output, key)
+    missing = [piece for piece in pieces if piece["file"] not in done]
+    if missing:
+        results = _in_process(task, missing) if actors == 0 else _on_actors(task, missing, actors)
+        for number, result in enumerate(results, start=1):
+            progress(f"{number} of {len(missing)} files: {result['file']}, {result['rows']:,} rows")
+    files = {piece["file"]: storage.sha256(storage.join(task.output, piece["file"])) for piece in pieces}
+    rows = sum(_rows(storage.join(task.output, name)) for name in files)
+    storage.write_json(storage.join(task.output, MANIFEST), {"format": 1, **key, "files": files, "rows": rows})
+    return Scored(task.output, len(files), len(done & files.keys()), rows)
+
+
+class ScoreWorker:
+    """The release, loaded once per process; scores a piece and writes its file."""
+
+    def __init__(self, raw: dict[str, Any]) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._task = parse(ScoreTask, raw, "score worker")
+        release = self._task.release
+        # The driver has built the store already; here it is only opened.
+        store = open_store(release, self._task.histories) if isinstance(self._task.input, RequestsInput) else None
+        self._graph = RankingGraph.open(release, self._task.flow, store)
+
+    def score(self, piece: dict[str, Any]) -> dict[str, Any]:
+        """Write the piece's file; returns its name and rows."""
+        source = self._task.input
+        match source:
+            case ShardsInput():
+                table = self._shard(source, int(piece["shard"]))
+            case RequestsInput():
+                first, count = int(piece["first"]), int(piece["count"])
+                bodies = list(islice(_bodies(source.path), first, first + count))
+                table = RequestScorer(self._graph, self._task.now).table(bodies, first, source.path)
+            case _:
+                assert_never(source)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        storage.write_bytes(storage.join(self._task.output, piece["file"]), sink.getvalue().to_pybytes())
+        return {"file": piece["file"], "rows": len(table)}
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Ray Data's way of calling it."""
+        return pa.Table.from_pylist([self.score(piece) for piece in batch.to_pylist()])
+
+    def _shard(self, source: ShardsInput, shard: int) -> pa.Table:
+        dataset = Dataset.open(_dataset_of(source, self._task.release))
+        scorer = ShardScorer(self._graph, source.roles, Asked(source.part, source.protocol, self._task.release.fusion))
+        groups = range(len(dataset.manifest.shards[shard].row_groups))
+        found = [scorer.table(dataset.read_group(shard, group)) for group in groups]
+        return pa.concat_tables([scorer.empty(), *found])
+
+
+def _pieces(task: ScoreTask) -> Iterator[dict[str, Any]]:
+    source = task.input
+    match source:
+        case ShardsInput():
+            dataset = Dataset.open(_dataset_of(source, task.release))
+            for shard in range(len(dataset.manifest.shards)):
+                yield {"file": f"part-{shard:05d}.parquet", "shard": shard, "first": 0, "count": 0}
+        case RequestsInput():
+            total = sum(1 for _ in _bodies(source.path))
+            for number, first in enumerate(range(0, total, source.per_file)):
+                yield {
+                    "file": f"part-{number:05d}.parquet",
+                    "shard": 0,
+                    "first": first,
+                    "count": min(source.per_file, total - first),
+                }
+        case _:
+            assert_never(source)
+
+
+def _bodies(path: str) -> Iterator[dict[str, Any]]:
+    """Request bodies of a file, in order."""
+    system, inside = storage.locate(path)
+    if not storage.exists(path):
+        raise ConfigError("input.path", path, "must be a file of requests", "correct the path")
+    if path.endswith(".parquet"):
+        with system.open_input_file(inside) as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=1000):
+                yield from batch.to_pylist(maps_as_pydicts="strict")
+        return
+    with system.open_input_stream(inside) as stream:
+        for number, line in enumerate(io.BufferedReader(stream)):
+            if line.strip():
+                yield _json_line(line, f"{path}:{number + 1}")
+
+
+def _json_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        body = json.loads(line)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ConfigError(where, None, "every line must be a JSON object", "write one request body per line")
+    return body
+
+
+def _dataset_of(source: ShardsInput, release: Release) -> str:
+    place = source.dataset or release.dataset
+    if place is None:
+        raise ConfigError("input.dataset", None, "the release names no dataset", "set input.dataset")
+    return place
+
+
+def _key(task: ScoreTask) -> dict[str, Any]:
+    """Scores of another release or input in the same folder are replaced."""
+    source = task.input
+    if isinstance(source, ShardsInput):
+        what = Dataset.open(_dataset_of(source, task.release)).manifest.data_fingerprint
+    else:
+        if not storage.exists(source.path):
+            raise ConfigError("input.path", source.path, "must be a file of requests", "correct the path")
+        what = storage.sha256(source.path)
+    settings = task.model_dump(mode="json", include={"input", "flow", "now"})
+    text = json.dumps([settings, what, task.release.fusion], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {"release_id": task.release.release_id, "bundles": bundle_ids(task.release), "asked": digest}
+
+
+def _claim(folder: str, key: dict[str, Any]) -> set[str]:
+    """Files that are there already for this key; those of another key are removed first."""
+    place = storage.join(folder, KEY)
+    known = json.loads(storage.read_bytes(place)) if storage.exists(place) else None
+    if known != key:
+        if known is not None:
+            for name in _part_files(folder) | {MANIFEST}:
+                storage.remove(storage.join(folder, name))
+        storage.write_json(place, key)
+    return _part_files(folder)
+
+
+def _part_files(folder: str) -> set[str]:
+    from pyarrow import fs
+
+    system, inside = storage.locate(folder)
+    found = system.get_file_info(fs.FileSelector(inside, allow_not_found=True))
+    return {f.base_name for f in found if f.base_name.startswith("part-") and f.base_name.endswith(".parquet")}
+
+
+def _rows(path: str) -> int:
+    system, inside = storage.locate(path)
+    with system.open_input_file(inside) as file:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+
+
+def _in_process(task: ScoreTask, pieces: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    worker = ScoreWorker(task.model_dump(mode="json"))
+    return map(worker.score, pieces)
+
+
+def _on_actors(task: ScoreTask, pieces: list[dict[str, Any]], actors: int) -> Iterator[dict[str, Any]]:
+    import ray
+
+    results = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
+        ScoreWorker,
+        fn_constructor_args=(task.model_dump(mode="json"),),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(pieces))),
+    )
+    return iter(results.iter_rows())

@@ -1,0 +1,151 @@
+"""Batch scoring: every target once, equal to the serving graph, resumable, and the same through Ray Data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayrank.config import ConfigError, load, replace
+from rayrank.messages import RankRequest
+from rayrank.pipeline.score import ScoreConfig, score
+from rayrank.ranking.graph import RankingGraph
+from rayrank.ranking.release import load_release
+from rayrank.ranking.store import UserStore
+from rayrank.sources.dataset import Dataset
+from tests.tiny_release import START, TinyWorld, make_world
+
+DAY = 86_400
+REQUESTS = [
+    {"user_id": "u3", "candidates": ["i1", "i2", {"item_id": "new", "text": "red dog"}], "time": START + 9 * DAY},
+    {"history": [{"item_id": "i4", "labels": {"like": 1}}], "k": 3, "time": START},
+    {"user_id": "nobody", "k": 2, "context": {"device": "tv"}, "time": START},
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def config(world: TinyWorld, tmp_path: Path) -> ScoreConfig:
+    """Targets of the tiny dataset, scored in this process."""
+    return ScoreConfig(
+        releases=str(world.releases), output=str(tmp_path / "scores"), actors=0, histories=str(tmp_path / "h.sqlite")
+    )
+
+
+def quiet(_: str) -> None:
+    return None
+
+
+def read(folder: str) -> pa.Table:
+    return pq.read_table(folder)
+
+
+def test_every_test_target_is_scored_once(config: ScoreConfig) -> None:
+    result = score(config, quiet)
+    found = read(result.scores)
+    assert result.rows == len(found) == 5  # one test target per active user
+    assert sorted(found["user_id"].to_pylist()) == ["u1", "u2", "u3", "u4", "u5"]
+    manifest = json.loads((Path(result.scores) / "_manifest.json").read_text())
+    assert (manifest["rows"], list(manifest["files"])) == (5, ["part-00000.parquet"])
+    assert manifest["bundles"].keys() == {"student", "teacher"}
+    np.testing.assert_array_equal(found["score"], found["teacher_score"])
+    np.testing.assert_allclose(
+        found["teacher_score"],
+        found["teacher_like"].to_numpy() + 0.5 * (found["teacher_rating"].to_numpy() - 1) / 4,
+        atol=1e-5,
+    )
+
+
+def test_a_target_scores_as_its_online_request(config: ScoreConfig, world: TinyWorld, tmp_path: Path) -> None:
+    found = read(score(config, quiet).scores)
+    store = UserStore.open(tmp_path / "s.sqlite", Dataset.open(str(world.dataset)))
+    graph = RankingGraph.open(load_release(world.releases), store=store)
+    devices = {"u1": "phone", "u2": "tv", "u3": "phone", "u4": "tv", "u5": "phone"}  # of each user's last event
+    for line in found.to_pylist():
+        user = line["user_id"]
+        body = {"user_id": user, "candidates": [line["item_id"]], "time": line["time"], "explain": True}
+        request = RankRequest.model_validate({**body, "context": {"device": devices[user]}})
+        online = graph.respond(request).items[0]
+        assert online.score == pytest.approx(line["score"], abs=1e-5)
+        assert online.scores == pytest.approx({t: line[f"teacher_{t}"] for t in ("like", "rating")}, abs=1e-5)
+        assert online.stages["student"] == pytest.approx(line["student_score"], abs=1e-5)
+
+
+def test_snapshot_hides_the_requests_of_the_part(config: ScoreConfig) -> None:
+    streaming = read(score(config, quiet).scores)
+    snapshot = replace(config, {"input.protocol": "snapshot", "output": config.output + "2"})
+    found = read(score(snapshot, quiet).scores)
+    # Every user has one test request here, so both protocols show the same events of it.
+    np.testing.assert_allclose(found["score"], streaming["score"], atol=1e-6)
+    train = replace(config, {"input.part": "train", "output": config.output + "3"})
+    assert score(train, quiet).rows == 20
+
+
+def test_a_second_run_finds_everything_and_another_release_starts_anew(config: ScoreConfig) -> None:
+    assert score(config, quiet).reused_files == 0
+    assert score(config, quiet).reused_files == 1
+    (Path(config.output) / "_manifest.json").unlink()  # as if interrupted before the commit
+    assert score(config, quiet).reused_files == 1
+    assert (Path(config.output) / "_manifest.json").exists()
+    other = replace(config, {"input.roles": ["student"]})
+    result = score(other, quiet)
+    assert result.reused_files == 0
+    assert "teacher_score" not in read(result.scores).column_names
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_file_of_requests(config: ScoreConfig, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"requests.{kind}"
+    if kind == "jsonl":
+        path.write_text("\n".join(json.dumps(r) for r in REQUESTS) + "\n\n")
+    else:
+        nested = [{k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in r.items()} for r in REQUESTS]
+        pq.write_table(pa.Table.from_pylist([dict.fromkeys(("k", "history", "context")) | r for r in nested]), path)
+    asked = {"kind": "requests", "path": str(path), "per_file": 2}
+    result = score(ScoreConfig.model_validate(config.model_dump() | {"input": asked}), quiet)
+    assert result.files == 2
+    found = read(result.scores)
+    assert found["request"].to_pylist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert sorted(found["item_id"].to_pylist()[:3]) == ["i1", "i2", "new"]
+    assert found["cold"].to_pylist().count(True) == 1
+    assert found["rank"].to_pylist() == [1, 2, 3, 1, 2, 3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [("{", "requests.jsonl:1"), ('{"candidates": []}', "request 0: candidates"), ("[1]", "must be a JSON object")],
+)
+def test_a_broken_request_is_named(config: ScoreConfig, tmp_path: Path, line: str, part: str) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text(line + "\n")
+    asked = {"kind": "requests", "path": str(path)}
+    with pytest.raises(ConfigError, match=part):
+        score(ScoreConfig.model_validate(config.model_dump() | {"input": asked}), quiet)
+
+
+def test_nothing_to_score_is_explained(config: ScoreConfig) -> None:
+    with pytest.raises(ConfigError, match="must be a file of requests"):
+        score(ScoreConfig.model_validate(config.model_dump() | {"input": {"kind": "requests", "path": "none"}}), quiet)
+    with pytest.raises(ConfigError, match="no release here"):
+        score(replace(config, {"releases": config.output}), quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_data_writes_the_same_scores(config: ScoreConfig) -> None:
+    here = read(score(config, quiet).scores)
+    there = read(score(replace(config, {"actors": 2, "output": config.output + "-ray"}), quiet).scores)
+    assert there.equals(here)
+
+
+def test_the_shipped_configs_are_valid(root: Path) -> None:
+    for path in root.glob("jobs/configs/*/score*.yaml"):
+        load(ScoreConfig, path)
