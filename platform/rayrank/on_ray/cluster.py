@@ -52,7 +52,7 @@ class ClusterConfig(Config):
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray that is up."""
+    """A Ray that is up. ``started_here``: by this process, with which it ends."""
 
     address: str
     cpus: float
@@ -81,7 +81,7 @@ def ensure_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     import ray
 
     if ray.is_initialized():
-        yield _describe(config, started_here=False)
+        yield _describe(config)
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address:
@@ -90,7 +90,7 @@ def ensure_cluster(config: ClusterConfig) -> Iterator[Cluster]:
         _start(config)
     _quiet_data()
     try:
-        yield _describe(config, started_here=address is None)
+        yield _describe(config)
     finally:
         ray.shutdown()
 
@@ -160,7 +160,7 @@ def _quiet_data() -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def _describe(config: ClusterConfig, *, started_here: bool) -> Cluster:
+def _describe(config: ClusterConfig) -> Cluster:
     import ray
 
     resources = ray.cluster_resources()
@@ -168,6 +168,14 @@ def _describe(config: ClusterConfig, *, started_here: bool) -> Cluster:
         address=ray.get_runtime_context().gcs_address,
         cpus=float(resources.get("CPU", 0.0)),
         gpus=float(resources.get("GPU", 0.0)),
-        started_here=started_here,
+        started_here=_is_ours(),
         autoscaling=config.autoscaling,
     )
+
+
+def _is_ours() -> bool:
+    """Whether this process started the Ray it uses; False when Ray cannot tell."""
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    return bool(getattr(node, "head", False))

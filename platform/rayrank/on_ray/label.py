@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -180,14 +181,19 @@ def _through_actors(task: LabelTask, order: Sequence[Place]) -> Iterator[pa.Tabl
     import ray
 
     chunks = list(chunked(order, task.groups_per_task))
-    labelled = ordered_items(chunks).map_batches(
-        Teacher,
-        fn_constructor_args=(task.model_dump(mode="json"),),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=1,
-        compute=ray.data.ActorPoolStrategy(size=min(task.actors, len(chunks))),
-    )
+    with warnings.catch_warnings():
+        # max_restarts=0: a lost actor ends the run, and the next run goes on at the first missing shard. Ray Data's
+        # own restarts warn about every actor in the driver's output; their off switch is marked as deprecated.
+        warnings.simplefilter("ignore")
+        labelled = ordered_items(chunks).map_batches(
+            Teacher,
+            fn_constructor_args=(task.model_dump(mode="json"),),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=1,
+            max_restarts=0,
+            compute=ray.data.ActorPoolStrategy(size=min(task.actors, len(chunks))),
+        )
     found = labelled.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
     return split_by_place(found, len(order))
 

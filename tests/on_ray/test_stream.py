@@ -1,0 +1,116 @@
+"""Ray Data hands over every row once, in the order that was asked for."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayrank.config import ConfigError
+from rayrank.learning.spec import LearningSpec
+from rayrank.on_ray.feed import Feed, part_groups
+from rayrank.on_ray.stream import PLACE, Group, GroupStream, Shards, StreamSpec, ahead, join_labels, split_by_place
+
+LEARNING = LearningSpec(lanes=4, batch_events=512)
+
+
+def _train_rows(dataset: str, spec: StreamSpec, epoch: int, rank: int = 0, world: int = 1) -> list[int]:
+    feed = Feed(GroupStream(Shards(dataset), spec), LEARNING, (rank, world))
+    return [int(r) for step in feed.steps(epoch) for b in step for r in b.row_BT[b.part_BT == 1]]
+
+
+def _reference_rows(dataset: str) -> list[int]:
+    """Row numbers of all training targets, read without any of the code under test."""
+    found: list[int] = []
+    for file in sorted(Path(dataset, "shards").glob("*.parquet")):
+        table = pq.read_table(file)
+        rows, parts = (np.concatenate([np.zeros(0, int), *table[c].to_pylist()]) for c in ("row", "part"))
+        found += rows[parts == 1].astype(int).tolist()
+    return sorted(found)
+
+
+@pytest.mark.slow
+def test_ray_gives_what_direct_reading_gives_in_the_same_order(ray_cluster: str, small) -> None:
+    through_ray = StreamSpec(through="ray", groups_per_task=3)
+    direct = StreamSpec(through="direct")
+    for epoch in range(2):
+        assert _train_rows(small.dataset, through_ray, epoch) == _train_rows(small.dataset, direct, epoch)
+
+
+def test_every_training_target_is_seen_once_by_one_rank(small) -> None:
+    expected = _reference_rows(small.dataset)
+    spec = StreamSpec(through="direct", cache_mb=0)
+    for world in (1, 2, 3):
+        seen = [r for rank in range(world) for r in _train_rows(small.dataset, spec, 0, rank, world)]
+        assert len(set(seen)) == len(seen)
+        assert sorted(seen) == expected
+
+
+def test_epochs_differ_and_repeat(small) -> None:
+    spec = StreamSpec(through="direct")
+    first, again, second = (_train_rows(small.dataset, spec, epoch) for epoch in (0, 0, 1))
+    assert first == again
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
+def test_kept_row_groups_are_those_read(small) -> None:
+    shards = Shards(small.dataset)
+    groups = part_groups(shards.manifest, "valid")
+    kept = GroupStream(shards, StreamSpec(through="direct"))
+    plain = GroupStream(shards, StreamSpec(through="direct", cache_mb=0))
+    for order in (groups, groups[::-1], groups[:2]):
+        for a, b in zip(kept.tables(order), plain.tables(order), strict=True):
+            assert a.equals(b)
+
+
+def test_blocks_that_ray_joined_or_split_become_row_groups_again() -> None:
+    whole = [pa.table({"x": [1, 2, 3], PLACE: [0, 0, 1]}), pa.table({"x": [4, 5], PLACE: [1, 2]})]
+    assert [t["x"].to_pylist() for t in split_by_place(whole, 3)] == [[1, 2], [3, 4], [5]]
+
+
+@pytest.mark.parametrize("places", [[1, 0], [0, 2], [0]])
+def test_lost_or_moved_row_groups_are_an_error(places: list[int]) -> None:
+    with pytest.raises(RuntimeError, match="row group"):
+        list(split_by_place([pa.table({"x": places, PLACE: places})], 2 if len(places) < 3 else 3))
+
+
+def test_labels_of_other_shards_are_refused() -> None:
+    table = pa.table({"key": [1, 2]})
+    assert join_labels(table, pa.table({"key": [1, 2], "soft_like": [[0.5], [1.5]]}), "x").num_columns == 2
+    with pytest.raises(ConfigError, match="run label again"):
+        join_labels(table, pa.table({"key": [1, 3], "soft_like": [[0.5], [1.5]]}), "x")
+
+
+def test_read_ahead_keeps_order_errors_and_bound() -> None:
+    fetched: list[int] = []
+
+    def numbers():
+        for i in range(50):
+            fetched.append(i)
+            yield i
+
+    stream = ahead(numbers(), 3)
+    assert next(stream) == 0
+    assert len(fetched) <= 6
+    assert list(stream) == list(range(1, 50))
+    assert all(b == a + 1 for a, b in pairwise(fetched))
+
+    def broken():
+        yield 1
+        raise ValueError("no such file")
+
+    stream = ahead(broken(), 3)
+    assert next(stream) == 1
+    with pytest.raises(ValueError, match="no such file"):
+        next(stream)
+
+
+def test_place_of_a_group_names_its_mirror(small) -> None:
+    place = Shards(small.dataset, "/labels").place(Group(1, 0))
+    assert place.labels == "/labels/part-00001.parquet"
+    assert place.file.endswith("shards/part-00001.parquet")
