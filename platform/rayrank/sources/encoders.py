@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,14 +206,12 @@ def _download(spec: HubEncoder) -> Path:
 
 
 def _tiny(spec: TinyEncoder, texts: Sequence[str]) -> LoadedEncoder:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=spec.vocabulary, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = Counter(w for t in texts for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(t)))
+    tokenizer = Tokenizer(models.WordPiece(_word_pieces(words, spec.vocabulary), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     config = {
         "model_type": "bert",
@@ -231,6 +230,14 @@ def _tiny(spec: TinyEncoder, texts: Sequence[str]) -> LoadedEncoder:
     tokenizer_json = tokenizer.to_str()
     identity = _identity((json.dumps(config, sort_keys=True), tokenizer_json, str(spec.max_tokens), str(spec.seed)))
     return LoadedEncoder(encoder, tokenizer_json, spec.max_tokens, identity)
+
+
+def _word_pieces(words: Counter[str], size: int) -> dict[str, int]:
+    """Letters, then the most frequent words: the same for the same texts, which the library's own trainer is not."""
+    letters = sorted({letter for word in words for letter in word})
+    frequent = sorted(words, key=lambda word: (-words[word], word))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters), *frequent]
+    return {piece: i for i, piece in enumerate(list(dict.fromkeys(pieces))[:size])}
 
 
 def _identity(parts: tuple[str, ...]) -> str:
