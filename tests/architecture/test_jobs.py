@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from rayrank.config import ConfigError, load
+from rayrank.config import Config, ConfigError, load, parse
+from rayrank.on_ray.space import check_space, read_space
+from rayrank.pipeline.quickstart_plan import QuickstartConfig, plan
 from rayrank.pipeline.verbs import VERBS, bind
+from rayrank.schema import DatasetSchema
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted(p for p in (ROOT / "jobs").glob("*.py") if not p.stem.startswith("_"))
@@ -57,10 +62,6 @@ def test_every_config_key_is_described(name: str) -> None:
 
 
 def _configs(annotation: object) -> list[type]:
-    from typing import get_args
-
-    from rayrank.config import Config
-
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     return [found for inner in get_args(annotation) for found in _configs(inner)]
@@ -68,7 +69,7 @@ def _configs(annotation: object) -> list[type]:
 
 def verb_of(path: Path) -> str:
     """The job that a YAML is for: its own name (``teacher`` for train_teacher), or its folder's."""
-    names = {"teacher": "train_teacher", "student": "distill", "dataset": "prepare"}
+    names = {"teacher": "train_teacher", "student": "distill"}
     for part in (path.stem, path.parent.name):
         stem = part.split("-")[0].split(".")[0]
         for name in (names.get(stem, stem), stem):
@@ -82,7 +83,36 @@ def verb_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_job_yaml_is_valid(path: Path) -> None:
-    load(bind(verb_of(path)).config, path)
+    load(DatasetSchema if path.stem == "dataset" else bind(verb_of(path)).config, path)
+
+
+def test_the_defaults_of_the_quickstart_make_valid_job_configs() -> None:
+    for job in vars(plan(QuickstartConfig())).values():
+        again = parse(type(job), job.model_dump(mode="json"))
+        assert again == job
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tune_spaces").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_search_space_fits_the_config_it_changes(path: Path) -> None:
+    base = plan(QuickstartConfig()).distill
+    check_space(read_space(str(path)), base, path.name)
+    misspelt = {"objective.distillation.temprature": read_space(str(path))["objective.distillation.temperature"]}
+    with pytest.raises(ConfigError, match="temperature"):
+        check_space(misspelt, base, path.name)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "serve_apps").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_serve_config_names_a_builder_and_its_typed_arguments(path: Path) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    deployed = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    for application in deployed.applications:
+        module, _, name = application.import_path.partition(":")
+        builder = getattr(importlib.import_module(module), name)
+        (spec,) = inspect.signature(builder).parameters.values()
+        assert isinstance(spec.annotation, type), "annotations of a builder must not be postponed"
+        assert issubclass(spec.annotation, Config)
+        parse(spec.annotation, application.args, origin=path.name)
 
 
 def test_a_misspelt_key_in_a_shipped_yaml_is_found(tmp_path: Path) -> None:

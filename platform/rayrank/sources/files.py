@@ -78,12 +78,28 @@ def read_all(path: str, wanted: Wanted) -> pa.Table:
 
 
 def column_names(path: str) -> list[str]:
-    """Column names of the first file."""
+    """Column names of the first file (of a JSON-lines file: those its first block uses)."""
     first = storage.list_files(path, SUFFIXES)[0]
     if _is_csv(first):
         return _header(first)
-    part = file_parts(first)[0]
-    return list(next(iter(read_part(part, Wanted()))).column_names)
+    if _is_parquet(first):
+        system, inside = storage.locate(first)
+        with system.open_input_file(inside) as opened:
+            return list(pq.ParquetFile(opened).schema_arrow.names)
+    part = Part(file=first, end=storage.size(first))
+    return list(next(iter(read_part(part, Wanted())), pa.table({})).column_names)
+
+
+def require_columns(path: str, columns: Sequence[str], fix: str) -> None:
+    """Refuse files whose first one lacks a column.
+
+    Raises:
+        ConfigError: names the column and lists those that are there.
+    """
+    have = column_names(path)
+    for name in columns:
+        if name not in have:
+            raise ConfigError(f"{path}: {name}", None, f"column is missing; the file has: {', '.join(have)}", fix)
 
 
 def _row_groups(file: str) -> list[tuple[int, int, int]]:
@@ -139,7 +155,10 @@ def _header(file: str) -> list[str]:
 def _selected(table: pa.Table, wanted: Wanted) -> pa.Table:
     if wanted.columns is None:
         return table
-    return table.select([n for n in wanted.columns if n in table.column_names])
+    for name in wanted.columns:
+        if name not in table.column_names:  # a key that no line of this block uses
+            table = table.append_column(name, pa.nulls(table.num_rows))
+    return table.select(list(wanted.columns))
 
 
 def _delimiter(file: str) -> str:

@@ -16,7 +16,7 @@ from rayrank.config import Config, ConfigError, DataPath, load
 from rayrank.features.text import template_fields
 from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, MulticlassTask
 from rayrank.sources import storage
-from rayrank.sources.files import SUFFIXES, Wanted, file_parts, read_all, read_part
+from rayrank.sources.files import SUFFIXES, Wanted, file_parts, read_all, read_part, require_columns
 from rayrank.sources.source import EVERY_ROW, Part, canonical, key_text
 
 
@@ -74,7 +74,11 @@ class Tables:
 
     def parts(self) -> list[Part]:
         """Row groups of Parquet files, byte ranges of text files."""
-        return file_parts(self.config.interactions, self.config.part_bytes)
+        parts = file_parts(self.config.interactions, self.config.part_bytes)
+        if any(part.rows for part in parts):
+            wanted = interaction_columns(self.schema).columns or ()
+            require_columns(self.config.interactions, wanted, f"correct {self.config.dataset} or the file")
+        return parts
 
     def read(self, part: Part) -> Iterator[pa.Table]:
         """Canonical tables."""
@@ -90,11 +94,8 @@ class Tables:
             return None
         names = dict.fromkeys([source_key, *(f.column for f in features), *texts])
         types = {n: pa.string() for n in texts} | column_types(features)
+        require_columns(path, list(names), f"correct {self.config.dataset} or the file")
         table = read_all(path, Wanted(list(names), types | {source_key: pa.string()}))
-        for name in names:
-            if name not in table.column_names:
-                rule = f"column is missing; the file has: {', '.join(table.column_names)}"
-                raise ConfigError(f"{path}: {name}", None, rule, f"correct {self.config.dataset} or the file")
         keys = key_text(table[source_key], path, source_key)
         others = [n for n in names if n != source_key]
         return pa.table({key: keys} | {n: table[n] for n in others})
