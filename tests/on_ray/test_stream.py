@@ -34,7 +34,8 @@ def _reference_rows(dataset: str) -> list[int]:
 
 
 @pytest.mark.slow
-def test_ray_gives_what_direct_reading_gives_in_the_same_order(ray_cluster: str, small) -> None:
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_gives_what_direct_reading_gives_in_the_same_order(small) -> None:
     through_ray = StreamSpec(through="ray", groups_per_task=3)
     direct = StreamSpec(through="direct")
     for epoch in range(2):

@@ -1,0 +1,95 @@
+"""Teacher labels equal what the teacher predicts, and are made once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rayrank.bundle import load_bundle
+from rayrank.config import ConfigError
+from rayrank.on_ray.label import read_label_key
+from rayrank.pipeline.label import LabelConfig, label
+from rayrank.sources.collate import collate
+from rayrank.sources.dataset import Dataset
+
+
+def _config(small, output: Path, actors: int = 0) -> LabelConfig:
+    return LabelConfig(dataset=small.dataset, teacher=small.teacher, output=str(output), actors=actors)
+
+
+def _soft(folder: Path) -> dict[str, list[list[float]]]:
+    tables = [pq.read_table(f) for f in sorted(folder.glob("part-*.parquet"))]
+    return {n: [row for t in tables for row in t[n].to_pylist()] for n in tables[0].column_names if n != "key"}
+
+
+def test_labels_are_the_predictions_of_the_teacher_at_targets(small, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from rayrank.learning.predict import predict
+    from rayrank.sources.dataset import catalogue_of
+
+    result = label(_config(small, tmp_path / "labels"), lambda _: None)
+    dataset, bundle = Dataset.open(small.dataset), load_bundle(small.teacher)
+    catalogue = replace(catalogue_of(bundle.items, dataset.schema), vectors_ND=bundle.text_ND)
+    batches = [collate(dataset.read_group(s, g), dataset.schema) for s, g in dataset.groups()]
+    scores = predict(bundle.model, catalogue, batches, "streaming", (1, 2, 3), rank_items=False)
+    expected = {task: dict(zip(scores.row.tolist(), scores.logits[task], strict=True)) for task in scores.logits}
+    shards = [pq.read_table(f) for f in sorted(Path(small.dataset, "shards").glob("*.parquet"))]
+    rows = [row for table in shards for row in table["row"].to_pylist()]
+    parts = [part for table in shards for part in table["part"].to_pylist()]
+    for name, found in _soft(tmp_path / "labels").items():
+        by_row = expected[name.removeprefix("soft_")]
+        assert [len(f) for f in found] == [len(r) for r in rows]
+        values, numbers, part = (np.concatenate(x) for x in (found, rows, parts))
+        assert np.isnan(values[part == 0]).all()
+        np.testing.assert_allclose(values[part > 0], [by_row[n] for n in numbers[part > 0].tolist()], atol=1e-5)
+    assert result.targets == sum(int((np.concatenate(p) > 0).sum()) for p in parts and [parts])
+
+
+def test_a_second_run_finds_everything_and_an_interrupted_one_goes_on(small, tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    first = label(_config(small, folder), lambda _: None)
+    assert (first.shards, first.reused_shards) == (len(Dataset.open(small.dataset).manifest.shards), 0)
+    before = _soft(folder)
+    (folder / "manifest.json").unlink()  # as if the run had been cut before the last shard
+    (folder / "part-00001.parquet").unlink()
+    with pytest.raises(ConfigError, match="holds no teacher labels"):
+        read_label_key(str(folder))
+    lines: list[str] = []
+    second = label(_config(small, folder), lines.append)
+    assert second.reused_shards == first.shards - 1
+    assert len(lines) == 1
+    np.testing.assert_equal(_soft(folder), before)
+    lines.clear()
+    assert label(_config(small, folder), lines.append).reused_shards == first.shards
+    assert "there already" in lines[0]
+
+
+def test_labels_of_another_teacher_are_replaced(small, tmp_path: Path) -> None:
+    label(_config(small, tmp_path / "labels"), lambda _: None)
+    changed = tmp_path / "teacher"
+    shutil.copytree(small.teacher, changed)
+    text = (changed / "bundle.json").read_text()
+    (changed / "bundle.json").write_text(text.replace('"role": "teacher"', '"role":  "teacher"'))  # another id
+    config = LabelConfig(dataset=small.dataset, teacher=str(changed), output=str(tmp_path / "labels"), actors=0)
+    result = label(config, lambda _: None)
+    assert result.reused_shards == 0
+    assert read_label_key(str(tmp_path / "labels")).bundle_id == result.teacher_id
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_pool_of_actors_writes_the_same_labels(small, tmp_path: Path) -> None:
+    label(_config(small, tmp_path / "here"), lambda _: None)
+    label(_config(small, tmp_path / "pool", actors=2), lambda _: None)
+    here, pool = _soft(tmp_path / "here"), _soft(tmp_path / "pool")
+    for name in here:
+        np.testing.assert_allclose(np.concatenate(pool[name]), np.concatenate(here[name]), atol=1e-6)
+    for a, b in zip(
+        sorted(Path(small.dataset, "shards").glob("*")), sorted((tmp_path / "pool").glob("*.parquet")), strict=True
+    ):
+        assert pq.ParquetFile(a).num_row_groups == pq.ParquetFile(b).num_row_groups
