@@ -265,7 +265,7 @@ def _quick(folder: Path) -> Setting:
         seeds=(0, 1),
         title="The same arms, small, on synthetic data",
         command="python -m benchmarks.quality_ml1m --quick",
-        teacher={"model": {"kind": "teacher", "width": 32}, "encoder": {"kind": "tiny"}, "learning": short},
+        teacher={"model": {"kind": "teacher", "width": 32}, "encoder": {"kind": "package"}, "learning": short},
         student={"model": {"kind": "student"}, "learning": short},
     )
 
