@@ -137,7 +137,7 @@ def readme_commands() -> list[str]:
     return [line.removeprefix("$ ").split("  #")[0].strip() for line in lines if line.strip()]
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="README.md is not in this tree (an sdist without docs)")
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="no README.md in this tree (docs left out)")
 def test_every_readme_command_exists() -> None:
     problems = []
     for command in readme_commands():

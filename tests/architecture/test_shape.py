@@ -112,7 +112,7 @@ def test_modules_are_named_after_what_they_do() -> None:
 
 
 def test_every_module_says_what_it_does() -> None:
-    assert [name for name, tree in trees() if not ast.get_docstring(tree)] == []
+    assert [name for name, tree in trees() if not ast.get_docstring(tree) and not name.startswith("tests/")] == []
 
 
 def test_every_library_module_postpones_annotations_but_no_serve_builder_does() -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import socket
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
-from rayrank.config import parse
+from rayrank.config import Config, parse
 from rayrank.on_ray.cluster import ClusterConfig
+from rayrank.on_ray.train import Workers
 from rayrank.pipeline import checks
 from rayrank.pipeline.checks import Check
 from rayrank.pipeline.doctor import DoctorConfig, DoctorResult, _capacity, doctor
+from rayrank.pipeline.quickstart_plan import QuickstartConfig
 
 
 def quiet(message: str) -> None:
@@ -175,22 +180,17 @@ def test_paths_of_a_job_config_must_be_writable(config: DoctorConfig, tmp_path: 
 
 
 def test_workers_that_do_not_fit_are_found() -> None:
-    from pydantic import Field
-
-    from rayrank.config import Config
-
-    class Spec(Config):
-        workers: int = Field(2, description="processes")
-
     class Job(Config):
-        training: Spec = Field(default_factory=Spec, description="training")
+        training: Workers = Field(default_factory=Workers, description="training")
         cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="cluster")
 
     assert list(_capacity("x", Job(cluster=ClusterConfig(logical_cpus=3)))) == []
-    (found,) = _capacity("x", Job(training=Spec(workers=3), cluster=ClusterConfig(logical_cpus=3)))
+    (found,) = _capacity("x", Job(training=Workers(count=2, cpus=1.5), cluster=ClusterConfig(logical_cpus=3)))
     assert found.level == "error"
-    assert "training.workers=3" in found.found
+    assert "training.count asks for 3" in found.found
     assert "logical_cpus=4" in found.fix
+    (quick,) = _capacity("quickstart", QuickstartConfig(workers=9, cluster=ClusterConfig(logical_cpus=9)))
+    assert "workers asks for 9" in quick.found
 
 
 @pytest.mark.slow
@@ -201,3 +201,16 @@ def test_deep_starts_ray_and_a_hanging_start_is_ended(config: DoctorConfig) -> N
     assert "a worker imports rayrank" in found.found
     (late,) = by_name(doctor(deep.model_copy(update={"deep_timeout_s": 0.2}), quiet), "ray")
     assert (late.level, late.found) == ("error", "did not start within 0.2 s")
+
+
+def test_the_doctor_starts_where_the_heavy_libraries_are_broken() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'ray', 'mlflow', 'transformers', 'numpy'): sys.modules[name] = None\n"
+        "from rayrank.pipeline.doctor import DoctorConfig, doctor\n"
+        "found = doctor(DoctorConfig(jobs={'quickstart': 'none.yaml'}, ports={}), lambda message: None)\n"
+        "print([check.found for check in found.checks if 'does not import' in check.found])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("does not import") == 2

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -27,7 +27,6 @@ from rayrank.pipeline.checks import Check, Level
 from rayrank.pipeline.verbs import VERBS, bind
 
 MARKS: Mapping[Level, str] = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
-WORKERS = ("workers", "num_workers", "max_concurrent", "max_concurrent_trials", "concurrency")
 
 
 class DoctorConfig(Config):
@@ -121,10 +120,12 @@ def _machine(config: DoctorConfig) -> Iterator[Check]:
 
 
 def _encoder() -> Check:
-    from rayrank.sources.encoders import package_folder
-
     try:
+        from rayrank.sources.encoders import package_folder
+
         return checks.ok("text encoder", f"all-MiniLM-L6-v2 in {package_folder()}, weights as published")
+    except ImportError as error:
+        return Check("text encoder", "error", f"a library does not import: {error}", "make install")
     except ConfigError as error:
         return Check("text encoder", "error", error.rule, error.fix)
 
@@ -135,6 +136,9 @@ def _job(name: str, file: str) -> Iterator[Check]:
         return
     try:
         config = resolve_paths(load(bind(name).config, file), base_folder(os.environ))
+    except ImportError as error:
+        yield Check(f"job {name}", "error", f"a library does not import: {error}", "make install")
+        return
     except ConfigError as error:
         yield Check(f"job {name}", "error", str(error), error.fix)
         return
@@ -146,17 +150,22 @@ def _job(name: str, file: str) -> Iterator[Check]:
 
 
 def _capacity(name: str, config: Config) -> Iterator[Check]:
-    cluster = next((value for _, value in _walk(config) if isinstance(value, ClusterConfig)), ClusterConfig())
+    """What the job's worker groups ask for, against what the Ray it starts would have."""
+    from rayrank.on_ray.train import Workers  # brings torch: the doctor must run where that is broken
+
+    values = list(_walk(config))
+    cluster = next((value for _, value in values if isinstance(value, ClusterConfig)), ClusterConfig())
+    asked = {f"{path}.count": value.count * value.cpus for path, value in values if isinstance(value, Workers)}
+    asked |= {path: value for path, value in values if path == "workers" and isinstance(value, int)}
     logical = local_cpus(cluster)
-    for path, value in _walk(config):
-        if path.rpartition(".")[2] in WORKERS and isinstance(value, int) and value + 1 > logical:
-            found = f"{path}={value}, but a local Ray has {logical} logical CPUs and one must stay free for data tasks"
-            yield Check(
-                f"job {name}, cpus", "error", found, f"set cluster.logical_cpus={value + 1}, or {path}={logical - 1}"
-            )
+    for path, cpus in asked.items():
+        if cpus + 1 > logical and cluster.address is None:
+            found = f"{path} asks for {cpus:g}, a local Ray has {logical} logical CPUs and one is for data tasks"
+            fix = f"set cluster.logical_cpus={int(cpus) + 1}, or ask for {logical - 1} at most"
+            yield Check(f"job {name}, cpus", "error", found, fix)
 
 
-def _walk(config: Config, prefix: str = "") -> Iterator[tuple[str, object]]:
+def _walk(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name in type(config).model_fields:
         value = getattr(config, name)
         yield f"{prefix}{name}", value

@@ -19,7 +19,7 @@ from rayrank.schema import BinaryTask, BoundarySplit, DatasetSchema, Feature, Mu
 from rayrank.sources import storage
 from rayrank.sources.checks import FeatureCheck, Finding, KeyCheck, LabelCheck, TimeCheck, orphans
 from rayrank.sources.config import open_source
-from rayrank.sources.files import Wanted, read_part
+from rayrank.sources.files import Wanted, file_parts, read_part
 from rayrank.sources.source import EVERY_ROW, Source, context_column, key_text, label_column, to_seconds
 from rayrank.sources.tables import Tables, interaction_columns
 
@@ -47,6 +47,11 @@ class ValidateResult:
     def ok(self) -> bool:
         """No errors."""
         return all(f.severity != "error" for f in self.findings)
+
+    @property
+    def refused(self) -> bool:
+        """The job exits with code 3."""
+        return not self.ok
 
     def summary(self) -> list[str]:
         """One line per finding, errors first."""
@@ -107,9 +112,13 @@ class _Checks:
 
     def tables(self) -> Iterator[pa.Table]:
         """The interactions, as close to the file as the source can give them."""
-        for part in self.source.parts():
+        if isinstance(self.source, Tables):
             wanted = Wanted(interaction_columns(self.schema).columns)
-            yield from read_part(part, wanted) if self.from_files else self.source.read(part)
+            for part in file_parts(self.source.config.interactions):
+                yield from read_part(part, wanted)
+        else:
+            for part in self.source.parts():
+                yield from self.source.read(part)
 
     def see(self, table: pa.Table, first_row: int) -> None:
         """One table; a column that is missing or of the wrong type becomes a finding and is not looked at again."""
