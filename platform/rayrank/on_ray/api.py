@@ -98,7 +98,7 @@ def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
 def _add_errors(api: FastAPI) -> None:
     @api.middleware("http")
     async def guard(request: Request, proceed: Any) -> Response:
-        """Request id, body limit, and a last net under everything."""
+        """Request id (Serve puts it into the headers too), body limit, and a last net under everything."""
         asked = request.headers.get("x-request-id", "")
         request.state.request_id = asked if re.fullmatch(r"[\w-]{1,64}", asked) else uuid.uuid4().hex
         length = request.headers.get("content-length", "0")
@@ -111,7 +111,6 @@ def _add_errors(api: FastAPI) -> None:
                 # The message could repeat what was sent, so only the kind of error is written down.
                 _log.error("request %s: unexpected %s", request.state.request_id, type(error).__name__)
                 response = _error(request, 500, "unexpected error")
-        response.headers["x-request-id"] = request.state.request_id
         return response
 
     @api.exception_handler(RequestValidationError)

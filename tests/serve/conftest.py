@@ -1,0 +1,86 @@
+"""The tiny release served twice on one local Ray: a deployment per stage at /staged, one process at /fused."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.tiny_release import TinyWorld, make_world
+
+START_S = 180.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running graph."""
+
+    world: TinyWorld
+    client: httpx.Client
+
+    def post(self, path: str, body: Any, graph: str = "staged") -> httpx.Response:
+        """POST to one of the two graphs."""
+        return self.client.post(f"/{graph}/v1/{path}", json=body)
+
+    def rank(self, graph: str = "staged", **body: Any) -> dict[str, Any]:
+        """A rank request that must succeed."""
+        answer = self.post("rank", body, graph)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def served(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Served]:
+    from ray import serve
+
+    from rayrank.on_ray.serve import QUIET, Budgets, GraphSpec, build_graph
+
+    del ray_cluster
+    folder = tmp_path_factory.mktemp("served")
+    world = make_world(folder)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=QUIET)
+    page = (root / "serve_apps" / "playground.html").read_text(encoding="utf-8")
+    # Budgets wide enough for a loaded machine; the tests about lateness stop the teacher for good.
+    budgets = Budgets(user=20, retrieve=20, student=20, teacher=5, rest_s=1)
+    targets = []
+    for name, fused in (("staged", False), ("fused", True)):
+        spec = GraphSpec(
+            releases=str(world.releases), fused=fused, budgets=budgets, histories=str(folder / f"{name}.sqlite")
+        )
+        targets.append(serve.RunTarget(target=build_graph(spec, page), name=name, route_prefix=f"/{name}"))
+    serve.run_many(targets, wait_for_applications_running=False)
+    try:
+        wait_until_running(START_S)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield Served(world, client)
+    finally:
+        serve.shutdown()
+
+
+def wait_until_running(wait_s: float) -> None:
+    """Until every application runs."""
+    from ray import serve
+
+    end = time.monotonic() + wait_s
+    while time.monotonic() < end:
+        found = serve.status().applications.values()
+        assert not any(a.status.name == "DEPLOY_FAILED" for a in found), [a.message for a in found]
+        if found and all(a.status.name == "RUNNING" for a in found):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"not running after {wait_s:.0f} s: {serve.status()}")

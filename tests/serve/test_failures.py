@@ -1,0 +1,88 @@
+"""What the served graph does when its teacher hangs or dies: the student's order, in time, with the reason."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from tests.serve.conftest import Served
+from tests.tiny_release import START
+
+pytestmark = pytest.mark.slow
+BODY: dict[str, Any] = {"user_id": "u2", "k": 5, "time": START + 900_000, "explain": True}
+RECOVERY_S = 120.0
+
+
+def teacher_replica() -> tuple[Any, int]:
+    """The teacher's actor in the staged graph, and its process id."""
+    import ray
+
+    controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    details = ray.get(controller.get_serve_instance_details.remote(), timeout=30)
+    replica = details["applications"]["staged"]["deployments"]["ReRank"]["replicas"][0]
+    return ray.get_actor(replica["actor_name"], namespace="serve"), int(replica["pid"])
+
+
+def ask(served: Served) -> tuple[dict[str, Any], float]:
+    began = time.monotonic()
+    answer = served.post("recommend", BODY)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json()), time.monotonic() - began
+
+
+def wait_for_the_teacher(served: Served) -> None:
+    end = time.monotonic() + RECOVERY_S
+    while time.monotonic() < end:
+        if ask(served)[0]["answered_by"] == "teacher":
+            return
+        time.sleep(0.5)
+    raise AssertionError("the teacher did not come back")
+
+
+def student_order(answer: dict[str, Any]) -> None:
+    assert answer["answered_by"] == "student"
+    assert all(i["scored_by"] == "student" for i in answer["items"])
+    scores = [i["score"] for i in answer["items"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_hanging_teacher_costs_its_budget_then_nothing(served: Served) -> None:
+    wait_for_the_teacher(served)
+    _, pid = teacher_replica()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        answer, seconds = ask(served)
+        student_order(answer)
+        assert answer["degraded"] == "teacher: no answer within 5000 ms"
+        assert 4.9 < seconds < 15
+        for _ in range(2):
+            ask(served)
+        answer, seconds = ask(served)  # the third miss in a row opened the breaker
+        student_order(answer)
+        assert answer["degraded"] == "teacher: left alone after repeated misses"
+        assert seconds < 3
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_for_the_teacher(served)
+
+
+def test_a_killed_teacher_is_replaced_and_nobody_sees_an_error(served: Served) -> None:
+    import ray
+
+    wait_for_the_teacher(served)
+    handle, _ = teacher_replica()
+    ray.kill(handle)
+    seen = []
+    end = time.monotonic() + RECOVERY_S
+    while time.monotonic() < end:
+        answer, seconds = ask(served)
+        seen.append(answer["answered_by"])
+        assert seconds < 15
+        if seen[-1] == "teacher" and "student" in seen:
+            break
+    assert "student" in seen
+    assert seen[-1] == "teacher"
