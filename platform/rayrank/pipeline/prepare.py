@@ -11,7 +11,7 @@ from pydantic import Field
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.prepare import run_on_ray
 from rayrank.schema import DatasetSchema
-from rayrank.sources.build import build, run_here
+from rayrank.sources.build import build, complete, run_here
 from rayrank.sources.manifest import Manifest
 from rayrank.sources.spec import BuildSpec
 
@@ -55,7 +55,10 @@ def prepare(config: PrepareConfig, progress: Progress) -> PrepareResult:
         ConfigError: input missing or malformed, or the folder holds something else.
     """
     spec = BuildSpec(**{name: getattr(config, name) for name in BuildSpec.model_fields})
-    if config.engine == "local":
+    done = complete(spec)
+    if done is not None:
+        manifest, written = done, False  # no cluster is started for nothing
+    elif config.engine == "local":
         manifest, written = build(spec, run_here, progress)
     else:
         with ensure_cluster(config.cluster) as cluster:

@@ -34,7 +34,7 @@ from rayrank.sources.entities import (
 from rayrank.sources.manifest import FILE, Counts, Manifest, ShardInfo, data_fingerprint, read_manifest, write_manifest
 from rayrank.sources.oracle import BIASES, TRUTH, oracle_auc
 from rayrank.sources.sequence import add_context, statistics_file, users_file
-from rayrank.sources.source import Part
+from rayrank.sources.source import Part, Source
 from rayrank.sources.spec import BuildSpec, Result, Run, Task, items_file, work_folder
 from rayrank.sources.spill import distinct_items
 from rayrank.sources.split import Cuts, find_cuts
@@ -57,11 +57,11 @@ def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool
     Raises:
         ConfigError: the source's input is missing or malformed, or the folder holds something else.
     """
-    source = open_source(spec.source)
-    identity = f"{digest(spec)}-{source.inputs()[:16]}"
-    done = _finished(spec.path, identity)
+    done = complete(spec)
     if done is not None:
         return done, False
+    source = open_source(spec.source)
+    identity = _identity(spec, source)
     items, users, parts = source.items(), source.users(), source.parts()
     _check(source.schema, items, users, parts)
     _clean(spec.path)
@@ -87,6 +87,20 @@ def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool
     shards = tuple(ShardInfo(**r["shard"]) for r in results)
     manifest = _commit(spec, source.schema, state, counts, (shards, made, identity))
     return manifest, True
+
+
+def complete(spec: BuildSpec) -> Manifest | None:
+    """The manifest of a dataset that an equal spec wrote from unchanged input; None: there is something to do."""
+    path = spec.path
+    if not storage.exists(storage.join(path, FILE)):
+        return None
+    try:
+        manifest = read_manifest(path)
+    except ConfigError:
+        return None
+    files = [s.file for s in manifest.shards] + list(manifest.tables)
+    whole = all(storage.exists(storage.join(path, f)) for f in files)
+    return manifest if whole and manifest.build == _identity(spec, open_source(spec.source)) else None
 
 
 def _commit(
@@ -238,16 +252,8 @@ def _buckets(spec: BuildSpec, rows: int) -> int:
     return max(1, -(-rows // spec.rows_per_shard))
 
 
-def _finished(path: str, identity: str) -> Manifest | None:
-    if not storage.exists(storage.join(path, FILE)):
-        return None
-    try:
-        manifest = read_manifest(path)
-    except ConfigError:
-        return None
-    files = [s.file for s in manifest.shards] + list(manifest.tables)
-    complete = all(storage.exists(storage.join(path, f)) for f in files)
-    return manifest if complete and manifest.build == identity else None
+def _identity(spec: BuildSpec, source: Source) -> str:
+    return f"{digest(spec)}-{source.inputs()[:16]}"
 
 
 def _clean(path: str) -> None:

@@ -251,7 +251,7 @@ def numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     try:
-        cast = column.cast(pa.float64())
+        cast = column.cast(pa.float64(), safe=False)
         return cast.to_numpy(zero_copy_only=False) if isinstance(cast, pa.Array) else cast.to_numpy(), np.zeros(
             len(column), bool
         )

@@ -165,18 +165,18 @@ def guess_text(profiles: Profiles, taken: Iterable[str]) -> tuple[str | None, st
 def find_separator(cells: Sequence[str]) -> tuple[str, int] | None:
     """Separator of a multi-valued text column and how many values 95 % of its cells have; None: single-valued."""
     for separator in _SEPARATORS:
-        split = [[part.strip() for part in cell.split(separator)] for cell in cells]
+        split = [[part.strip() for part in cell.split(separator)] for cell in set(cells)]
         several = sum(len(parts) > 1 for parts in split)
         pieces = Counter(part for parts in split for part in parts)
-        if several >= 0.05 * len(cells) and len(pieces) < 0.5 * len(set(cells)) and max(map(len, pieces)) <= 40:
+        if several >= 0.05 * len(split) and len(pieces) <= 0.5 * pieces.total() and max(map(len, pieces)) <= 40:
             counts = sorted(len(parts) for parts in split)
-            return separator, max(2, min(8, counts[int(0.95 * (len(counts) - 1))]))
+            return separator, max(2, min(8, counts[math.ceil(0.95 * (len(counts) - 1))]))
     return None
 
 
 def _feature(table: pa.Table, column: ColumnProfile) -> Feature | None:
     name = column.name
-    if column.kind in ("empty", "other", "time") or (column.kind != "list" and column.distinct < 2):
+    if column.kind in ("empty", "other", "time") or _is_link(name) or (column.kind != "list" and column.distinct < 2):
         return None
     if column.kind == "list":
         return CategoricalFeature(name=_task_name(name), column=name, max_values=5)

@@ -75,7 +75,7 @@ def profile_column(name: str, column: pa.ChunkedArray) -> ColumnProfile:
     low = high = median = mean = length = 0.0
     whole = bool(pa.types.is_integer(column.type))
     if kind == "number":
-        number = column.cast(pa.float64())
+        number = column.cast(pa.float64(), safe=False)  # nanoseconds exceed 2**53; a rounded one will do
         number = number.filter(pc.is_finite(number)) if number.null_count < rows else number
         low, high, median, mean = (float(f(number) or 0.0) for f in (_low, _high, _median, _mean))
         whole = whole or bool(pc.all(pc.equal(pc.floor(number), number)).as_py())

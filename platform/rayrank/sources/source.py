@@ -154,7 +154,7 @@ def _labels(raw: pa.Table, name: str, at_least: float | None, where: str) -> pa.
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     try:
-        values = column.cast(pa.float64())
+        values = column.cast(pa.float64(), safe=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(
             f"{where}: {name}", str(column.type), f"labels must be numbers ({error})", "mend the column"
