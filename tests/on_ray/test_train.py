@@ -33,7 +33,7 @@ def _two(raw: dict[str, Any], output: Path, lines: list[str] | None = None) -> F
     task = parse(FitTask, {**raw, "output": str(output), "stream": {"groups_per_task": 3}})
     config = ClusterConfig(wait_s=60)
     with ensure_cluster(config) as cluster:
-        return run_distributed(task, Workers(count=2, max_failures=0), cluster, config, (lines or []).append)
+        return run_distributed(task, Workers(count=2, max_failures=0), cluster, config, (lines if lines is not None else []).append)
 
 
 def _losses(fitted: Fitted) -> np.ndarray:

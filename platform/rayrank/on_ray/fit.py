@@ -82,6 +82,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
 
     def keep(snapshot: Any) -> None:
         epoch = int(snapshot.meta["epoch"])
+        _check_choice(task, snapshot.meta["history"][-1]["metrics"])
         if checkpoints and collectives.rank == 0 and epoch < task.learning.epochs:
             checkpoints.write(snapshot, model)
         listeners.on_epoch(epoch, snapshot.meta["history"][-1]["metrics"])
@@ -100,6 +101,13 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
         checkpoints.remove()
     collectives.barrier()
     return _fitted(result, model, (began, seconds_items, collectives.world), resume)
+
+
+def _check_choice(task: FitTask, metrics: dict[str, float]) -> None:
+    name = f"{task.learning.choose_protocol}/{task.learning.choose}"
+    if name not in metrics:
+        known = ", ".join(sorted({n.partition("/")[2] for n in metrics}))
+        raise ConfigError("learning.choose", task.learning.choose, f"valid gives: {known}", "use one of those")
 
 
 def _train(model: Any, data: TrainData, spec: TrainSpec, hooks: Hooks, collectives: Collectives) -> TrainResult:

@@ -1,0 +1,104 @@
+"""A teacher is trained once, found again, and trained anew when config, data or the user say so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rayrank.bundle import load_bundle
+from rayrank.config import ConfigError, load, replace, to_yaml
+from rayrank.pipeline.train_teacher import TrainTeacherConfig, train_teacher
+from rayrank.pipeline.training import tracked_run
+
+
+def _config(world, folder: Path) -> TrainTeacherConfig:
+    raw = {
+        "dataset": world.dataset,
+        "output": str(folder / "teacher"),
+        "model": {"kind": "teacher", "width": 16, "id_width": 8, "attention_heads": 2},
+        "encoder": {"kind": "tiny", "vocabulary": 128, "width": 8},
+        "learning": {"epochs": 1},
+        "workers": {"count": 0},
+        "cache": str(folder / "cache"),
+        "tracking": {"kind": "none"},
+    }
+    return TrainTeacherConfig.model_validate(raw)
+
+
+def test_trained_once_and_found_again(world, tmp_path: Path) -> None:
+    config, lines = _config(world, tmp_path), []
+    first = train_teacher(config, lines.append)
+    assert not first.reused
+    bundle = load_bundle(first.bundle)
+    assert bundle.bundle_id == first.bundle_id
+    assert bundle.info.role == "teacher"
+    assert bundle.info.encoder is not None
+    assert bundle.tokenizer_folder is not None
+    assert first.metrics["streaming/like/auc"] == bundle.info.metrics["streaming/like/auc"]
+    assert len(first.curve) > 0
+    assert [entry["epoch"] for entry in first.history] == [0]
+    assert any("epoch 1/1 done: like/auc" in line for line in lines)
+    again = train_teacher(config, lines.append)
+    assert again.reused
+    assert again.metrics == pytest.approx(first.metrics, nan_ok=True)
+    assert "there already" in lines[-1]
+    assert any(first.bundle in line for line in again.summary())
+    changed = train_teacher(replace(config, {"learning.seed": 7}), lines.append)
+    assert not changed.reused
+    assert changed.bundle_id != first.bundle_id
+    assert not train_teacher(replace(config, {"learning.seed": 7, "again": True}), lines.append).reused
+
+
+def test_encoded_texts_are_kept_between_runs(world, tmp_path: Path) -> None:
+    config = _config(world, tmp_path)
+    train_teacher(config, lambda _: None)
+    files = list((tmp_path / "cache").iterdir())
+    assert len(files) == 1
+    before = files[0].stat().st_mtime_ns
+    train_teacher(replace(config, {"learning.seed": 1}), lambda _: None)
+    assert [f.stat().st_mtime_ns for f in (tmp_path / "cache").iterdir()] == [before]
+
+
+def test_runs_are_recorded_with_config_metrics_and_card(world, tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    config = _config(world, tmp_path).model_copy(update={"parent_run": None})
+    config = replace(config, {"tracking": {"kind": "mlflow", "uri": uri}})
+    result = train_teacher(config, lambda _: None)
+    assert tracked_run(result.bundle) == result.run_id
+    run = MlflowClient(tracking_uri=uri).get_run(result.run_id)
+    assert run.data.tags["bundle_id"] == result.bundle_id
+    assert run.data.params["model.kind"] == "teacher"
+    assert run.data.metrics["best/streaming/like/auc"] == pytest.approx(result.metrics["streaming/like/auc"])
+    assert "loss/like" in run.data.metrics
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dataset": "/nowhere"}, "holds no dataset"),
+        ({"objective.weights": {"lke": 1.0}}, "lke"),
+        ({"learning.choose": "like/acu"}, "like/acu"),
+        ({"encoder": {"kind": "folder", "path": "/nowhere"}}, "encoder folder"),
+    ],
+)
+def test_mistakes_are_told_as_such(world, tmp_path: Path, changes: dict, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        train_teacher(replace(_config(world, tmp_path), changes), lambda _: None)
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_the_config_survives_its_own_yaml(world, tmp_path: Path) -> None:
+    config = _config(world, tmp_path)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load(TrainTeacherConfig, tmp_path / "config.yaml") == config
+
+
+def test_the_note_beside_the_bundle_is_plain_json(world, tmp_path: Path) -> None:
+    result = train_teacher(_config(world, tmp_path), lambda _: None)
+    note = json.loads(Path(f"{result.bundle}.run.json").read_text())
+    assert note["result"]["bundle_id"] == result.bundle_id
+    assert not Path(f"{result.bundle}.checkpoint").exists()

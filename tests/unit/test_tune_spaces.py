@@ -1,0 +1,72 @@
+"""Every search space names fields that exist and samples values that they take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayrank.config import ConfigError, load
+from rayrank.on_ray.space import check_space, parse_space, read_space
+from rayrank.pipeline.distill import DistillConfig
+from rayrank.pipeline.tune import TuneConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SPACES = sorted((ROOT / "tune_spaces").glob("*.yaml"))
+BASE = DistillConfig(dataset="d", output="o", labels="l", teacher="t")
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda p: p.stem)
+def test_every_path_and_sample_fits_the_config(path: Path) -> None:
+    check_space(read_space(str(path)), BASE, path.name)
+
+
+@pytest.mark.parametrize("source", ["synthetic", "movielens"])
+def test_tune_varies_the_distillation_of_the_same_dataset(source: str) -> None:
+    folder = ROOT / "jobs" / "configs" / source
+    tune, distill = load(TuneConfig, folder / "tune.yaml"), load(DistillConfig, folder / "distill.yaml")
+    assert tune.distill == distill
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({"objective.wieghts.like": {"kind": "uniform", "low": 0.1, "high": 1}}, "unknown key"),
+        ({"objective.distillation.temperature": {"kind": "uniform", "low": -1.0, "high": 1}}, "greater than 0"),
+        ({"learning.epochs": {"kind": "uniform", "low": 1.5, "high": 2.5}}, "valid integer"),
+        ({"model.kind": {"kind": "choice", "values": ["student", "techer"]}}, "kind"),
+        ({"model.hidden": {"kind": "choice", "values": [32, "wide"]}}, "valid integer"),
+        ({"model.hidden": {"kind": "choice", "values": [32, "64"]}}, "kept as it is"),
+    ],
+)
+def test_what_does_not_fit_is_named(raw: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_space(parse_space(raw, "space.yaml"), BASE, "space.yaml")
+    assert expected in str(caught.value)
+    assert next(iter(raw)) in caught.value.path
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({}, "at least one"),
+        ({"a": {"kind": "gauss", "low": 1}}, "uniform"),
+        ({"a": {"kind": "uniform", "low": 2, "high": 1}}, "low must be less than high"),
+        ({"a": {"kind": "loguniform", "low": 0, "high": 1}}, "greater than 0"),
+        ({"a": {"kind": "choice", "values": []}}, "at least 1"),
+        ({"a": 3}, "sampler"),
+    ],
+)
+def test_malformed_samplers_are_refused(raw: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_space(raw, "space.yaml")
+    assert expected in str(caught.value)
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        read_space(str(tmp_path / "none.yaml"))
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="map dotted paths"):
+        read_space(str(tmp_path / "list.yaml"))
