@@ -6,20 +6,17 @@ Knows how to start workers, pass typed configs and bring progress and results ba
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError, parse
+from rayrank.on_ray.board import progress_board
 from rayrank.on_ray.cluster import Cluster, ClusterConfig, check_capacity
 from rayrank.on_ray.fit import Fitted, Listeners, fit
 from rayrank.on_ray.task import FitTask
-
-_POLL_S = 0.5
 
 
 class Workers(Config):
@@ -59,7 +56,7 @@ def run_distributed(
     gpu = _use_gpu(workers, cluster)
     check_capacity(cluster, workers.count * workers.cpus, "workers.count", workers.count if gpu else 0)
     assert task.output
-    with _progress_board(progress) as board:
+    with progress_board(progress) as board:
         trainer = _trainer(cluster)(
             _worker,
             train_loop_config={"task": task.model_dump(mode="json"), "board": board, "wait_s": config.wait_s},
@@ -132,49 +129,6 @@ def _trainer(cluster: Cluster) -> type[Any]:
             return [c for c in found if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
     return LocalTrainer
-
-
-class _Board:
-    """Lines of rank 0 on their way to the driver."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-
-    def add(self, line: str) -> None:
-        self._lines.append(line)
-
-    def take(self) -> list[str]:
-        lines, self._lines = self._lines, []
-        return lines
-
-
-@contextmanager
-def _progress_board(progress: Callable[[str], None]) -> Iterator[Any]:
-    import ray
-
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
-    ended = threading.Event()
-
-    def pump() -> None:
-        while True:
-            last = ended.wait(_POLL_S)
-            try:
-                for line in ray.get(board.take.remote(), timeout=10):
-                    progress(line)
-            except ray.exceptions.RayError:
-                if not last:
-                    continue
-            if last:
-                return
-
-    thread = threading.Thread(target=pump, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield board
-    finally:
-        ended.set()
-        thread.join(timeout=15)
-        ray.kill(board)
 
 
 def _remove_storage(output: str) -> None:
