@@ -14,26 +14,22 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from rayrank.config import ConfigError, digest
 from rayrank.features.encode import is_multi
-from rayrank.features.state import FeatureState, Moments, fit_table
+from rayrank.features.state import FeatureState
 from rayrank.features.text import template_fields
-from rayrank.schema import CategoricalFeature, DatasetSchema, MulticlassTask, Split, TimeSplit
+from rayrank.schema import DatasetSchema, MulticlassTask, Split, TimeSplit
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
 from rayrank.sources.entities import (
     check_columns,
-    encode_entities,
-    fit_entities,
     index_ids,
-    item_columns,
-    profile_columns,
 )
+from rayrank.sources.fitting import write_entities
 from rayrank.sources.manifest import FILE, Counts, Manifest, ShardInfo, data_fingerprint, read_manifest, write_manifest
 from rayrank.sources.oracle import BIASES, TRUTH, oracle_auc
-from rayrank.sources.sequence import add_context, statistics_file, users_file
+from rayrank.sources.sequence import users_file
 from rayrank.sources.source import Part, Source
 from rayrank.sources.spec import BuildSpec, Result, Run, Task, items_file, work_folder
 from rayrank.sources.spill import distinct_items
@@ -71,16 +67,17 @@ def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool
     item_ids, orphan_items = index_ids(items, "item_id", seen, "items")
     storage.write_arrow(items_file(spec.path), pa.table({"item_id": item_ids}))
     made = _sequence_all(spec, parts, spilled, cuts, (run, progress))
-    active = pa.concat_arrays([_bucket_users(spec.path, b)["user_id"].combine_chunks() for b in range(len(made))])
-    user_ids, orphan_users = index_ids(users, "user_id", active, "users")
-    state = _write_entities(spec, source.schema, (items, item_ids), (users, user_ids), made)
+    active = [storage.read_arrow(users_file(work_folder(spec.path), b)) for b in range(len(made))]
+    seen = pa.concat_tables(active)["user_id"].combine_chunks()
+    user_ids, orphan_users = index_ids(users, "user_id", seen, "users")
+    state = write_entities(spec, source.schema, (items, item_ids), (users, user_ids), (active, made))
     progress(f"writing {len(made)} shards")
     results = run(spec, [Task(stage="shard", number=b) for b in range(len(made))])
     counts = Counts(
         **{name: sum(r[name] for r in made) for name in ("events", "negatives", "train", "valid", "test")},
         users=len(user_ids),
         items=len(item_ids),
-        active_users=len(active),
+        active_users=len(seen),
         orphan_items=orphan_items,
         orphan_users=orphan_users,
     )
@@ -170,64 +167,6 @@ def _spill_all(
     return full, find_cuts(split, total, low, high, histogram)
 
 
-def _write_entities(
-    spec: BuildSpec,
-    schema: DatasetSchema,
-    items: tuple[pa.Table | None, pa.Array],
-    users: tuple[pa.Table | None, pa.Array],
-    made: Sequence[Result],
-) -> FeatureState:
-    """Fit the features on training rows, write items.parquet and users.parquet, and leave the state for the shards."""
-    item_counts = _item_counts(spec.path, schema, len(items[1]), len(made))
-    user_counts = _user_counts(spec.path, users[1], len(made))
-    context: Result = {}
-    for result in made:
-        context = add_context(context, result["context"])
-    state = FeatureState(
-        items=fit_entities(items[0], schema.item_features, item_counts["train_count"] > 0),
-        users=fit_entities(users[0], schema.user_features, user_counts > 0),
-        context=fit_table(
-            schema.context_features,
-            {f.name: context[f.name] for f in schema.context_features if isinstance(f, CategoricalFeature)},
-            {f.name: Moments(**context[f.name]) for f in schema.context_features if f.kind == "numeric"},
-        ),
-    )
-    table = pa.table(
-        item_columns(items[0], items[1], schema)
-        | encode_entities(items[0], schema.item_features, state.items, len(items[1]))
-        | item_counts
-    )
-    storage.write_table(storage.join(spec.path, "items.parquet"), table)
-    table = pa.table(
-        {"user_id": users[1]}
-        | encode_entities(users[0], schema.user_features, state.users, len(users[1]))
-        | profile_columns(users[0], users[1], schema.of_kind(MulticlassTask))
-        | {"train_count": user_counts.astype(np.int32)}
-    )
-    storage.write_table(storage.join(spec.path, "users.parquet"), table)
-    storage.write_bytes(storage.join(work_folder(spec.path), "features.json"), state.model_dump_json().encode())
-    return state
-
-
-def _item_counts(path: str, schema: DatasetSchema, items: int, buckets: int) -> dict[str, np.ndarray]:
-    names = ["train_count"]
-    names += [f"train_{what}_{task.name}" for task in schema.event_tasks for what in ("count", "sum")]
-    totals = {name: np.zeros(items + 1) for name in names}
-    for b in range(buckets):
-        table = storage.read_arrow(statistics_file(work_folder(path), b))
-        for name in names:
-            totals[name][table["item"].to_numpy()] += table[name].to_numpy()
-    return {n: t[1:].astype(np.float32 if n.startswith("train_sum") else np.int32) for n, t in totals.items()}
-
-
-def _user_counts(path: str, ids: pa.Array, buckets: int) -> np.ndarray:
-    counts = np.zeros(len(ids), dtype=np.int64)
-    for b in range(buckets):
-        table = _bucket_users(path, b)
-        counts[pc.index_in(table["user_id"], value_set=ids).to_numpy()] = table["train_count"].to_numpy()
-    return counts
-
-
 def _oracle(made: Sequence[Result], prefix: str) -> dict[str, float]:
     """AUC by task of the true logits whose columns start with ``prefix``; empty for real data."""
     names = [name for name in sorted(made[0]["oracle"]) if name.startswith(prefix)]
@@ -265,7 +204,3 @@ def _clean(path: str) -> None:
         raise ConfigError(path, taken[0], "folder holds files that no dataset build left", "choose an empty folder")
     for name in names:
         storage.remove(storage.join(path, name))
-
-
-def _bucket_users(path: str, bucket: int) -> pa.Table:
-    return storage.read_arrow(users_file(work_folder(path), bucket))

@@ -21,14 +21,11 @@ from rayrank.sources.sequence import Sequences
 from rayrank.sources.source import context_column, label_column
 
 
-def chunk_table(
-    made: Sequences, users: pa.Table, schema: DatasetSchema, state: FeatureState, window: int, targets: int
-) -> pa.Table:
+def chunk_table(made: Sequences, schema: DatasetSchema, state: FeatureState, window: int, targets: int) -> pa.Table:
     """One row per chunk, sorted by (length, user, chunk).
 
     Args:
-        made: the bucket's events (raw context) and users.
-        users: the encoded users table of the dataset.
+        made: the bucket's events (raw context), and its users with their index and encoded columns.
         schema: the dataset.
         state: fitted features.
         window: visible history before the targets, in events.
@@ -49,7 +46,7 @@ def chunk_table(
     first = np.repeat(np.array([c.first_target for _, c in chunks], dtype=np.int64) + starts[owner], lengths)
     target = flat >= first
     asked = np.array([c.first_target <= last[u] < c.end_target for u, c in chunks], dtype=bool)
-    columns = _sequence_columns(made, users, owner, np.array([c.number for _, c in chunks], dtype=np.int64), asked)
+    columns = _sequence_columns(made.users, owner, np.array([c.number for _, c in chunks], dtype=np.int64), asked)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     columns |= _event_columns(made.events, schema, state, flat, target, offsets)
     return pa.table(columns)
@@ -83,23 +80,22 @@ def write_shard(path: str, table: pa.Table, max_events: int, max_sequences: int)
 
 
 def _sequence_columns(
-    made: Sequences, users: pa.Table, owner: np.ndarray, number: np.ndarray, asked: np.ndarray
+    users: pa.Table, owner: np.ndarray, number: np.ndarray, asked: np.ndarray
 ) -> dict[str, pa.Array | np.ndarray]:
-    names = made.users["user_id"].combine_chunks()
-    index = pc.index_in(names, value_set=users["user_id"].combine_chunks()).to_numpy()
-    hashes = text_hash(names.to_pylist())
-    rows = users.take(pa.array(index[owner]))
+    hashes = text_hash(users["user_id"].to_pylist())
+    rows = users.take(pa.array(owner))
     key = (mix(hashes[owner] + number.astype(np.uint64), salt=2) >> np.uint64(1)).astype(np.int64)
-    columns: dict[str, pa.Array | np.ndarray] = {"user": (index[owner] + 1).astype(np.int32), "key": key}
+    columns: dict[str, pa.Array | np.ndarray] = {"user": rows["user"].to_numpy(), "key": key}
     for name in ("valid_from", "test_from"):
-        columns[name] = made.users[name].to_numpy()[owner].astype(np.int32)
-    for name in users.column_names:
+        columns[name] = rows[name].to_numpy().astype(np.int32)
+    for column in (name for name in users.column_names if name.startswith("column_")):
+        name = column.removeprefix("column_")
         if name.startswith("profile_"):
-            columns[name] = np.where(asked, rows[name].to_numpy(), -1).astype(np.int16)
+            columns[name] = np.where(asked, rows[column].to_numpy(), -1).astype(np.int16)
         elif name.startswith("hidden_"):
-            columns[name] = rows[name].combine_chunks()
-        elif name not in ("user_id", "train_count"):
-            columns[f"user_{name}"] = rows[name].combine_chunks()
+            columns[name] = rows[column].combine_chunks()
+        else:
+            columns[f"user_{name}"] = rows[column].combine_chunks()
     return columns
 
 

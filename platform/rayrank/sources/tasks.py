@@ -11,7 +11,7 @@ from rayrank.sources.sequence import Sequences, build_sequences, save_sequences,
 from rayrank.sources.shard import chunk_table, write_shard
 from rayrank.sources.spec import BuildSpec, Result, Task, items_file, work_folder
 from rayrank.sources.spill import gather, spill, time_histogram
-from rayrank.sources.storage import read_arrow, read_table
+from rayrank.sources.storage import read_arrow
 
 
 def perform(spec: BuildSpec, task: Task) -> Result:
@@ -41,8 +41,7 @@ def _shard_task(spec: BuildSpec, task: Task, work: str) -> Result:
     schema = open_source(spec.source).schema
     state = FeatureState.model_validate_json(storage.read_bytes(storage.join(work, "features.json")))
     made = Sequences(read_arrow(sequences_file(work, task.number)), read_arrow(users_file(work, task.number)))
-    users = read_table(storage.join(spec.path, "users.parquet"))
-    table = chunk_table(made, users, schema, state, spec.window, spec.chunk)
+    table = chunk_table(made, schema, state, spec.window, spec.chunk)
     storage.make_folder(storage.join(spec.path, "shards"))
     path = storage.join(spec.path, "shards", f"part-{task.number:05d}.parquet")
     return {"shard": write_shard(path, table, spec.max_events, spec.max_sequences).model_dump(mode="json")}

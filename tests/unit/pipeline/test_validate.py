@@ -65,30 +65,40 @@ def test_clean_data_is_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "severity", "where", "rule", "count", "row"),
+    ("change", "kind", "rule", "example"),
     [
-        ({3: "u1,i1,1700000003,2,1,0", 9: "u1,i1,1700000009,7,1,0"}, "error", "click", "must be 0 or 1", 2, 3),
-        ({5: "u1,i1,1700000003,x,1,0"}, "error", "click", "must be a number", 1, 5),
-        ({5: "u1,i1,1700000003,1,9,0"}, "warning", "stars", "should lie in 1..5", 1, 5),
-        ({5: "u1,i1,1700000003,1,inf,0"}, "error", "stars", "must be finite", 1, 5),
-        ({2: ",i1,1700000003,1,1,0"}, "error", "user_id", "must not be missing", 1, 2),
-        ({7: "u1,i1,-5,1,1,0"}, "error", "timestamp", "must not be negative", 1, 7),
-        ({7: "u1,i1,,1,1,0"}, "error", "timestamp", "must not be missing", 1, 7),
-        ({8: "u1,i1,1700000003000,1,1,0"}, "error", "timestamp", "wrong or mixed units", 1, 8),
-        ({8: "u1,i9,1700000003,1,1,0"}, "warning", "item_id", "1 of 6 keys have no row in the items table", 1, None),
-        ({8: "u9,i1,1700000003,1,1,0"}, "warning", "user_id", "1 of 5 keys have no row in the users table", 1, None),
+        ({3: "u1,i1,1700000003,2,1,0", 9: "u1,i1,1700000009,7,1,0"}, ("error", "click"), "must be 0 or 1", (2, 3)),
+        ({5: "u1,i1,1700000003,x,1,0"}, ("error", "click"), "must be a number", (1, 5)),
+        ({5: "u1,i1,1700000003,1,9,0"}, ("warning", "stars"), "should lie in 1..5", (1, 5)),
+        ({5: "u1,i1,1700000003,1,inf,0"}, ("error", "stars"), "must be finite", (1, 5)),
+        ({2: ",i1,1700000003,1,1,0"}, ("error", "user_id"), "must not be missing", (1, 2)),
+        ({7: "u1,i1,-5,1,1,0"}, ("error", "timestamp"), "must not be negative", (1, 7)),
+        ({7: "u1,i1,,1,1,0"}, ("error", "timestamp"), "must not be missing", (1, 7)),
+        ({8: "u1,i1,1700000003000,1,1,0"}, ("error", "timestamp"), "wrong or mixed units", (1, 8)),
+        (
+            {8: "u1,i9,1700000003,1,1,0"},
+            ("warning", "item_id"),
+            "1 of 6 keys have no row in the items table",
+            (1, None),
+        ),
+        (
+            {8: "u9,i1,1700000003,1,1,0"},
+            ("warning", "user_id"),
+            "1 of 5 keys have no row in the users table",
+            (1, None),
+        ),
     ],
 )
 def test_defects_of_interactions(
-    tmp_path: Path, change: dict[int, str], severity: str, where: str, rule: str, count: int, row: int | None
+    tmp_path: Path, change: dict[int, str], kind: tuple[str, str], rule: str, example: tuple[int, int | None]
 ) -> None:
     result = _validate(tmp_path, events=[change.get(k, line) for k, line in enumerate(EVENTS)])
     (finding,) = _serious(result)
-    assert (finding.severity, finding.where) == (severity, f"interactions.{where}")
+    assert (finding.severity, finding.where.removeprefix("interactions.")) == kind
     assert rule in finding.rule
-    assert (finding.count, finding.row) == (count, row)
+    assert (finding.count, finding.row) == example
     assert finding.fix
-    assert result.ok == (severity != "error")
+    assert result.ok == (kind[0] != "error")
 
 
 @pytest.mark.parametrize(
