@@ -234,6 +234,16 @@ def open_tracker(config: MlflowTracking | NoTracking) -> NullTracker:
             assert_never(config)
 
 
+def check_tracking(config: MlflowTracking | NoTracking) -> None:
+    """Refuse a store that cannot be opened by its address alone, before work is done that would be recorded there.
+
+    Raises:
+        ConfigError: as :func:`open_tracker`.
+    """
+    if isinstance(config, MlflowTracking):
+        _checked_uri(config.uri)
+
+
 def _checked_uri(uri: str) -> str:
     where = "tracking.uri"
     if uri.startswith(_SQLITE):

@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError
-from rayrank.tracking import MlflowTracking, NoTracking, NullTracker, open_tracker
+from rayrank.tracking import MlflowTracking, NoTracking, NullTracker, check_tracking, open_tracker
 
 
 class Small(Config):
@@ -35,6 +35,9 @@ def tracker(folder):
 def test_file_stores_are_refused(uri):
     with pytest.raises(ConfigError, match="file stores are refused"):
         open_tracker(MlflowTracking(uri=uri))
+    with pytest.raises(ConfigError, match="file stores are refused"):
+        check_tracking(MlflowTracking(uri=uri))
+    check_tracking(NoTracking())
 
 
 def test_relative_sqlite_is_refused_because_workers_have_other_folders():

@@ -130,12 +130,11 @@ def calibration(curves: Mapping[str, Curve], palette: Palette) -> Figure:
     for order, (name, curve) in enumerate(curves.items()):
         colour = palette.series[order % len(palette.series)]
         axis.plot(curve.prediction, curve.label, color=colour, label=name, marker="o", markersize=4.5)
-    edge = 1.0
-    values = [v for c in curves.values() for v in (*c.prediction, *c.label)]
-    if values:
-        edge = min(1.0, 1.08 * max(values))
-    axis.set_xlim(0, edge)
-    axis.set_ylim(0, edge)
+    values = [v for c in curves.values() for v in (*c.prediction, *c.label)] or [0.0, 1.0]
+    margin = 0.08 * max(max(values) - min(values), 0.05)
+    low, high = max(0.0, min(values) - margin), min(1.0, max(values) + margin)
+    axis.set_xlim(low, high)
+    axis.set_ylim(low, high)
     axis.set_xlabel("mean prediction", color=palette.muted)
     axis.set_ylabel("mean label", color=palette.muted)
     _legend(axis, palette)

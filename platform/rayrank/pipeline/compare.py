@@ -53,6 +53,7 @@ class Comparison:
     task: str  # binary task that order is judged on
     entries: tuple[Entry, ...]
     resamples: Resamples
+    data_fingerprint: str = ""
 
     def find(self, model: str, protocol: str) -> Entry | None:
         """The entry of a model under a protocol; baselines and single-protocol runs answer for any."""
@@ -110,9 +111,8 @@ def compare(dataset: Dataset, asked: Asked, progress: Progress) -> Comparison:
         check_data(bundle, dataset, name)
         entries += _evaluate_bundle((name, bundle), dataset, asked, progress)
     users = entries[0].scores.user
-    return Comparison(
-        dataset.schema, asked.part, task, tuple(entries), Resamples.draw(users, asked.resamples, asked.seed)
-    )
+    resamples = Resamples.draw(users, asked.resamples, asked.seed)
+    return Comparison(dataset.schema, asked.part, task, tuple(entries), resamples, dataset.manifest.data_fingerprint)
 
 
 def check_data(bundle: Bundle, dataset: Dataset, name: str) -> None:

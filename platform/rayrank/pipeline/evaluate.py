@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +14,11 @@ from rayrank.config import Config, DataPath
 from rayrank.pipeline import charts, tabulate
 from rayrank.pipeline.compare import Asked, Comparison, Part, Progress, Protocol, compare, named
 from rayrank.pipeline.report import Report, render
+from rayrank.pipeline.training import tracked_run
 from rayrank.ranking.release import champion
 from rayrank.sources import storage
 from rayrank.sources.dataset import Dataset
-from rayrank.tracking import NoTracking, TrackingConfig, open_tracker
+from rayrank.tracking import NoTracking, NullTracker, TrackingConfig, check_tracking, open_tracker
 
 
 class EvaluateConfig(Config):
@@ -29,9 +32,7 @@ class EvaluateConfig(Config):
     protocols: tuple[Protocol, ...] = Field(
         ("snapshot", "streaming"), min_length=1, description="what history a target sees; see docs/architecture.md"
     )
-    task: str | None = Field(
-        None, description="binary task to judge; None: that of retrieval, or the first"
-    )
+    task: str | None = Field(None, description="binary task to judge; None: that of retrieval, or the first")
     baselines: bool = Field(True, description="also fit popularity, recent popularity, item mean, user + item bias")
     resamples: int = Field(500, ge=20, description="bootstrap resamples over users, for intervals")
     cost_requests: int = Field(40, ge=5, description="timed requests per model, on one thread")
@@ -76,8 +77,12 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> EvaluateResult:
     Raises:
         ConfigError: no dataset or bundle at a path, or they do not belong together.
     """
+    check_tracking(config.tracking)
     dataset = Dataset.open(config.dataset)
-    found = compare(dataset, _asked(config, dataset, progress), progress)
+    with ThreadPoolExecutor(1) as helper:  # opening the store imports for seconds
+        opening = helper.submit(open_tracker, config.tracking)
+        found = compare(dataset, _asked(config, dataset, progress), progress)
+        tracker = opening.result()
     sentence = tabulate.verdict(found)
     columns, rows = tabulate.table(found)
     tabulate.write_outputs(config.output, found, sentence, progress)
@@ -85,7 +90,7 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> EvaluateResult:
     storage.write_bytes(storage.join(config.output, "report.html"), page.encode())
     for name, figure in _plots(found).items():
         storage.write_bytes(storage.join(config.output, f"{name}.png"), charts.to_png(figure))
-    run_id = _track(config, found)
+    run_id = _track(config, found, tracker)
     return EvaluateResult(found, columns, tuple(rows), sentence, config.output, run_id)
 
 
@@ -147,10 +152,9 @@ def _plots(found: Comparison) -> dict[str, charts.Figure]:
     }
 
 
-def _track(config: EvaluateConfig, found: Comparison) -> str | None:
-    tracker = open_tracker(config.tracking)
-    ids = {f"rayrank.{e.model}".replace(" ", "_"): e.bundle_id for e in found.entries if e.bundle_id}
-    with tracker.run(f"evaluate {found.schema.name}", "evaluate", tags={k: v for k, v in ids.items() if v}) as run:
+def _track(config: EvaluateConfig, found: Comparison, tracker: NullTracker) -> str | None:
+    bundles = named([("teacher", config.teacher), ("student", config.student)])
+    with tracker.run(f"evaluate {found.schema.name}", "evaluate", tags=lineage(found, bundles)) as run:
         run.log_config(config)
         for entry in found.entries:
             run.log_metrics({f"{entry.model}/{entry.protocol}/{k}": v for k, v in entry.metrics.items()})
@@ -158,3 +162,11 @@ def _track(config: EvaluateConfig, found: Comparison) -> str | None:
             for name in ("evaluation.json", "metrics.csv", "report.html", "calibration.png", "quality_cost.png"):
                 run.log_artifact(storage.join(config.output, name))
     return run.run_id
+
+
+def lineage(found: Comparison, bundles: Mapping[str, str]) -> dict[str, str]:
+    """Tags that tie a run to what it judged: bundle ids, the runs that made them, the data."""
+    tags = {f"{e.model.replace(' ', '_')}_bundle_id": e.bundle_id for e in found.entries if e.bundle_id}
+    runs = {f"{name}_run": tracked_run(path) for name, path in bundles.items()}
+    tags["data_fingerprint"] = found.data_fingerprint
+    return tags | {name: run for name, run in runs.items() if run}

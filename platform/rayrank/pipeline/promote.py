@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +15,13 @@ from pydantic import Field
 from rayrank.bundle import read_info
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.pipeline.compare import Asked, Comparison, Part, Progress, compare
+from rayrank.pipeline.evaluate import lineage
 from rayrank.pipeline.gates import GateResult, GatesConfig, judge
 from rayrank.pipeline.tabulate import verdict
 from rayrank.ranking.fusion import check_weights
 from rayrank.ranking.release import CHAMPION, Release, champion, save_release, set_alias
 from rayrank.sources.dataset import Dataset
-from rayrank.tracking import NoTracking, NullTracker, TrackingConfig, open_tracker
+from rayrank.tracking import NoTracking, NullTracker, TrackingConfig, check_tracking, open_tracker
 
 
 class PromoteConfig(Config):
@@ -80,6 +82,7 @@ def promote(config: PromoteConfig, progress: Progress) -> PromoteResult:
     Raises:
         ConfigError: bundles that do not belong to the dataset or to each other, unknown fusion tasks.
     """
+    check_tracking(config.tracking)
     dataset = Dataset.open(config.dataset)
     if config.fusion:
         check_weights(config.fusion, dataset.schema, "fusion")
@@ -96,7 +99,11 @@ def promote(config: PromoteConfig, progress: Progress) -> PromoteResult:
         cost_requests=gates.requests,
         seed=config.seed,
     )
-    return decide(config, compare(dataset, asked, progress), open_tracker(config.tracking), progress)
+    with ThreadPoolExecutor(1) as helper:  # opening the store imports for seconds
+        opening = helper.submit(open_tracker, config.tracking)
+        found = compare(dataset, asked, progress)
+        tracker = opening.result()
+    return decide(config, found, tracker, progress)
 
 
 def decide(config: PromoteConfig, found: Comparison, tracker: NullTracker, progress: Progress) -> PromoteResult:
@@ -107,7 +114,8 @@ def decide(config: PromoteConfig, found: Comparison, tracker: NullTracker, progr
     before = champion(config.releases)
     previous = before.release_id if before else None
     passed = all(result.passed for result in results)
-    tags = {"rayrank.outcome": "promoted" if passed else "refused"}
+    bundles = {"teacher": config.teacher, "student": config.student}
+    tags = {"outcome": "promoted" if passed else "refused", **lineage(found, bundles)}
     with tracker.run(f"promote {found.schema.name}", "promote", tags=tags) as run:
         run.log_config(config)
         run.log_metrics({f"gate/{result.key}": result.value for result in results})

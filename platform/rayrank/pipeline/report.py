@@ -133,7 +133,7 @@ def _table(report: Report) -> str:
     if not report.rows:
         return ""
     best = {column: _best(report, column) for column in report.columns}
-    words = {c for c in report.columns if any(isinstance(row.get(c), str) for row in report.rows)}
+    words = {c for c in report.columns if any(_is_word(row.get(c)) for row in report.rows)}
     head = "".join(f'<th class="{"t" if column in words else "n"}">{_text(column)}</th>' for column in report.columns)
     lines = []
     for row in report.rows:
@@ -196,6 +196,10 @@ def _best(report: Report, column: str) -> float | None:
     if column in _LOWER_IS_BETTER:
         return min(values)
     return max(values) if column in _HIGHER_IS_BETTER else None
+
+
+def _is_word(value: str | float | None) -> bool:
+    return isinstance(value, str) and not value[:1].isdigit()
 
 
 def _text(value: object) -> str:

@@ -36,12 +36,13 @@ section {
 .facts div { display: flex; flex-direction: column; }
 .facts b { font-size: 24px; font-weight: 600; letter-spacing: -0.01em; font-variant-numeric: tabular-nums; }
 .facts span { color: var(--muted); font-size: 13px; }
+.grid .chart { max-width: 460px; margin: 0 auto; }
 .chart { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th {
   text-align: right; font-weight: 500; color: var(--muted);
-  padding: 0 8px 8px; white-space: nowrap; border-bottom: 1px solid var(--grid);
+  padding: 0 8px 8px; vertical-align: bottom; border-bottom: 1px solid var(--grid);
 }
 td { padding: 7px 8px; border-bottom: 1px solid var(--grid); white-space: nowrap; }
 tbody tr:last-child td { border-bottom: 0; }
