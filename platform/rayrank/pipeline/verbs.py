@@ -24,7 +24,7 @@ class Verb(NamedTuple):
 
 
 VERBS: Mapping[str, Verb] = {
-    "init": Verb("Read your files and write a commented dataset YAML."),
+    "init": Verb("Read your files and write a commented dataset YAML.", config_optional=True),
     "validate": Verb("Check a dataset YAML against the files it describes."),
     "prepare": Verb("Write a dataset: user-sequence shards, item and user tables (Ray Data)."),
     "train_teacher": Verb("Fine-tune the text encoder as a multi-task ranker (Ray Train, DDP)."),
