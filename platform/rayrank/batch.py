@@ -101,7 +101,7 @@ class SequenceBatch(_Movable):
 class Catalogue(_Movable):
     """Everything the models may know of the N items; row 0 is the unknown item.
 
-    ``token_ids``/``token_offsets`` hold the tokenised texts back to back (row i: ``token_ids[offsets[i]:offsets[i+1]]``),
+    ``token_ids``/``token_offsets`` hold the tokenised texts back to back (row i: from offset i to i + 1),
     never padded to a maximum. ``vectors_ND`` are vectors given from outside (a distilled table); None otherwise.
     """
 

@@ -47,7 +47,9 @@ class MulticlassTask(Config):
     name: str = Field(description="task name, unique")
     column: str = Field(description="user column that holds the class")
     classes: tuple[str, ...] = Field(description="class values as text, in index order", min_length=2)
-    hidden_share: float = Field(0.2, gt=0, lt=1, description="share of users hidden in training; only they are evaluated")
+    hidden_share: float = Field(
+        0.2, gt=0, lt=1, description="share of users hidden in training; only they are evaluated"
+    )
 
 
 class RetrievalTask(Config):

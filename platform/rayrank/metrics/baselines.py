@@ -46,8 +46,8 @@ class Additive:
 
     name: str
     option: str  # what was chosen on valid, in words
-    item_N: Array  # noqa: N815  float64 (N,)
-    user_U: Array | None = None  # noqa: N815  float64 (U,)
+    item_N: Array
+    user_U: Array | None = None
     intercept: float = 0.0
     slope: float = 1.0
     shift: float = 0.0
