@@ -256,7 +256,7 @@ def _split(checks: _Checks) -> list[Finding]:
 
 def _line(finding: Finding) -> str:
     where = f"{finding.where}" + (f" (row {finding.row})" if finding.row is not None else "")
-    value = "" if finding.value is None else f", e.g. {finding.value!r}"
+    value = "" if finding.value is None or finding.severity == "note" else f", e.g. {finding.value!r}"
     fix = f"; fix: {finding.fix}" if finding.fix else ""
     return f"{finding.severity}: {where}: {finding.rule} [{finding.count:,} rows{value}]{fix}"
 

@@ -37,6 +37,8 @@ def cut(part: np.ndarray, history: np.ndarray, window: int, targets: int) -> lis
         targets: new events of a chunk.
     """
     n = len(part)
+    if n <= window + targets:
+        return [Chunk(np.arange(n), 0, n, 0)]
     edges = [0, *range(window + targets, n, targets), n]
     shown = np.flatnonzero(history)
     chunks = []
