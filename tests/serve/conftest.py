@@ -46,6 +46,7 @@ def free_port() -> int:
 def served(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Served]:
     from ray import serve
 
+    from rayrank.on_ray.http import shut_down
     from rayrank.on_ray.serve import QUIET, Budgets, GraphSpec, build_graph
 
     del ray_cluster
@@ -69,7 +70,7 @@ def served(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, root: Pat
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             yield Served(world, client)
     finally:
-        serve.shutdown()
+        shut_down()
 
 
 def wait_until_running(wait_s: float) -> None:

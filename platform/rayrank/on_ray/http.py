@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 import urllib.error
@@ -56,6 +57,7 @@ def deployed(spec: GraphSpec, http: HttpConfig, page: str | None, progress: Call
     Raises:
         ConfigError: a replica cannot start (with Serve's reason), or the wait is over.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application, ran_before = build_graph(spec, page), _runs()
     try:
         serve.start(http_options={"host": http.host, "port": http.port}, logging_config=QUIET)
@@ -71,7 +73,18 @@ def deployed(spec: GraphSpec, http: HttpConfig, page: str | None, progress: Call
             if ran_before:
                 serve.delete(APPLICATION)
             else:
-                serve.shutdown()
+                shut_down()
+
+
+def shut_down(wait_s: float = 30.0) -> None:
+    """Stop Serve. Its controller ends itself while it answers, so the call that asks for it must not be retried.
+
+    (Ray would print the retry as a failure although everything went well.)
+    """
+    with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError, ValueError):
+        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=wait_s)
+    serve.shutdown()
 
 
 def _runs() -> bool:

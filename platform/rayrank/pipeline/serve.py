@@ -54,8 +54,8 @@ def serve(config: ServeConfig, progress: Progress) -> ServeResult:
     Raises:
         ConfigError: no release, a damaged bundle, a busy port, too few CPUs, or not healthy in time.
     """
-    began = time.monotonic()
     with serving(config, progress) as url:
+        began = time.monotonic()
         progress(f"ranking graph is up at {url} (API: {url}/docs); stop with Ctrl-C")
         end = None if config.for_s is None else began + config.for_s
         with _stop_asked() as stopped:
