@@ -80,8 +80,9 @@ def encode_column(feature: Feature, state: TableState, column: pa.Array | pa.Chu
     flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_null(flat.type):
         flat = flat.cast(pa.string())
-    if not pa.types.is_dictionary(flat.type):
-        flat = flat.dictionary_encode(null_encoding="encode")
+    if pa.types.is_dictionary(flat.type):  # encoded by its file, with nulls outside the dictionary
+        flat = flat.dictionary_decode()
+    flat = flat.dictionary_encode(null_encoding="encode")
     codes = encode_categorical(feature, index, flat.dictionary.to_pylist())
     return pa.array(codes, kind).take(flat.indices)
 
