@@ -47,9 +47,15 @@ def test_a_search_ends_on_four_logical_cpus_and_the_winner_can_be_distilled(smal
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_same_search_gives_the_same_scores_and_asha_stops_early(small, tmp_path: Path) -> None:
     samplers = {"learning.learning_rate": {"kind": "choice", "values": [1e-5, 5e-3]}}
-    changes = {"samplers": samplers, "distill.learning.epochs": 3, "search.scheduler": "asha", "trials": 3}
+    changes = {
+        "samplers": samplers,
+        "distill.learning.epochs": 3,
+        "distill.learning.patience": 3,
+        "search.scheduler": "asha",
+        "trials": 3,
+    }
     first = tune(_config(small, tmp_path, **changes), lambda _: None)
-    again = tune(_config(small, tmp_path, **changes, **{"search.scheduler": "fifo"}), lambda _: None)
+    again = tune(_config(small, tmp_path, **{**changes, "search.scheduler": "fifo"}), lambda _: None)
     scores = {t.number: t.history[0]["streaming/like/auc"] for t in first.trials}
     assert scores == pytest.approx({t.number: t.history[0]["streaming/like/auc"] for t in again.trials}, abs=1e-6)
     assert all(len(t.history) == 3 and not t.stopped for t in again.trials)

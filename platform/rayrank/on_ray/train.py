@@ -94,9 +94,10 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"fitted": asdict(fit(task, listeners, TorchCollectives(config["wait_s"]), device))}
     except ConfigError as error:
-        # Travels as plain values: exceptions with arguments of their own do not survive the way to the driver.
+        # Returned, not raised: a mistake must not be tried again. Workers usually see the same one; if not, the others
+        # wait for this rank until the time-out, and the line says why.
         if rank > 0:
-            raise RuntimeError(str(error)) from None
+            board.add.remote(f"worker {rank}: {error}")
         return {"mistake": [error.path, str(error.value), error.rule, error.fix]}
 
 

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -21,7 +22,7 @@ from rayrank.on_ray.space import Grid, Space, draws
 from rayrank.on_ray.task import FitTask
 from rayrank.sources import storage
 
-SCORE, EPOCH = "score", "epoch"
+SCORE, EPOCH, WHOLE = "score", "epoch", "whole"
 
 
 class SearchSpec(Config):
@@ -76,7 +77,7 @@ def search(base: FitTask, space: Space, spec: SearchSpec, cluster: Cluster, prog
     began = time.monotonic()
     check_capacity(cluster, spec.trial_cpus, "search.trial_cpus")
     concurrent = concurrent_trials(spec, cluster)
-    watcher = _watcher(spec, base.learning.epochs, progress)
+    watcher = _watcher(spec, progress)
     folder = f"{base.output.rstrip('/')}.search" if base.output else None
     tuner = tune.Tuner(
         tune.with_resources(_trial, {"cpu": spec.trial_cpus}),
@@ -135,7 +136,9 @@ def _trial(config: dict[str, Any]) -> None:
         best[:] = [better([*best, metrics[config["metric"]]])]
         tune.report({SCORE: best[0], EPOCH: epoch, "metrics": metrics})
 
-    fit(task, Listeners(on_epoch=report))
+    fitted = fit(task, Listeners(on_epoch=report))
+    last = {"metrics": fitted.history[-1]["metrics"], WHOLE: True}  # ended by itself, by its own patience perhaps
+    tune.report({SCORE: best[0], EPOCH: len(fitted.history), **last})
 
 
 def _sampler(base: FitTask, space: Space, spec: SearchSpec, concurrent: int) -> Any:
@@ -170,10 +173,11 @@ class _Seen:
     history: list[dict[str, float]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    whole: bool = False
     error: str | None = None
 
 
-def _watcher(spec: SearchSpec, epochs: int, progress: Callable[[str], None]) -> Any:
+def _watcher(spec: SearchSpec, progress: Callable[[str], None]) -> Any:
     """A Tune callback that remembers the trials and tells people about them."""
     from ray import tune
 
@@ -184,7 +188,8 @@ def _watcher(spec: SearchSpec, epochs: int, progress: Callable[[str], None]) -> 
             self.seen: dict[str, _Seen] = {}
 
         def of(self, trial: Any) -> _Seen:
-            return self.seen.setdefault(trial.trial_id, _Seen(len(self.seen) + 1, dict(trial.config["values"])))
+            number = int(str(trial.trial_id).rsplit("_", 1)[-1]) + 1  # in the order of the samples
+            return self.seen.setdefault(trial.trial_id, _Seen(number, dict(trial.config["values"])))
 
         def on_trial_start(self, **info: Any) -> None:  # type: ignore[override]
             self.of(info["trial"])
@@ -194,6 +199,7 @@ def _watcher(spec: SearchSpec, epochs: int, progress: Callable[[str], None]) -> 
             if len(seen.history) < int(result.get(EPOCH, 0)):
                 seen.history.append(dict(result["metrics"]))
                 seen.scores.append(float(result["metrics"][spec.metric]))
+            seen.whole = bool(result.get(WHOLE, False))
             seen.seconds = float(result.get("time_total_s", 0.0))
 
         def on_trial_complete(self, **info: Any) -> None:  # type: ignore[override]
@@ -208,13 +214,13 @@ def _watcher(spec: SearchSpec, epochs: int, progress: Callable[[str], None]) -> 
             progress(f"trial {seen.number} failed: {seen.error}")
 
         def ranked(self) -> list[Trial]:
-            made = [_trial_of(seen, sign, epochs) for seen in self.seen.values()]
+            made = [_trial_of(seen, sign) for seen in self.seen.values()]
             return sorted(made, key=lambda t: (t.score is None, -sign * (t.score or 0.0), t.number))
 
     return Watcher()
 
 
-def _trial_of(seen: _Seen, sign: float, epochs: int) -> Trial:
+def _trial_of(seen: _Seen, sign: float) -> Trial:
     best = max(range(len(seen.scores)), key=lambda i: sign * seen.scores[i], default=None)
     return Trial(
         number=seen.number,
@@ -223,15 +229,16 @@ def _trial_of(seen: _Seen, sign: float, epochs: int) -> Trial:
         metrics={} if best is None else seen.history[best],
         history=seen.history,
         seconds=seen.seconds,
-        stopped=seen.error is None and len(seen.history) < epochs,
+        stopped=seen.error is None and not seen.whole,
         error=seen.error,
     )
 
 
 def _last_line(trial: Any) -> str:
-    error = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
-    text = str(error or getattr(trial, "error_file", "") or "unknown error").strip()
-    return text.splitlines()[-1][:500]
+    """What went wrong, from the end of the trial's error file."""
+    place = getattr(trial, "error_file", None)
+    lines = Path(place).read_text(errors="replace").strip().splitlines() if place and Path(place).is_file() else []
+    return lines[-1][:500] if lines else "unknown error"
 
 
 def _short(value: Any) -> str:
