@@ -14,7 +14,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +36,11 @@ VERSION = 1
 """Raise it when what a row means changes: rows of earlier versions are then computed again."""
 ID_ONLY = {"text": False, "item_attributes": False, "user_attributes": False, "context": False}
 ARMS = ("id-only student", "undistilled student", "distilled student", "teacher")
-_PLACES = frozenset({"dataset", "output", "labels", "teacher", "cache", "tracking", "cluster", "again", "parent_run"})
+_PLACES = frozenset(
+    {"dataset", "output", "labels", "teacher", "cache", "tracking", "cluster", "again", "parent_run"}
+    | {"workers", "stream", "threads"}
+)
+"""Where and how a run happens, not what it computes."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +100,18 @@ class Runner:
             configs.append(self._recipe(self.student(arm, seed)))
         return results.key_of(VERSION, self.dataset.manifest.data_fingerprint, arm, configs, seed, protocol)
 
-    def train(self, arm: str, seed: int) -> str:
-        """Make what the arm needs (found again when it is there); returns the folder of its bundle."""
+    def train(self, arm: str, seed: int) -> tuple[str, float]:
+        """Make what the arm needs (found again when it is there): the folder of its bundle, its training seconds."""
         teacher = self.teacher(seed)
         if arm != "id-only student":
-            train_teacher(teacher, _say)
-        if arm == "teacher":
-            return teacher.output
+            taught = train_teacher(teacher, _say)
+            if arm == "teacher":
+                return teacher.output, taught.seconds
         config = self.student(arm, seed)
         if config.labels:
             raw = {"dataset": config.dataset, "teacher": teacher.output, "output": config.labels, "actors": 0}
             label(parse(LabelConfig, raw), _say)
-        distill(config, _say)
-        return config.output
+        return config.output, distill(config, _say).seconds
 
     def _here(self, name: str) -> dict[str, Any]:
         places = {"dataset": self.dataset.path, "output": str(self.setting.work / name)}
@@ -131,15 +133,14 @@ def run(setting: Setting) -> dict[str, Any]:
         labels=("model", "protocol"),
         columns=_columns(schema),
     )
-    missing = runner.dataset.manifest.data_fingerprint
-    if results.load(setting.file).find(results.key_of(VERSION, missing, "item mean")) is None:
-        _say("fitting baselines")
+    data = runner.dataset.manifest.data_fingerprint
+    if results.load(setting.file).find(results.key_of(VERSION, data, "item mean")) is None:
         found = compare(runner.dataset, Asked({}), _say)
-        keys = [results.key_of(VERSION, missing, entry.model) for entry in found.entries]
+        keys = [results.key_of(VERSION, data, entry.model) for entry in found.entries]
         rows = [_row(key, entry, None, schema) for key, entry in zip(keys, found.entries, strict=True)]
         results.record(NAME, table, rows, setting.file)
     for seed in setting.seeds:
-        for arm in ("teacher", *ARMS[:3]):
+        for arm in ARMS:
             _measure(runner, table, arm, seed)
     return _claims(runner)
 
@@ -150,12 +151,10 @@ def _measure(runner: Runner, table: Table, arm: str, seed: int) -> None:
     if all(known.find(key) for key in keys.values()):
         _say(f"{arm}, seed {seed}: there already")
         return
-    began = time.monotonic()
     _say(f"{arm}, seed {seed}: training")
-    bundle = runner.train(arm, seed)
+    bundle, seconds = runner.train(arm, seed)
     asked = Asked({arm: bundle}, baselines=False, resamples=20)
     entries = compare(runner.dataset, asked, _say).entries
-    seconds = time.monotonic() - began
     rows = [_row(keys[e.protocol], e, seed, runner.dataset.schema, seconds) for e in entries]
     results.record(NAME, table, rows, runner.setting.file)
 

@@ -44,7 +44,7 @@ class Row(Config):
     arm: tuple[str, ...] = Field(description="labels of the line, one per label column")
     seed: int | None = Field(None, description="seed; None: nothing random")
     values: dict[str, float | None] = Field(description="column -> value")
-    seconds: float | None = Field(None, description="time it took")
+    seconds: float | None = Field(None, description="training time")
     machine: Machine = Field(description="where")
     date: str = Field(description="when, ISO day, UTC")
     revision: str | None = Field(None, description="git revision of the code, '+' when there were changes")
