@@ -17,10 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rayrank.schema import TEST, VALID
-
-FAR = 2**31 - 1
-"""A request number later than every real one."""
+from rayrank.schema import FAR, TEST, VALID
 
 SELF = TypeVar("SELF", bound="_Movable")
 

@@ -17,6 +17,9 @@ TRAIN, VALID, TEST, CONTEXT_ONLY = 1, 2, 3, 0
 """Values of the ``part`` column of an event: which evaluation part it is a target of (0: history only)."""
 
 PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}
+FAR = 2**31 - 1
+"""A request number later than every real one: padding, and "this user has no such part"."""
+
 UNKNOWN = 0
 """Index 0 of every vocabulary (items, users, categories) means unknown or padding."""
 

@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayrank.batch import FAR
 from rayrank.features.state import Moments, count_categories, count_moments
-from rayrank.schema import TEST, TRAIN, VALID, CategoricalFeature, DatasetSchema
+from rayrank.schema import FAR, TEST, TRAIN, VALID, CategoricalFeature, DatasetSchema
 from rayrank.sources import storage
 from rayrank.sources.negatives import add_negatives
 from rayrank.sources.oracle import oracle_columns, oracle_histograms
