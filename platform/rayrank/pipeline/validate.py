@@ -83,6 +83,9 @@ def validate(config: ValidateConfig, progress: Progress) -> ValidateResult:
         if known is not None and key in seen:
             lost = orphans(seen[key], known, f"interactions.{getattr(schema, f'{key}_id')}", table)
             findings += [lost] if lost else []
+    if not schema.sampled_negatives and any(t.column == EVERY_ROW for t in schema.event_tasks):
+        rule, fix = f"with column '{EVERY_ROW}' every row is a positive", "set sampled_negatives: 4"
+        findings.append(Finding("error", "schema.sampled_negatives", rule, rows, None, 0, fix))
     if schema.sampled_negatives:
         findings.append(Finding("warning", "schema.sampled_negatives", sampled_warning(schema), rows, None, None, ""))
     findings.sort(key=lambda f: _ORDER[f.severity])

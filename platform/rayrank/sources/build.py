@@ -30,7 +30,7 @@ from rayrank.sources.fitting import write_entities
 from rayrank.sources.manifest import FILE, Counts, Manifest, ShardInfo, data_fingerprint, read_manifest, write_manifest
 from rayrank.sources.oracle import BIASES, TRUTH, oracle_auc
 from rayrank.sources.sequence import users_file
-from rayrank.sources.source import Part, Source
+from rayrank.sources.source import EVERY_ROW, Part, Source
 from rayrank.sources.spec import BuildSpec, Result, Run, Task, items_file, work_folder
 from rayrank.sources.spill import distinct_items
 from rayrank.sources.split import Cuts, find_cuts
@@ -177,6 +177,9 @@ def _check(schema: DatasetSchema, items: pa.Table | None, users: pa.Table | None
     """Refuse what no build can use, before an older dataset is removed."""
     if not sum(p.rows for p in parts):
         raise ConfigError("source", 0, "interactions must not be empty", "check the interactions files")
+    if not schema.sampled_negatives and any(t.column == EVERY_ROW for t in schema.event_tasks):
+        rule = f"with column '{EVERY_ROW}' every row is a positive, so there is no negative to learn from"
+        raise ConfigError("schema.sampled_negatives", 0, rule, "set sampled_negatives: 4, or name a label column")
     text = [*(template_fields(schema.text) if schema.text else []), *([schema.title] if schema.title else [])]
     check_columns(items, [*(f.column for f in schema.item_features), *text], "items")
     profiles = [t.column for t in schema.of_kind(MulticlassTask)]

@@ -130,6 +130,11 @@ def test_missing_columns_are_all_reported(tmp_path: Path) -> None:
     assert result.summary()[-1].startswith("not valid")
 
 
+def test_positives_without_negatives(tmp_path: Path) -> None:
+    (finding,) = _serious(_validate(tmp_path, SCHEMA.replace("column: click}", "column: '*'}")))
+    assert (finding.severity, finding.where) == ("error", "schema.sampled_negatives")
+
+
 def test_boundaries_outside_the_data(tmp_path: Path) -> None:
     schema = SCHEMA + "split: {kind: boundary, valid_from: 1700000030, test_from: 1800000000}\n"
     (finding,) = _serious(_validate(tmp_path, schema))

@@ -182,6 +182,7 @@ def test_keys_of_any_kind_become_text() -> None:
         ("users.csv", "age", "alter", "column is missing"),
         ("dataset.yaml", "{title}. {note}", "{}", "must be a column name"),
         ("dataset.yaml", "{note}", "{notes}", "column is missing"),
+        ("dataset.yaml", "column: bought", "column: '*'", "no negative to learn from"),
         ("dataset.yaml", "time_unit: ms", "time_unit: min", "Input should be"),
         ("dataset.yaml", "name: tab, column: tab", "name: tab, column: tab, separator: '|'", "one value per inter"),
     ],
