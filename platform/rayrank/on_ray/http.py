@@ -19,6 +19,7 @@ from rayrank.config import Config, ConfigError
 from rayrank.on_ray.serve import QUIET, GraphSpec, build_graph
 
 APPLICATION = "ranking"
+_MEND = "mend what it names; every replica loads the release's bundles with the code that is installed now"
 
 
 class HttpConfig(Config):
@@ -102,7 +103,7 @@ def _wait(http: HttpConfig, progress: Callable[[str], None]) -> None:
         application = serve.status().applications.get(APPLICATION)
         state = application.status.name if application else "NOT_STARTED"
         if state in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise ConfigError("releases", APPLICATION, f"a stage could not start: {_reason(application)}", "see above")
+            raise ConfigError("releases", state, f"a stage could not start: {_reason(application)}", _MEND)
         if state == "RUNNING" and _answers(http):
             return
         waiting = [n for n, d in (application.deployments if application else {}).items() if d.status.name != "HEALTHY"]
@@ -127,4 +128,4 @@ def _reason(application: object) -> str:
     """The last line of Serve's message, which is the exception of the replica."""
     messages = [d.message for d in getattr(application, "deployments", {}).values() if d.message]
     lines = [line for message in messages for line in message.splitlines() if "Error" in line]
-    return lines[-1].strip()[:400] if lines else "no reason given"
+    return lines[-1].strip().removeprefix("rayrank.config.ConfigError: ")[:400] if lines else "no reason given"

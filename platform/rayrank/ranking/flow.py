@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -78,6 +79,13 @@ class FlowParts:
     has_student: bool = True
     has_teacher: bool = True
 
+    @cached_property
+    def popularity(self) -> np.ndarray:
+        """float32 (N,): falls from the most popular row on, within (0, 1]; only its order means anything."""
+        found = np.zeros(self.catalogue_size, np.float32)
+        found[self.popular] = 1.0 / np.arange(1, len(self.popular) + 1)
+        return found
+
 
 Flow = Generator[Call, Any, Ranked]
 
@@ -138,10 +146,7 @@ class _Board:
     def __init__(self, candidates: np.ndarray, parts: FlowParts) -> None:
         size = len(candidates)
         self.candidates, self.parts = candidates, parts
-        rank = {row: i for i, row in enumerate(parts.popular.tolist())}
-        # Popularity as a falling sequence in (0, 1]: only its order means anything.
-        popularity = [1.0 / (1 + rank.get(row, len(rank))) for row in candidates.tolist()]
-        self.best = np.asarray(popularity, np.float32)
+        self.best = parts.popularity[np.where(candidates < parts.catalogue_size, candidates, 0)]
         self.scores = {task: np.full(size, np.nan, np.float32) for task in parts.tasks}
         self.level = np.zeros(size, np.int8)
         self.stages: dict[str, np.ndarray] = {}

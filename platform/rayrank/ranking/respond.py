@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
+from math import isfinite
 
 from rayrank.messages import RankedItem, RankRequest, RankResponse, RecommendRequest
 from rayrank.ranking.flow import Ranked
@@ -42,25 +41,32 @@ def respond(
 
 def ranked_items(request: RankRequest | RecommendRequest, ranked: Ranked, named: Named) -> list[RankedItem]:
     """One line per ranked row."""
-    values = {task: v.astype(float) for task, v in shown(ranked.scores, named.schema).items()}
+    tasks = {task: v.tolist() for task, v in shown(ranked.scores, named.schema).items()}
+    stages = {stage: v.tolist() for stage, v in ranked.stages.items()} if request.explain else {}
     given = request.candidates if isinstance(request, RankRequest) else None
+    size, rows, positions, score = (
+        len(named.items),
+        ranked.rows.tolist(),
+        ranked.positions.tolist(),
+        ranked.score.tolist(),
+    )
     lines = []
-    for i, (row, position) in enumerate(zip(ranked.rows.tolist(), ranked.positions.tolist(), strict=True)):
-        cold = not 0 < row < len(named.items)
-        lines.append(
-            RankedItem(
-                item_id=given[position].item_id if given is not None and cold else named.items.item_id(row),
-                position=position if given is not None else None,
-                title=named.items.title(row),
-                score=float(ranked.score[i]),
-                scores={task: float(v[i]) for task, v in values.items() if np.isfinite(v[i])},
-                scored_by=ranked.scored_by[i],
-                cold=cold,
-                stages=_stages(ranked, i) if request.explain else {},
-            )
+    for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
+        known = 0 < row < size
+        # Our own values need no validation, which would cost more than scoring them.
+        line = RankedItem.model_construct(
+            item_id=named.items.item_id(row) if known or given is None else given[position].item_id,
+            position=None if given is None else position,
+            title=named.items.title(row),
+            score=score[i],
+            scores=_finite(tasks, i),
+            scored_by=ranked.scored_by[i],
+            cold=not known,
+            stages=_finite(stages, i),
         )
+        lines.append(line)
     return lines
 
 
-def _stages(ranked: Ranked, i: int) -> dict[str, float]:
-    return {stage: float(v[i]) for stage, v in ranked.stages.items() if np.isfinite(v[i])}
+def _finite(columns: Mapping[str, list[float]], i: int) -> dict[str, float]:
+    return {name: values[i] for name, values in columns.items() if isfinite(values[i])}
