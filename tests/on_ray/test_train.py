@@ -14,7 +14,7 @@ import pytest
 
 from rayrank.config import ConfigError, parse
 from rayrank.learning.spec import LearningSpec
-from rayrank.learning.train import Snapshot
+from rayrank.learning.inputs import Snapshot
 from rayrank.on_ray.checkpoint import Checkpoints, run_key
 from rayrank.on_ray.cluster import Cluster, ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.feed import first_need, train_groups

@@ -39,15 +39,17 @@ def forward(
     samples: Samples | None,
     step: StepNoise,
 ) -> Outputs:
-    """Everything the objective needs of one micro-batch."""
+    """Everything the objective needs of one micro-batch; the event tasks as the sequence path alone sees them."""
     wanted = [batch.events.item_BT.flatten(), targets.queries.item_BQ.flatten(), batch.events.item_BT.new_zeros(1)]
     rows = torch.unique(torch.cat(wanted if samples is None else [*wanted, samples.item_S]))
     part = with_fresh(take_rows(catalogue, rows), rows, step.fresh)
     items_RW = model.item_vectors(part, rows, step.noise)
-    events = replace(batch.events, item_BT=torch.searchsorted(rows, batch.events.item_BT))
-    queries = replace(targets.queries, item_BQ=torch.searchsorted(rows, targets.queries.item_BQ))
+    events = replace(batch.events, item_BT=torch.searchsorted(rows, batch.events.item_BT.contiguous()))
+    queries = replace(targets.queries, item_BQ=torch.searchsorted(rows, targets.queries.item_BQ.contiguous()))
     state = model.user_state(events, items_RW, step.noise)
-    logits = model.score(state, queries, items_RW, step.noise)
+    logits = {}
+    if model.has_sequence:
+        logits = model.by_task(model.sequence_logits(state, queries, items_RW, step.noise))
     profiles = model.profiles(state, targets.profile_before_B, step.noise) if model.profile_classes else {}
     retrieval = {}
     if samples is not None:

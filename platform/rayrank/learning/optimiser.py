@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,34 +18,57 @@ _BUCKET = 8_000_000
 """Elements of one gradient message."""
 
 
-def build_optimiser(model: Ranker, spec: LearningSpec) -> torch.optim.AdamW:
-    """AdamW with rates of their own for id factors and text encoder; vectors (biases, norms) are not decayed."""
+@dataclass(frozen=True)
+class Rates:
+    """Peak learning rates and decays of the parameter groups."""
+
+    rate: float
+    id_rate: float
+    decay: float
+    id_decay: float
+    encoder_rate: float = 0.0
+
+    @staticmethod
+    def of(spec: LearningSpec) -> Rates:
+        """Those of the sequence stage."""
+        rate = spec.learning_rate
+        return Rates(
+            rate, rate * spec.id_learning_rate, spec.weight_decay, spec.id_weight_decay, spec.encoder_learning_rate
+        )
+
+
+def build_optimiser(model: Ranker, parameters: list[nn.Parameter], rates: Rates) -> torch.optim.AdamW:
+    """AdamW over ``parameters``: id factors and encoder at rates of their own; vectors (biases, norms) not decayed."""
     ids = {id(p) for p in model.id_tables()}
     encoder = getattr(model, "encoder", None)
     texts = {id(p) for p in encoder.parameters()} if isinstance(encoder, nn.Module) else set()
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    rest = [p for p in trainable if id(p) not in ids | texts]
-    rate = spec.learning_rate
+    rest = [p for p in parameters if id(p) not in ids | texts]
     groups = [
-        _group([p for p in rest if p.dim() > 1], rate, spec.weight_decay),
-        _group([p for p in rest if p.dim() <= 1], rate, 0.0),
-        _group([p for p in trainable if id(p) in ids], rate * spec.id_learning_rate, spec.id_weight_decay),
-        _group([p for p in trainable if id(p) in texts], spec.encoder_learning_rate, spec.weight_decay),
+        _group([p for p in rest if p.dim() > 1], rates.rate, rates.decay),
+        _group([p for p in rest if p.dim() <= 1], rates.rate, 0.0),
+        _group([p for p in parameters if id(p) in ids], rates.id_rate, rates.id_decay),
+        _group([p for p in parameters if id(p) in texts], rates.encoder_rate, rates.decay),
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.99))
+
+
+def split_parameters(model: Ranker) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trainable parameters of the static path, and all others."""
+    own = {id(p) for module in model.static_modules() for p in module.parameters()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in trainable if id(p) in own], [p for p in trainable if id(p) not in own]
 
 
 def _group(params: list[nn.Parameter], rate: float, decay: float) -> dict[str, object]:
     return {"params": params, "lr": rate, "peak": rate, "weight_decay": decay}
 
 
-def schedule(step: int, total: int, spec: LearningSpec) -> float:
-    """Share of the peak learning rate at ``step`` (from 0): linear warm-up, then cosine decay."""
-    warm = max(1, round(spec.warmup * total))
-    if step < warm:
-        return (step + 1) / warm
-    done = min(1.0, (step - warm) / max(1, total - warm))
-    return spec.final_learning_rate + (1 - spec.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * done))
+def schedule(progress: float, warmup: float, final: float) -> float:
+    """Share of the peak learning rate at ``progress`` (0..1): linear warm-up, then cosine decay to ``final``."""
+    if progress < warmup:
+        return progress / warmup
+    done = min(1.0, (progress - warmup) / max(1e-9, 1.0 - warmup))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def sum_gradients(parameters: list[nn.Parameter], collectives: Collectives) -> None:
@@ -96,6 +120,12 @@ class Average:
             yield
         finally:
             self._swap()
+
+    def keep(self) -> None:
+        """Replace the trained weights for good."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, self.values, strict=True):
+                parameter.copy_(value)
 
     def _swap(self) -> None:
         with torch.no_grad():

@@ -9,11 +9,27 @@ from pydantic import Field
 from rayrank.config import Config
 
 
+class RowsSpec(Config):
+    """The first stage: the static path, trained on events in random order instead of user by user.
+
+    A user's factor gets one update an epoch from batches of whole sequences, but a hundred from shuffled rows.
+    """
+
+    epochs: int = Field(5, ge=0, description="passes over the training targets; 0: the static path is not used")
+    batch: int = Field(512, ge=1, description="events of each lane in a step, at most")
+    learning_rate: float = Field(2e-3, gt=0, description="peak of the schedule")
+    id_weight_decay: float = Field(0.05, ge=0, description="AdamW on id factors")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights that are kept; 0: none")
+    window: int = Field(256, ge=1, description="micro-batches of a lane whose events are shuffled together in memory")
+
+
 class LearningSpec(Config):
     """Everything about the loop that changes the result. Equal specs, seeds and data give equal numbers."""
 
     seed: int = Field(0, ge=0, description="initial weights, order of the data, dropout, sampled items")
-    epochs: int = Field(3, ge=1, description="passes over the training targets")
+    rows: RowsSpec = Field(default_factory=RowsSpec, description="the first stage, on shuffled rows")
+    epochs: int = Field(3, ge=1, description="passes over the training targets in the second stage, on sequences")
+    choose_blend: bool = Field(True, description="choose the share of the static path on valid, by each task's loss")
     lanes: int = Field(2, ge=1, description="micro-batches of a step; not the number of workers, which may change")
     batch_events: int = Field(
         2048, ge=1, description="padded positions of a micro-batch, at most (one sequence at least)"
@@ -22,7 +38,7 @@ class LearningSpec(Config):
     id_learning_rate: float = Field(1.0, gt=0, description="factor on the learning rate for id factors")
     encoder_learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of the text encoder")
     weight_decay: float = Field(0.01, ge=0, description="AdamW, matrices only; id factors see id_weight_decay")
-    id_weight_decay: float = Field(0.0, ge=0, description="AdamW on id factors")
+    id_weight_decay: float = Field(0.01, ge=0, description="AdamW on id factors")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps with rising learning rate")
     final_learning_rate: float = Field(0.02, ge=0, le=1, description="share of the peak that cosine decay ends at")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")

@@ -7,67 +7,28 @@ Teacher and student, first training and distillation all run through here; they 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rayrank.batch import Catalogue, SequenceBatch
+from rayrank.learning.blend import choose_share
 from rayrank.learning.collectives import Collectives, Solo
 from rayrank.learning.forward import StepNoise, forward, retrieval_tasks, sample_items
-from rayrank.learning.optimiser import Average, build_optimiser, schedule, sum_gradients
+from rayrank.learning.inputs import Hooks, Snapshot, Step, TrainData, TrainSpec
+from rayrank.learning.optimiser import Average, Rates, build_optimiser, schedule, split_parameters, sum_gradients
 from rayrank.learning.predict import predict
-from rayrank.learning.spec import LearningSpec
+from rayrank.learning.rows import train_rows
 from rayrank.learning.texts import choose_rows, encode_catalogue, encode_fresh, is_trained, write_back
 from rayrank.metrics.scores import merge
 from rayrank.metrics.summary import evaluate_scores
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker
 from rayrank.objectives.losses import compute, label_counts, task_weights
-from rayrank.objectives.spec import ObjectiveSpec
 from rayrank.objectives.targets import Targets, random_horizon, training_targets
 from rayrank.schema import TRAIN, VALID
-
-Step = Sequence[SequenceBatch]
-"""The micro-batches of this rank's lanes in one step; may be empty near the end of an epoch."""
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """What is learned from. Iterables are this rank's share; all ranks may stop at different steps."""
-
-    catalogue: Catalogue
-    train: Callable[[int], Iterable[Step]]  # epoch (from 0) -> steps
-    steps_per_epoch: int  # for the schedule: the plan's length
-    valid: Callable[[], Iterable[SequenceBatch]] | None = None  # row groups that hold valid targets
-
-
-@dataclass(frozen=True)
-class TrainSpec:
-    """How it is learned."""
-
-    learning: LearningSpec = field(default_factory=LearningSpec)
-    objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Everything needed to go on after an epoch; plain tensors and JSON values."""
-
-    tensors: dict[str, Tensor]
-    meta: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """Who is told what. ``report`` gets a dict per log step and per epoch, on every rank."""
-
-    report: Callable[[dict[str, Any]], None] = lambda _: None
-    on_epoch: Callable[[Snapshot], None] = lambda _: None
-    log_every: int = 20
-    resume: Snapshot | None = None
 
 
 @dataclass(frozen=True)
@@ -104,10 +65,10 @@ class _Run:
         catalogue = data.catalogue.to(self.device)
         self.catalogue = encode_catalogue(model, catalogue) if catalogue.vectors_ND is None else catalogue
         self.encodes = is_trained(model)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = build_optimiser(model, self.spec)
-        self.average = Average(self.parameters, self.spec.ema)
+        self.parameters = split_parameters(model)[1]
+        self.optimiser = build_optimiser(model, self.parameters, Rates.of(self.spec))
         self.step, self.epoch = 0, 0
+        self.average = Average(self.parameters, self.spec.ema)
         self.history: list[dict[str, Any]] = []
         self.curve: list[dict[str, float]] = []
         self.best: tuple[int, dict[str, Tensor], Catalogue] | None = None
@@ -115,6 +76,8 @@ class _Run:
     def all_epochs(self) -> TrainResult:
         if self.hooks.resume is not None:
             self._restore(self.hooks.resume)
+        else:
+            self._first_stage()
         while self.epoch < self.spec.epochs and not self._exhausted():
             started = time.perf_counter()
             events, waited = self._epoch()
@@ -128,6 +91,18 @@ class _Run:
             self.hooks.report({**entry, **metrics})
             self.hooks.on_epoch(self._snapshot())
         return self._finish()
+
+    def _first_stage(self) -> None:
+        """The static path, on shuffled rows; the sequence path starts from its item factors."""
+        if not self.model.has_static:
+            return
+        if self.spec.rows.epochs == 0:
+            self.model.static_share_K.fill_(0.0 if self.model.has_sequence else 1.0)
+            return
+        data = replace(self.data, catalogue=self.catalogue)
+        train_rows(self.model, data, TrainSpec(self.spec, self.objective), self.hooks, self.collectives)
+        self.model.hand_over()
+        self.average = Average(self.parameters, self.spec.ema)
 
     def _epoch(self) -> tuple[int, float]:
         iterator = iter(self.data.train(self.epoch))
@@ -198,7 +173,8 @@ class _Run:
         return dict(zip(self.tasks, flat[:-1].unbind(), strict=True)) if float(flat[-1]) > 0 else None
 
     def _update(self) -> None:
-        share = schedule(self.step, self.spec.epochs * self.data.steps_per_epoch, self.spec)
+        progress = (self.step + 1) / (self.spec.epochs * self.data.steps_per_epoch)
+        share = schedule(progress, self.spec.warmup, self.spec.final_learning_rate)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * share
         sum_gradients(self.parameters, self.collectives)
@@ -222,6 +198,8 @@ class _Run:
             buffer.copy_((self.collectives.all_reduce_sum(buffer) > 0).to(buffer.dtype))
         if self.data.valid is None:
             return {}
+        if self.spec.choose_blend and self.spec.rows.epochs and self.model.has_static and self.model.has_sequence:
+            choose_share(self.model, self.catalogue, self.data.valid(), self.collectives)
         metrics: dict[str, float] = {}
         for protocol in ("streaming", "snapshot"):
             ranked = protocol == "streaming"

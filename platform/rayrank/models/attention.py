@@ -46,6 +46,10 @@ class CandidateAttention(nn.Module):
         self.heads = heads
         self.query, self.key_value = nn.Linear(query_width, width), nn.Linear(width, 2 * width)
         self.empty = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        if query_width == width:  # start as similarity: a candidate reads the events of items like it
+            with torch.no_grad():
+                self.query.weight.copy_(torch.eye(width))
+                self.key_value.weight[:width].copy_(torch.eye(width))
 
     def forward(self, query_BQD: Tensor, tokens_BTD: Tensor, mask_BQT: Tensor) -> Tensor:
         """(B, Q, D) from candidates (B, Q, query_width) and events (B, T, D)."""

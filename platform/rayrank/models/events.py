@@ -11,6 +11,9 @@ from rayrank.models.noise import Noise, position_keys
 from rayrank.models.spec import Inputs
 from rayrank.schema import BinaryTask, EventTask
 
+_GATE = 5.0
+"""Label vectors start small; this brings them into the range where the gate bends."""
+
 
 class LabelEmbedding(nn.Module):
     """The labels of an event as one vector; a missing label has a vector of its own."""
@@ -37,6 +40,10 @@ class EventTokens(nn.Module):
         super().__init__()
         self.inputs = inputs
         self.labels = LabelEmbedding(tasks, width) if inputs.history_labels and tasks else None
+        # Liking an item and disliking it must point in different directions from the first step on: the labels
+        # scale the item vector. (Added alone, they take many epochs to learn to.)
+        self.gate = nn.Linear(width, width)
+        nn.init.normal_(self.gate.weight, std=0.3)
         self.mix = Perceptron((2 * width + TIME_WIDTH, width, width), dropout, "events.mix")
         self.norm = nn.LayerNorm(width)
 
@@ -46,7 +53,7 @@ class EventTokens(nn.Module):
         time_BTX = event_clock(events) if self.inputs.time else item_BTD.new_zeros(*item_BTD.shape[:2], TIME_WIDTH)
         key_BT = position_keys(events.key_B, item_BTD.shape[1])
         mixed = self.mix(torch.cat([item_BTD, label_BTD, time_BTX], dim=-1), noise, key_BT)
-        return self.norm(item_BTD + label_BTD + mixed)
+        return self.norm(item_BTD * (1.0 + torch.tanh(self.gate(_GATE * label_BTD))) + label_BTD + mixed)
 
 
 def event_clock(events: Events) -> Tensor:

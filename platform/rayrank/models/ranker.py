@@ -28,8 +28,13 @@ class UserState:
     shown_BT: Tensor  # bool: False for events that no query may see (padding, sampled negatives)
     time_BT: Tensor  # int64, unix seconds
     tokens_BTD: Tensor  # one vector per event
-    user_BU: Tensor  # what is known without the events: id factor and attributes
+    sums_BSX: Tensor  # prefix sums over the events, S = T + 1; X is the model's own
+    user_BU: Tensor  # what the static path knows of the user, without the events
     key_B: Tensor  # int64, for dropout
+
+    def with_tokens(self, tokens_BTD: Tensor, sums_BSX: Tensor) -> UserState:
+        """The same users with their events read."""
+        return replace(self, tokens_BTD=tokens_BTD, sums_BSX=sums_BSX)
 
     def visible_count(self, visible_before_BQ: Tensor) -> Tensor:
         """int64 (B, Q): the events before a request are the first this many, since requests rise along T."""
@@ -60,6 +65,10 @@ class Ranker(nn.Module, ABC):
         # Ids met as training targets; all others share the unknown id, trained by dropout.
         self.register_buffer("trained_items_N", torch.zeros(sizes.items, dtype=torch.float32))
         self.register_buffer("trained_users_U", torch.zeros(sizes.users, dtype=torch.float32))
+        # Weight of the static path's logits by event task; learning chooses it on valid.
+        share = spec.static_share * float(self.has_static) if self.has_sequence else 1.0
+        self.register_buffer("static_share_K", torch.full((len(schema.event_tasks),), share))
+        self.static_share_K: Tensor
         self.trained_items_N: Tensor
         self.trained_users_U: Tensor
 
@@ -75,11 +84,65 @@ class Ranker(nn.Module, ABC):
     def user_state(self, events: Events, items_NW: Tensor, noise: Noise | None = None) -> UserState:
         """Everything about the users that does not depend on a query."""
 
-    @abstractmethod
     def score(
         self, state: UserState, queries: Queries, items_NW: Tensor, noise: Noise | None = None
     ) -> dict[str, Tensor]:
-        """Event task -> logits (B, Q): log odds (binary), value scaled to 0..1 between low and high (regression)."""
+        """Event task -> logits (B, Q): log odds (binary), value scaled to 0..1 between low and high (regression).
+
+        Both paths' logits, averaged with the static share of the task.
+        """
+        share_K, logits_BQK = self.static_share_K, None
+        if self.has_static:
+            logits_BQK = share_K * self.static_logits(state, queries, self.static_part(items_NW), noise)
+        if self.has_sequence:
+            read_BQK = (1.0 - share_K) * self.sequence_logits(state, queries, items_NW, noise)
+            logits_BQK = read_BQK if logits_BQK is None else logits_BQK + read_BQK
+        if logits_BQK is None:
+            raise ValueError("every input is switched off: nothing is left to score from")
+        return self.by_task(logits_BQK)
+
+    @property
+    def has_static(self) -> bool:
+        """Whether anything but the history is an input of the event tasks."""
+        inputs = self.spec.inputs
+        return bool(inputs.user_id or inputs.item_id or inputs.item_attributes or inputs.user_attributes or inputs.text)
+
+    @property
+    def has_sequence(self) -> bool:
+        """Whether the history is an input."""
+        return bool(self.spec.inputs.history)
+
+    @abstractmethod
+    def static_items(self, catalogue: Catalogue, ids_N: Tensor | None = None, noise: Noise | None = None) -> Tensor:
+        """(N, ·) what the static path knows of items: a part of :meth:`item_vectors`."""
+
+    @abstractmethod
+    def static_part(self, items_NW: Tensor) -> Tensor:
+        """The columns of :meth:`static_items` in packed item rows."""
+
+    @abstractmethod
+    def static_state(self, events: Events, noise: Noise | None = None) -> UserState:
+        """A user state for :meth:`static_logits` alone: the events are not read."""
+
+    @abstractmethod
+    def static_logits(self, state: UserState, queries: Queries, static_NW: Tensor, noise: Noise | None) -> Tensor:
+        """(B, Q, K) logits from ids, attributes, text and context."""
+
+    @abstractmethod
+    def sequence_logits(self, state: UserState, queries: Queries, items_NW: Tensor, noise: Noise | None) -> Tensor:
+        """(B, Q, K) logits from the visible events and the candidate."""
+
+    @abstractmethod
+    def static_modules(self) -> list[nn.Module]:
+        """What the static path alone is made of: trained on rows, then left alone."""
+
+    @abstractmethod
+    def hand_over(self) -> None:
+        """Start the sequence path's item factors from those that the static path has learnt."""
+
+    def by_task(self, logits_BQK: Tensor) -> dict[str, Tensor]:
+        """(B, Q, K) by task name."""
+        return dict(zip(self.event_tasks, logits_BQK.unbind(-1), strict=True))
 
     @abstractmethod
     def profiles(self, state: UserState, visible_before_B: Tensor, noise: Noise | None = None) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ HeadsSpec = Annotated[SharedBottomSpec | MMoESpec | PLESpec, Field(discriminator
 
 
 class TeacherSpec(Config):
-    """Static id and attribute path plus a residual read from the user's events by attention."""
+    """A static path over ids, attributes and text, blended with a sequence path that reads the user's events."""
 
     kind: Literal["teacher"] = "teacher"
     inputs: Inputs = Field(default_factory=Inputs, description="which inputs the model sees")
@@ -61,9 +61,11 @@ class TeacherSpec(Config):
     id_width: int = Field(32, ge=1, description="width of the user and item id factors")
     heads: HeadsSpec = Field(default_factory=MMoESpec, description="how the static path shares between event tasks")
     retrieval_width: int = Field(32, ge=1, description="width of the retrieval vectors, without the bias entry")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden layers")
-    item_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of items trained as unknown in a step")
-    user_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of sequences trained as of an unknown user")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden layers of the sequence path")
+    static_dropout: float = Field(0.2, ge=0, lt=1, description="dropout of the static path")
+    static_share: float = Field(0.4, ge=0, le=1, description="weight of the static logits, until valid chooses it")
+    item_id_dropout: float = Field(0.05, ge=0, lt=1, description="share of items trained as unknown in a step")
+    user_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of users trained as unknown in a step")
 
 
 class StudentSpec(Config):
@@ -77,8 +79,9 @@ class StudentSpec(Config):
     recent: int = Field(16, ge=1, description="events that count as recent")
     retrieval_width: int = Field(32, ge=1, description="width of the retrieval vectors, without the bias entry")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden layers")
-    item_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of items trained as unknown in a step")
-    user_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of sequences trained as of an unknown user")
+    static_share: float = Field(0.4, ge=0, le=1, description="weight of the static logits, until valid chooses it")
+    item_id_dropout: float = Field(0.05, ge=0, lt=1, description="share of items trained as unknown in a step")
+    user_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of users trained as unknown in a step")
 
 
 RankerSpec = Annotated[TeacherSpec | StudentSpec, Field(discriminator="kind")]

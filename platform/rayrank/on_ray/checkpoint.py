@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from rayrank.config import digest
-from rayrank.learning.train import Snapshot
+from rayrank.learning.inputs import Snapshot
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import read_label_key
 from rayrank.on_ray.task import FitTask

@@ -17,7 +17,8 @@ import torch
 from rayrank.bundle import BundleParts, Parent, save_bundle
 from rayrank.config import ConfigError
 from rayrank.learning.collectives import Collectives, Solo
-from rayrank.learning.train import Hooks, TrainData, TrainResult, TrainSpec, train
+from rayrank.learning.inputs import Hooks, TrainData, TrainSpec
+from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
 from rayrank.on_ray.feed import Feed, steps_per_epoch
@@ -68,7 +69,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     checkpoints = Checkpoints(task.output, run_key(task)) if task.output else None
     resume = checkpoints.latest() if checkpoints else None
     first = resume.meta["epoch"] if resume else 0
-    begun = feed.steps(first)  # reading starts while texts are encoded
+    begun = feed.steps(first) if resume else None  # reading starts while texts are encoded
     lines = _Lines(listeners, task.learning.epochs, collectives)
     lines.say(f"{collectives.world} process(es) ready, {dataset.manifest.counts.train:,} training targets")
     items = load_items(task, dataset, collectives, device)
@@ -90,7 +91,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     hooks = Hooks(report=lines.report, on_epoch=keep, resume=resume and with_frozen(resume, model))
     data = TrainData(
         items.catalogue,
-        lambda epoch: begun if epoch == first else feed.steps(epoch),
+        lambda epoch: begun if begun is not None and epoch == first else feed.steps(epoch),
         steps_per_epoch(shards.manifest, task.learning),
         lambda: feed.evaluated("valid"),
     )
@@ -169,6 +170,10 @@ class _Lines:
             self._listeners.progress(line)
 
     def report(self, entry: dict[str, Any]) -> None:
+        if entry.get("stage") == "rows":
+            tasks = " ".join(f"{k[5:]} {v:.3f}" for k, v in entry.items() if k.startswith("loss/"))
+            self.say(f"rows {entry['epoch'] + 1}/{entry['epochs']}: {tasks}")
+            return
         number = f"epoch {entry['epoch'] + 1}/{self._epochs}"
         if "step" in entry:
             tasks = " ".join(f"{k[5:]} {v:.3f}" for k, v in entry.items() if k.startswith("loss/"))

@@ -1,0 +1,175 @@
+"""What a history says of a candidate, by regression in context: a small ridge regression per request, solved exactly.
+
+Every event is an example (item vector x, what the user said of the item beyond the item's base value). The weights
+that explain the visible examples best, w = (Σ x xᵀ + Λ)⁻¹ Σ x v, are the user's taste, and x·w is what they make of a
+candidate. Prefix sums give every position of a sequence its own regression, so a target is read from strictly earlier
+requests only, and the item vectors are trained through the solution (cf. meta-learning with closed-form solvers,
+Bertinetto et al., ICLR 2019; test-time regression). Nothing here depends on the user's id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rayrank.batch import Catalogue, Events
+from rayrank.models.layers import FeatureSum, Perceptron, embedding
+from rayrank.models.noise import Noise
+from rayrank.models.spec import Inputs, Sizes
+from rayrank.schema import BinaryTask, DatasetSchema
+
+_RIDGE = 3.0
+"""Starting value of every entry of Λ."""
+_ITEM_SCALE = 0.1
+"""Deviation of fresh item vectors."""
+_RECENCY = 0.3
+"""Starting value of the log weight that an event gains on one a hundred events older."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a regression says of candidates."""
+
+    logits_BQK: Tensor
+    features_BQX: Tensor  # taste, agreement and certainty, for layers on top
+
+
+class Reader(nn.Module):
+    """Packed item row: vector (d), base value per event task (K)."""
+
+    def __init__(self, width: int, inputs: Inputs, schema: DatasetSchema, sizes: Sizes) -> None:
+        super().__init__()
+        self.tasks, self.inputs, self.width = schema.event_tasks, inputs, width
+        tasks = len(self.tasks)
+        columns = width + tasks
+        self.factor = embedding(sizes.items, columns)
+        self.features = FeatureSum(schema.item_features, sizes.item_categories, columns)
+        self.text = nn.Linear(sizes.text_width, columns, bias=False) if inputs.text and sizes.text_width else None
+        self.base = nn.Parameter(torch.cat([torch.zeros(width), _start(schema)]))
+        self.user_features = FeatureSum(schema.user_features, sizes.user_categories, (width + 1) * tasks)
+        self.log_ridge = nn.Parameter(torch.full((width + 1,), _RIDGE).log())
+        self.recency = nn.Parameter(torch.tensor(_RECENCY))
+        self.say = nn.Linear(tasks, tasks)
+        self.scale = nn.Parameter(torch.ones(tasks))
+        self._reset()
+
+    def _reset(self) -> None:
+        """Vectors start random, base values at zero; user attributes say nothing yet; each task hears itself."""
+        with torch.no_grad():
+            for table in [self.factor, *self.features.tables.values()]:
+                nn.init.normal_(table.weight[:, : self.width], std=_ITEM_SCALE)
+                table.weight[:, self.width :].zero_()
+            if self.text is not None:
+                nn.init.normal_(self.text.weight[: self.width], std=_ITEM_SCALE)
+                self.text.weight[self.width :].zero_()
+            for table in self.user_features.tables.values():
+                table.weight.zero_()
+            for vector in [*self.user_features.numbers.values(), *self.features.numbers.values()]:
+                vector.zero_()
+            self.say.weight.copy_(torch.eye(len(self.tasks)))
+            self.say.bias.zero_()
+
+    @property
+    def feature_width(self) -> int:
+        """Columns of :attr:`Reading.features_BQX`."""
+        tasks = len(self.tasks)
+        return self.width + 2 * self.width * tasks + 3 * tasks + 2
+
+    def items(self, catalogue: Catalogue, known_N: Tensor) -> Tensor:
+        """(N, d + K) packed rows; ``known_N`` are id rows, 0 for unknown."""
+        rows = self.base.expand(len(known_N), -1)
+        if self.inputs.item_id:
+            rows = rows + self.factor(known_N)
+        if self.inputs.item_attributes and not self.features.empty:
+            rows = rows + self.features(catalogue.features)
+        if self.text is not None:
+            assert catalogue.vectors_ND is not None
+            rows = rows + self.text(catalogue.vectors_ND)
+        return rows
+
+    def prior(self, events: Events) -> Tensor:
+        """(B, d + 1, K): the taste to expect of such a user before any event."""
+        size = (self.width + 1) * len(self.tasks)
+        if not self.inputs.user_attributes or self.user_features.empty:
+            return self.base.new_zeros(len(events.user_B), self.width + 1, len(self.tasks))
+        taste: Tensor = self.user_features(events.user_features)
+        assert taste.shape[-1] == size
+        return taste.unflatten(-1, (self.width + 1, len(self.tasks)))
+
+    def sums(self, events: Events, item_BTX: Tensor, shown_BT: Tensor, prior_BdK: Tensor) -> Tensor:
+        """(B, T + 1, ·) prefix sums of x xᵀ and x v, events weighted by recency and 0 where not shown."""
+        vector_BTd, base_BTK = item_BTX.split([self.width, len(self.tasks)], dim=-1)
+        x_BTd = _with_one(vector_BTd)
+        said_BTK = self._said(events, base_BTK) - x_BTd @ prior_BdK
+        places_T = torch.arange(item_BTX.shape[1], device=item_BTX.device)
+        weight_BT1 = (shown_BT * torch.exp(self.recency * places_T / 100.0)).unsqueeze(-1)
+        weighted_BTd = x_BTd * weight_BT1
+        squares = weighted_BTd.unsqueeze(-1) * x_BTd.unsqueeze(-2)
+        products = weighted_BTd.unsqueeze(-1) * said_BTK.unsqueeze(-2)
+        both_BTX = torch.cat([squares.flatten(-2), products.flatten(-2)], dim=-1)
+        return functional.pad(both_BTX.cumsum(1), (0, 0, 1, 0))
+
+    def forward(self, sums_BSX: Tensor, count_BQ: Tensor, item_BQX: Tensor, prior_BdK: Tensor) -> Reading:
+        """What the first ``count_BQ`` events say of candidates with packed rows ``item_BQX``."""
+        size, tasks = self.width + 1, len(self.tasks)
+        if count_BQ.shape[0] == 1 and bool((count_BQ == count_BQ[:, :1]).all()):
+            asked_BQ = count_BQ[:, :1]  # one request, many candidates: one regression
+        else:
+            asked_BQ = count_BQ
+        now_BQX = sums_BSX.gather(1, asked_BQ.unsqueeze(-1).expand(-1, -1, sums_BSX.shape[-1]))
+        now_BQX = now_BQX * torch.exp(-self.recency * (asked_BQ - 1) / 100.0).unsqueeze(-1)
+        squares, products = now_BQX.split([size * size, size * tasks], dim=-1)
+        matrix = squares.unflatten(-1, (size, size)) + torch.diag(self.log_ridge.exp())
+        factor = torch.linalg.cholesky(matrix.float())
+        taste_BQdK = torch.cholesky_solve(products.unflatten(-1, (size, tasks)).float(), factor)
+        taste_BQdK = taste_BQdK + prior_BdK.unsqueeze(1)
+        vector_BQd, base_BQK = item_BQX.split([self.width, tasks], dim=-1)
+        x_BQd = _with_one(vector_BQd)
+        agreement_BQdK = x_BQd.unsqueeze(-1) * taste_BQdK
+        read_BQK = agreement_BQdK.sum(-2) * self.scale
+        # How far the candidate is from everything seen: xᵀ (Σ x xᵀ + Λ)⁻¹ x, through one triangular solve.
+        spread = torch.linalg.solve_triangular(factor, x_BQd.unsqueeze(-1), upper=False).squeeze(-1)
+        doubt_BQ1 = spread.square().sum(-1, keepdim=True)
+        taste_BQX = taste_BQdK[..., 1:, :].flatten(-2).expand(*x_BQd.shape[:2], -1)
+        level_BQK = taste_BQdK[..., 0, :].expand(*x_BQd.shape[:2], -1)
+        parts = [vector_BQd, taste_BQX, agreement_BQdK[..., 1:, :].flatten(-2), read_BQK, base_BQK, level_BQK]
+        return Reading(base_BQK + read_BQK, torch.cat([*parts, doubt_BQ1, doubt_BQ1.log()], dim=-1))
+
+    def _said(self, events: Events, base_BTK: Tensor) -> Tensor:
+        """(B, T, K): labels less what the item gets from anybody; 0 where missing, a constant when labels are off."""
+        if not self.inputs.history_labels:
+            return self.say(torch.zeros_like(base_BTK))
+        parts = []
+        for number, task in enumerate(self.tasks):
+            label, base = events.labels_BT[task.name], base_BTK[..., number]
+            if isinstance(task, BinaryTask):
+                beyond = label - torch.sigmoid(base)
+            else:
+                beyond = (label - task.low) / (task.high - task.low) - base
+            parts.append(torch.where(torch.isnan(label), torch.zeros_like(base), beyond))
+        return self.say(torch.stack(parts, dim=-1))
+
+
+class Refinement(nn.Module):
+    """What layers on top of a reading add to it, from zero."""
+
+    def __init__(self, reader: Reader, extra: int, dropout: float, site: str) -> None:
+        super().__init__()
+        widths = (reader.feature_width + extra, 64, len(reader.tasks))
+        self.net = Perceptron(widths, dropout, site, zero=True)
+
+    def forward(self, reading: Reading, extra_BQX: Tensor, noise: Noise | None, key_BQ: Tensor) -> Tensor:
+        """(B, Q, K)."""
+        return self.net(torch.cat([reading.features_BQX, extra_BQX], dim=-1), noise, key_BQ)
+
+
+def _start(schema: DatasetSchema) -> Tensor:
+    """Base values before training: even odds, the middle of the scale."""
+    return torch.tensor([0.0 if isinstance(task, BinaryTask) else 0.5 for task in schema.event_tasks])
+
+
+def _with_one(vector: Tensor) -> Tensor:
+    return torch.cat([torch.ones_like(vector[..., :1]), vector], dim=-1)
