@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +23,11 @@ from rayrank.config import Config, ConfigError
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_ENABLE_DISK_SHUFFLE": "1",
+    "RAY_worker_niceness": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -33,6 +36,9 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Environment of a quiet and quick local cluster; a value the user has set stays."""
+
+
+_PROBE_S = 10.0
 
 
 class ClusterConfig(Config):
@@ -129,12 +135,26 @@ def prepare_environment() -> None:
 def _attach(address: str, config: ClusterConfig) -> None:
     import ray
 
+    _probe(address, min(config.wait_s, _PROBE_S))
     try:
         ray.init(address=address, log_to_driver=config.worker_logs, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         fix = "check the address; with token authentication set RAY_AUTH_MODE=token here too"
         raise ConfigError("cluster.address", address, f"no usable Ray answers there ({first})", fix) from error
+
+
+def _probe(address: str, wait_s: float) -> None:
+    """Knock at ``host:port`` first: Ray itself tries a dead address for minutes and then ends the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=wait_s).close()
+    except OSError as error:
+        rule = f"nothing answers there ({error.strerror or error})"
+        fix = "check address and network; leave it out to run on a local Ray"
+        raise ConfigError("cluster.address", address, rule, fix) from None
 
 
 def _start(config: ClusterConfig) -> None:
