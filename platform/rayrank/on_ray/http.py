@@ -6,7 +6,6 @@ import json
 import logging
 import socket
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -117,10 +116,13 @@ def _wait(http: HttpConfig, progress: Callable[[str], None]) -> None:
 
 
 def _answers(http: HttpConfig) -> bool:
+    """Whether a first request goes through all stages; it also warms them up."""
+    body, headers = json.dumps({"k": 1}).encode(), {"content-type": "application/json"}
+    request = urllib.request.Request(f"{http.url}/v1/recommend", body, headers)
     try:
-        with urllib.request.urlopen(f"{http.url}/v1/health", timeout=5) as answer:
-            return bool(json.load(answer)["status"] == "ok")
-    except (OSError, ValueError, KeyError, urllib.error.URLError):
+        with urllib.request.urlopen(request, timeout=min(30.0, http.wait_s)) as answer:
+            return bool(json.load(answer)["items"])
+    except (OSError, ValueError, KeyError):
         return False
 
 

@@ -28,7 +28,7 @@ Invoke = Callable[[Call], Awaitable[Any]]
 class Budgets(Config):
     """Longest wait for each stage, seconds; a stage that needs more is answered for by the one before."""
 
-    user: float = Field(0.5, gt=0, description="user state; required: the request fails without it")
+    user: float = Field(2.0, gt=0, description="user state; nothing replaces it, so lateness is an error (503)")
     retrieve: float = Field(0.5, gt=0, description="retrieval; popular items replace it")
     student: float = Field(0.5, gt=0, description="pre-rank; the order of retrieval replaces it")
     teacher: float = Field(1.0, gt=0, description="re-rank; the student's order replaces it")

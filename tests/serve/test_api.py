@@ -1,0 +1,89 @@
+"""The HTTP face over a fake service: errors say what they must and nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import httpx
+import pytest
+
+from rayrank.messages import ItemHit, RankRequest, RankResponse, RecommendRequest, ReleaseInfo
+from rayrank.on_ray.api import MAX_BODY, build_api
+from rayrank.ranking.flow import StageError
+
+SECRET = "my secret diary"
+
+
+class FakeService:
+    """Fails as it is told to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    async def answer(self, request: RankRequest | RecommendRequest, request_id: str) -> RankResponse:  # noqa: ARG002
+        if self.error is not None:
+            raise self.error
+        return RankResponse(
+            items=[],
+            request_id=request_id,
+            release_id="r",
+            bundles={},
+            answered_by="student",
+            timings_ms={"total": 1.0},
+        )
+
+    async def describe(self) -> ReleaseInfo:
+        return ReleaseInfo(release_id="r", bundles={"student": "s"}, dataset="d", tasks=[], fusion={}, items=1)
+
+    def search(self, query: str, limit: int) -> list[ItemHit]:
+        return [ItemHit(item_id="i", title=query)][:limit]
+
+
+def send(service: FakeService, method: str, path: str, page: str | None = None, **options: Any) -> httpx.Response:
+    async def one() -> httpx.Response:
+        transport = httpx.ASGITransport(app=build_api(service, page))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(one())
+
+
+def test_an_unexpected_error_is_500_without_a_trace_here_or_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        answer = send(FakeService(ValueError(SECRET)), "POST", "/v1/recommend", json={"user_id": SECRET})
+    assert answer.status_code == 500
+    assert answer.json().keys() == {"error", "request_id", "fields"}
+    assert answer.json()["error"] == "unexpected error"
+    assert SECRET not in answer.text
+    assert SECRET not in caplog.text
+    assert "Traceback" not in caplog.text
+    assert f"request {answer.json()['request_id']}: unexpected ValueError" in caplog.text
+
+
+def test_a_missing_stage_is_503() -> None:
+    answer = send(FakeService(StageError("user state: no answer within 2000 ms")), "POST", "/v1/recommend", json={})
+    assert (answer.status_code, answer.json()["error"]) == (503, "user state: no answer within 2000 ms")
+
+
+def test_request_ids_are_taken_over_only_when_they_are_plain() -> None:
+    for sent, taken in (("abc-1_x", True), ("x" * 65, False), ("a b", False)):
+        answer = send(FakeService(), "POST", "/v1/recommend", json={}, headers={"x-request-id": sent})
+        assert (answer.json()["request_id"] == sent) is taken
+
+
+@pytest.mark.parametrize("length", [str(MAX_BODY + 1), "many"])
+def test_large_bodies_are_refused_before_they_are_read(length: str) -> None:
+    answer = send(FakeService(), "POST", "/v1/rank", content=b"{}", headers={"content-length": length})
+    assert answer.status_code == 413
+
+
+def test_the_page_and_the_rest() -> None:
+    assert send(FakeService(), "GET", "/", page="<p>page</p>").text == "<p>page</p>"
+    assert send(FakeService(), "GET", "/").json() == {"documentation": "/docs"}
+    assert send(FakeService(), "GET", "/v1/health").json() == {"status": "ok", "release_id": "r", "student_id": "s"}
+    assert send(FakeService(), "GET", "/v1/items?query=dog").json() == [{"item_id": "i", "title": "dog"}]
+    assert send(FakeService(), "GET", "/v1/items?limit=0").json()["fields"][0]["field"] == "limit"
+    schema = send(FakeService(), "GET", "/openapi.json").json()
+    assert schema["paths"]["/v1/rank"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
