@@ -13,7 +13,7 @@ import pytest
 from rayrank.config import ConfigError
 from rayrank.learning.spec import LearningSpec
 from rayrank.on_ray.feed import Feed, part_groups
-from rayrank.on_ray.stream import PLACE, Group, GroupStream, Shards, StreamSpec, ahead, join_labels, split_by_place
+from rayrank.on_ray.stream import PLACE, Group, GroupStream, ReadAhead, Shards, StreamSpec, join_labels, split_by_place
 
 LEARNING = LearningSpec(lanes=4, batch_events=512)
 
@@ -95,7 +95,7 @@ def test_read_ahead_keeps_order_errors_and_bound() -> None:
             fetched.append(i)
             yield i
 
-    stream = ahead(numbers(), 3)
+    stream = ReadAhead(numbers(), 3)
     assert next(stream) == 0
     assert len(fetched) <= 6
     assert list(stream) == list(range(1, 50))
@@ -105,10 +105,36 @@ def test_read_ahead_keeps_order_errors_and_bound() -> None:
         yield 1
         raise ValueError("no such file")
 
-    stream = ahead(broken(), 3)
+    stream = ReadAhead(broken(), 3)
     assert next(stream) == 1
     with pytest.raises(ValueError, match="no such file"):
         next(stream)
+
+
+def test_a_forgotten_read_ahead_ends_its_thread() -> None:
+    import threading
+    import time
+
+    stream = ReadAhead(iter(range(100)), 2)
+    assert any(t.name == "read-ahead" for t in threading.enumerate())
+    del stream
+    deadline = time.monotonic() + 5
+    while any(t.name == "read-ahead" for t in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(t.name == "read-ahead" for t in threading.enumerate())
+
+
+def test_an_epoch_begun_early_is_the_same_epoch(small) -> None:
+    def rows(feed: Feed, epoch: int) -> list[int]:
+        return [int(r) for step in feed.steps(epoch) for b in step for r in b.row_BT[b.part_BT == 1]]
+
+    spec = StreamSpec(through="direct")
+    early, late = (Feed(GroupStream(Shards(small.dataset), spec), LEARNING, (0, 1)) for _ in range(2))
+    early.begin(1)
+    assert rows(early, 1) == rows(late, 1)
+    early.begin(1)
+    assert rows(early, 0) == rows(late, 0)  # another one than was begun
+    assert rows(early, 1) == rows(late, 1)
 
 
 def test_place_of_a_group_names_its_mirror(small) -> None:

@@ -25,8 +25,10 @@ from rayrank.objectives.losses import Outputs, compute, label_counts
 from rayrank.objectives.targets import Targets, training_targets
 from rayrank.schema import TRAIN
 
-_EPOCHS, _STEPS = 1_000, 1 << 40
-"""Offsets that keep the order and the dropout of this stage apart from those of the next one."""
+FIRST_EPOCH = 1_000
+"""What this stage calls its first epoch: its order of the data differs from that of the next stage."""
+_STEPS = 1 << 40
+"""Offset that keeps the dropout of this stage apart from that of the next one."""
 
 
 def train_rows(model: Ranker, data: TrainData, spec: TrainSpec, hooks: Hooks, collectives: Collectives) -> None:
@@ -104,8 +106,8 @@ def _steps(
     data: TrainData, epoch: int, spec: TrainSpec, collectives: Collectives
 ) -> Iterator[tuple[SequenceBatch | None, float]]:
     """(this rank's rows of the step or None, share of the epoch that is done after it); as many on every rank."""
-    rows, order = spec.learning.rows, Noise(spec.learning.seed, _EPOCHS + epoch)
-    iterator = iter(data.train(_EPOCHS + epoch))
+    rows, order = spec.learning.rows, Noise(spec.learning.seed, FIRST_EPOCH + epoch)
+    iterator = iter(data.train(FIRST_EPOCH + epoch))
     for start in range(0, data.steps_per_epoch, rows.window):
         length = min(rows.window, data.steps_per_epoch - start)
         held = as_rows(islice(iterator, length))

@@ -17,7 +17,8 @@ import torch
 from rayrank.bundle import BundleParts, Parent, save_bundle
 from rayrank.config import ConfigError
 from rayrank.learning.collectives import Collectives, Solo
-from rayrank.learning.inputs import Hooks, TrainData, TrainSpec
+from rayrank.learning.inputs import Hooks, Snapshot, TrainData, TrainSpec
+from rayrank.learning.rows import FIRST_EPOCH
 from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
@@ -68,8 +69,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     feed = Feed(GroupStream(shards, task.stream), task.learning, (collectives.rank, collectives.world))
     checkpoints = Checkpoints(task.output, run_key(task)) if task.output else None
     resume = checkpoints.latest() if checkpoints else None
-    first = resume.meta["epoch"] if resume else 0
-    begun = feed.steps(first) if resume else None  # reading starts while texts are encoded
+    feed.begin(_first_epoch(task, resume))  # reading starts while texts are encoded
     lines = _Lines(listeners, task.learning.epochs, collectives)
     lines.say(f"{collectives.world} process(es) ready, {dataset.manifest.counts.train:,} training targets")
     items = load_items(task, dataset, collectives, device)
@@ -91,7 +91,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     hooks = Hooks(report=lines.report, on_epoch=keep, resume=resume and with_frozen(resume, model))
     data = TrainData(
         items.catalogue,
-        lambda epoch: begun if begun is not None and epoch == first else feed.steps(epoch),
+        feed.steps,
         steps_per_epoch(shards.manifest, task.learning),
         lambda: feed.evaluated("valid"),
     )
@@ -102,6 +102,13 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
         checkpoints.remove()
     collectives.barrier()
     return _fitted(result, model, (began, seconds_items, collectives.world), resume)
+
+
+def _first_epoch(task: FitTask, resume: Snapshot | None) -> int:
+    """The epoch that the loop will most likely ask for first; another one costs time, not correctness."""
+    if resume:
+        return int(resume.meta["epoch"])
+    return FIRST_EPOCH if task.learning.rows.epochs else 0
 
 
 def _check_choice(task: FitTask, metrics: dict[str, float]) -> None:

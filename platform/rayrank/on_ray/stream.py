@@ -119,7 +119,8 @@ class GroupStream:
     def tables(self, order: Sequence[Group]) -> Iterator[pa.Table]:
         """The row groups of ``order``, one table each, in that order. Reading starts at once, not at the first use."""
         missing = [self.shards.place(g) for g in order if g not in self._kept]
-        fresh = ahead(self._fetch(missing), self._spec.prefetch * self._spec.groups_per_task) if missing else iter(())
+        depth = self._spec.prefetch * self._spec.groups_per_task
+        fresh = ReadAhead(self._fetch(missing), depth) if missing else iter(())
         return self._merged(list(order), set(order) & self._kept.keys(), fresh)
 
     def _merged(self, order: Sequence[Group], kept: set[Group], fresh: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -140,47 +141,50 @@ class GroupStream:
         return stream_tables(order, self._spec) if self._spec.through == "ray" else map(read_place, order)
 
 
-def ahead(tables: Iterator[pa.Table], depth: int) -> Iterator[pa.Table]:
+class ReadAhead(Iterator[pa.Table]):
     """The same tables, fetched by a thread that starts now and stays at most ``depth`` of them ahead.
 
-    The thread ends with the tables, or when the iterator is closed or forgotten.
+    The thread ends with the tables, or when this iterator is forgotten.
     """
-    ready: queue.Queue[tuple[pa.Table | None, BaseException | None]] = queue.Queue(max(1, depth))
-    closed = threading.Event()
 
-    def put(entry: tuple[pa.Table | None, BaseException | None]) -> None:
+    def __init__(self, tables: Iterator[pa.Table], depth: int) -> None:
+        self._ready: queue.Queue[Fetched] = queue.Queue(max(1, depth))
+        self._closed = threading.Event()
+        # The thread must not hold this object, or it would never be forgotten.
+        arguments = (tables, self._ready, self._closed)
+        threading.Thread(target=_fetch_ahead, args=arguments, name="read-ahead", daemon=True).start()
+
+    def __next__(self) -> pa.Table:
+        if self._closed.is_set():
+            raise StopIteration
+        table, error = self._ready.get()
+        if table is None:
+            self._closed.set()
+            raise error or StopIteration
+        return table
+
+    def __del__(self) -> None:
+        self._closed.set()
+
+
+Fetched = tuple[pa.Table | None, BaseException | None]
+
+
+def _fetch_ahead(tables: Iterator[pa.Table], ready: queue.Queue[Fetched], closed: threading.Event) -> None:
+    def put(entry: Fetched) -> None:
         while not closed.is_set():
             with suppress(queue.Full):
                 ready.put(entry, timeout=0.2)
                 return
 
-    def fetch() -> None:
-        try:
-            for table in tables:
-                put((table, None))
-                if closed.is_set():
-                    return
-            put((None, None))
-        except BaseException as error:
-            put((None, error))
-
-    threading.Thread(target=fetch, name="read-ahead", daemon=True).start()
-    return _drain(ready, closed)
-
-
-def _drain(
-    ready: queue.Queue[tuple[pa.Table | None, BaseException | None]], closed: threading.Event
-) -> Iterator[pa.Table]:
     try:
-        while True:
-            table, error = ready.get()
-            if error is not None:
-                raise error
-            if table is None:
+        for table in tables:
+            put((table, None))
+            if closed.is_set():
                 return
-            yield table
-    finally:
-        closed.set()
+        put((None, None))
+    except BaseException as error:  # whoever reads must hear of it
+        put((None, error))
 
 
 def stream_tables(order: Sequence[Place], spec: StreamSpec) -> Iterator[pa.Table]:
