@@ -2,7 +2,8 @@
 
 A job started by hand resolves them against the current folder. A job submitted to a cluster runs in an unpacked copy
 of the working folder that is thrown away, so relative paths there are refused unless ``RAYRANK_BASE`` names an
-absolute folder or URL. Knows path fields and the environment it is given; knows nothing about files.
+absolute folder or URL. Files that travel with the code (search spaces, schemas, the playground) are the exception: they
+are found in the copy. Knows path fields and the environment it is given; opens nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job."""
 
 SQLITE = "sqlite:///"
+CODE = ("jobs", "serve_apps", "tune_spaces")
+"""Folders that are shipped with the code; nothing is written there."""
+
 C = TypeVar("C", bound=Config)
 
 
@@ -63,6 +67,9 @@ def resolve_paths(config: C, base: str | None) -> C:
     """
     changes: dict[str, str] = {}
     for name, path in path_fields(config).items():
+        if path.partition("/")[0] in CODE and Path(path).is_file():
+            changes[name] = str(Path(path).resolve())
+            continue
         if base is None and not is_absolute(path) and not path.startswith("~"):
             rule = "relative paths in a submitted job would land in a working copy that is thrown away"
             raise ConfigError(name, path, rule, "set RAYRANK_BASE in the runtime env, or write an absolute path or URL")

@@ -141,6 +141,18 @@ def test_a_url_can_be_the_base() -> None:
     assert resolve("runs/x", "s3://bucket/team") == "s3://bucket/team/runs/x"
 
 
+def test_files_that_travel_with_the_code_are_found_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tune_spaces").mkdir()
+    (tmp_path / "tune_spaces" / "a.yaml").write_text("")
+    shipped = EchoConfig(out="tune_spaces/a.yaml", store="/m.db")
+    assert resolve_paths(shipped, None).out == resolve_paths(shipped, "/base").out == f"{tmp_path}/tune_spaces/a.yaml"
+    absent = EchoConfig(out="tune_spaces/b.yaml", store="/m.db")
+    assert resolve_paths(absent, "/base").out == "/base/tune_spaces/b.yaml"
+    with pytest.raises(ConfigError, match="thrown away"):
+        resolve_paths(absent, None)
+
+
 def test_resolving_twice_changes_nothing() -> None:
     once = resolve_paths(EchoConfig(), "/base")
     assert once.out == "/base/runs/echo"
