@@ -11,5 +11,5 @@ PAGE = Path(__file__).with_name("playground.html")
 
 
 def app(arguments: GraphSpec) -> Application:
-    """Build the graph from the `args` of a Serve config; paths must be absolute or URLs."""
+    """Build the graph from the `args` of a Serve config; paths must be absolute."""
     return build_graph(arguments, PAGE.read_text(encoding="utf-8"))

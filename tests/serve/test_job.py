@@ -91,3 +91,15 @@ def test_the_job_serves_until_it_is_interrupted(world: TinyWorld, root: Path, tm
     assert "served release tiny-1" in text
     assert "Traceback" not in text
     assert "failed" not in text
+
+
+def test_serve_gives_the_builder_typed_arguments(world: TinyWorld) -> None:
+    from ray.serve import Application
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
+
+    from serve_apps.ranking import app
+
+    # As `serve run serve_apps.ranking:app releases=… fused=true` does: every value is text.
+    assert isinstance(build(app, {"releases": str(world.releases), "fused": "true"}), Application)
+    with pytest.raises(ValueError, match="colour"):
+        build(app, {"releases": str(world.releases), "colour": "red"})

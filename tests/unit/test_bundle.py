@@ -203,6 +203,12 @@ def test_saving_again_replaces_the_bundle_and_a_failed_save_leaves_it(
     load_bundle(target)
 
 
+def test_urls_are_refused_instead_of_becoming_folders() -> None:
+    for call in (load_bundle, read_info, lambda path: save_bundle(path, None, None)):  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="local or mounted disk"):
+            call("s3://bucket/bundle")  # type: ignore[no-untyped-call]
+
+
 def test_a_folder_that_cannot_be_written_is_explained(bundles: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     bundle = load_bundle(bundles / "student")

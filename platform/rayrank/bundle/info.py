@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rayrank.config import Config
+from rayrank.config import Config, ConfigError
 from rayrank.models.spec import RankerSpec, Sizes
 from rayrank.schema import DatasetSchema
 
@@ -74,3 +74,14 @@ def sha256_of(path: Path) -> str:
     """Hex sha256 of a file, streamed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def local_folder(path: str | Path) -> Path:
+    """``path`` as a local one.
+
+    Raises:
+        ConfigError: a URL; weights are mapped into memory, which needs a local file.
+    """
+    if "://" in str(path):
+        raise ConfigError(str(path), None, "bundles lie on a local or mounted disk", "copy it, or mount the bucket")
+    return Path(path)

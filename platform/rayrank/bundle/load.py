@@ -30,6 +30,7 @@ from rayrank.bundle.info import (
     USERS,
     WEIGHTS,
     BundleInfo,
+    local_folder,
     sha256_of,
 )
 from rayrank.config import ConfigError, parse
@@ -82,12 +83,12 @@ def read_info(path: str | Path) -> BundleInfo:
     Raises:
         ConfigError: no bundle there, or a manifest this version cannot read.
     """
-    return _manifest(Path(path))[0]
+    return _manifest(local_folder(path))[0]
 
 
 def read_id(path: str | Path) -> str:
     """The id of a bundle: a hash of its manifest, and so of every file of it."""
-    return _manifest(Path(path))[1]
+    return _manifest(local_folder(path))[1]
 
 
 def load_bundle(path: str | Path, verify: bool = True) -> Bundle:
@@ -98,7 +99,7 @@ def load_bundle(path: str | Path, verify: bool = True) -> Bundle:
     Raises:
         ConfigError: names the file, tensor or golden task that is wrong.
     """
-    folder = Path(path)
+    folder = local_folder(path)
     info, bundle_id = _manifest(folder)
     if verify:
         _check_files(folder, info)

@@ -35,6 +35,7 @@ from rayrank.bundle.info import (
     BundleInfo,
     EncoderInfo,
     Parent,
+    local_folder,
     sha256_of,
 )
 from rayrank.config import ConfigError
@@ -69,7 +70,7 @@ def save_bundle(path: str | Path, model: Ranker, parts: BundleParts) -> BundleIn
     Raises:
         ConfigError: the parent folder cannot be written.
     """
-    target = Path(path)
+    target = local_folder(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)

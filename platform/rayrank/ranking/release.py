@@ -44,7 +44,7 @@ class Release(Config):
 
 def save_release(releases: str | Path, release: Release) -> Path:
     """Write ``<releases>/<release_id>/release.json`` atomically; returns its path. Does not move any alias."""
-    path = Path(releases) / release.release_id / _RELEASE_FILE
+    path = _local(releases) / release.release_id / _RELEASE_FILE
     _write_json(path, release.model_dump(mode="json"))
     return path
 
@@ -55,7 +55,7 @@ def set_alias(releases: str | Path, release_id: str, alias: str = CHAMPION) -> P
     Raises:
         ConfigError: the release was never saved.
     """
-    folder = Path(releases)
+    folder = _local(releases)
     if not (folder / release_id / _RELEASE_FILE).is_file():
         raise ConfigError(
             str(folder),
@@ -76,7 +76,7 @@ def load_release(path: str | Path, alias: str = CHAMPION) -> Release:
     Raises:
         ConfigError: nothing there, unreadable, or a key is wrong.
     """
-    file = _find(Path(path), alias)
+    file = _find(_local(path), alias)
     release = parse(Release, _read_json(file), origin=str(file))
     places = {name: _absolute(file.parent, getattr(release, name)) for name in ("student", "teacher", "dataset")}
     return release.model_copy(update=places)
@@ -84,9 +84,15 @@ def load_release(path: str | Path, alias: str = CHAMPION) -> Release:
 
 def champion(releases: str | Path, alias: str = CHAMPION) -> Release | None:
     """The release that the alias names, or None where nothing was promoted yet."""
-    if not (Path(releases) / f"{alias}.json").is_file():
+    if not (_local(releases) / f"{alias}.json").is_file():
         return None
     return load_release(releases, alias)
+
+
+def _local(path: str | Path) -> Path:
+    if "://" in str(path):
+        raise ConfigError(str(path), None, "releases lie on a local or mounted disk", "copy them, or mount the bucket")
+    return Path(path)
 
 
 def _find(path: Path, alias: str) -> Path:

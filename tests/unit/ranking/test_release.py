@@ -45,3 +45,9 @@ def test_a_broken_file_is_explained(tmp_path: Path, content: str) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run the promote job first"):
         load_release(tmp_path)
+
+
+def test_urls_are_refused_instead_of_becoming_folders() -> None:
+    for call in (load_release, champion, lambda path: save_release(path, a_release("r"))):
+        with pytest.raises(ConfigError, match="local or mounted disk"):
+            call("s3://bucket/releases")
