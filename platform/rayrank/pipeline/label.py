@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pydantic import Field
 
-from rayrank.bundle import read_info
+from rayrank.bundle import load_bundle, read_info
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.items import bundle_id
@@ -49,7 +50,7 @@ def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
     """Write the teacher's logits for every target; only shards without labels are scored.
 
     Raises:
-        ConfigError: no such dataset or teacher, another schema, more actors than the cluster has room for.
+        ConfigError: no such dataset or teacher, a damaged one, another schema, more actors than there is room for.
     """
     began = time.monotonic()
     manifest, info = read_manifest(config.dataset), read_info(config.teacher)
@@ -62,12 +63,18 @@ def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
         tasks=tuple(task.name for task in manifest.dataset_schema.event_tasks),
     )
     task = LabelTask(**{name: getattr(config, name) for name in LabelTask.model_fields})
-    if config.actors == 0 or labels_exist(config.output, key):
+    if labels_exist(config.output, key):
+        done = label_shards(task, key, progress)
+    elif config.actors == 0:
+        load_bundle(config.teacher)  # verified here, once; the teacher processes trust it
         done = label_shards(task, key, progress)
     else:
-        with ensure_cluster(config.cluster) as cluster:
-            check_capacity(cluster, config.actors, "actors")
-            done = label_shards(task, key, progress)
+        with ThreadPoolExecutor(1) as helper:  # Ray starts meanwhile
+            verified = helper.submit(load_bundle, config.teacher)
+            with ensure_cluster(config.cluster) as cluster:
+                check_capacity(cluster, config.actors, "actors")
+                verified.result()
+                done = label_shards(task, key, progress)
     return _result(done, key, time.monotonic() - began)
 
 
