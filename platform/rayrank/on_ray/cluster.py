@@ -23,20 +23,24 @@ from rayrank.config import Config, ConfigError
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_ENABLE_DISK_SHUFFLE": "1",
-    "RAY_worker_niceness": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
-    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Environment of a quiet and quick local cluster; a value the user has set stays."""
+"""Environment of every run; a value the user has set stays."""
 
+LOCAL = {
+    "RAY_worker_niceness": "0",  # else workers wait for whatever else this machine does
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that watches for nodes that are taken away
+}
+"""Environment of a local Ray only: what a cluster needs and one machine pays for."""
 
 _PROBE_S = 10.0
 
@@ -120,9 +124,9 @@ def check_capacity(cluster: Cluster, asked_cpus: float, path: str, asked_gpus: f
         raise ConfigError(path, asked_gpus, f"the cluster has {cluster.gpus:g} GPUs", "ask for fewer, or use_gpu=false")
 
 
-def prepare_environment() -> None:
+def prepare_environment(local: bool = False) -> None:
     """Set what a Ray started from here, and its workers, must inherit; values the user has set stay."""
-    for name, value in QUIET.items():
+    for name, value in (QUIET | LOCAL if local else QUIET).items():
         os.environ.setdefault(name, value)
     if not sys.stderr.isatty():
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -158,6 +162,7 @@ def _probe(address: str, wait_s: float) -> None:
 
 
 def _start(config: ClusterConfig) -> None:
+    prepare_environment(local=True)  # before the import: Ray reads some of it there
     import ray
 
     # address="local": plain init() would attach to any Ray that happens to run on this machine.

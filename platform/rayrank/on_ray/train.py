@@ -18,6 +18,8 @@ from rayrank.on_ray.cluster import Cluster, ClusterConfig, check_capacity
 from rayrank.on_ray.fit import Fitted, Listeners, fit
 from rayrank.on_ray.task import FitTask
 
+_CLUSTER_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+
 
 class Workers(Config):
     """How many processes train, and on what."""
@@ -114,9 +116,10 @@ def _use_gpu(workers: Workers, cluster: Cluster) -> bool:
 
 
 def _trainer(cluster: Cluster) -> type[Any]:
-    """TorchTrainer; on a Ray that ends with this process, without the actor that cleans up after lost drivers.
+    """TorchTrainer; on a Ray that ends with this process, without two actors that cost seconds of start-up.
 
-    That actor costs seconds of start-up and asks the dashboard, which a local Ray does not run.
+    One cleans up after lost drivers and asks the dashboard, which a local Ray does not run; the other serves datasets
+    given to the trainer, and none are.
     """
     from ray.train.torch import TorchTrainer
 
@@ -127,7 +130,7 @@ def _trainer(cluster: Cluster) -> type[Any]:
     class LocalTrainer(base):
         def _create_default_callbacks(self) -> list[Any]:
             found = super()._create_default_callbacks()
-            return [c for c in found if type(c).__name__ != "PlacementGroupCleanerCallback"]
+            return [c for c in found if type(c).__name__ not in _CLUSTER_CALLBACKS]
 
     return LocalTrainer
 
