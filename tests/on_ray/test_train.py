@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayrank.config import ConfigError, parse
-from rayrank.learning.spec import LearningSpec
 from rayrank.learning.inputs import Snapshot
+from rayrank.learning.spec import LearningSpec
 from rayrank.on_ray.checkpoint import Checkpoints, run_key
 from rayrank.on_ray.cluster import Cluster, ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.feed import first_need, train_groups
@@ -33,7 +33,9 @@ def _two(raw: dict[str, Any], output: Path, lines: list[str] | None = None) -> F
     task = parse(FitTask, {**raw, "output": str(output), "stream": {"groups_per_task": 3}})
     config = ClusterConfig(wait_s=60)
     with ensure_cluster(config) as cluster:
-        return run_distributed(task, Workers(count=2, max_failures=0), cluster, config, (lines if lines is not None else []).append)
+        return run_distributed(
+            task, Workers(count=2, max_failures=0), cluster, config, (lines if lines is not None else []).append
+        )
 
 
 def _losses(fitted: Fitted) -> np.ndarray:
