@@ -44,10 +44,12 @@ def _losses(model: Ranker, items_NW: Tensor, batch: SequenceBatch) -> Tensor:
         read_BQK = model.sequence_logits(state, queries, items_NW, None)
         rows = []
         for number, task in enumerate(model.schema.event_tasks):
-            label = batch.events.labels_BT[task.name].gather(1, place_BQ)[asked_BQ]
+            label_BQ = batch.events.labels_BT[task.name].gather(1, place_BQ)
+            label = label_BQ[asked_BQ]
             known = ~torch.isnan(label)
             static, read = (x[..., number][asked_BQ][known] for x in (static_BQK, read_BQK))
-            logits_SX = read + SHARES.to(read.device).unsqueeze(1) * (static - read)
+            met = state.known_B.unsqueeze(1).expand_as(label_BQ)[asked_BQ][known]
+            logits_SX = read + SHARES.to(read.device).unsqueeze(1) * met * (static - read)
             labels_SX = label[known].expand_as(logits_SX)
             rows.append(hard_loss(logits_SX, labels_SX, task, ObjectiveSpec()).double().sum(1))
         found.append(torch.stack(rows))

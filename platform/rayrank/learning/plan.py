@@ -18,6 +18,10 @@ from torch import Tensor
 from rayrank.batch import SequenceBatch
 
 
+MIN_STEPS, MIN_EVENTS = 60, 256
+"""Small data is cut into smaller micro-batches (not below MIN_EVENTS) so that an epoch has about MIN_STEPS steps."""
+
+
 @dataclass(frozen=True)
 class GroupInfo:
     """A row group as the manifest describes it."""
@@ -61,6 +65,8 @@ def plan(groups: Sequence[GroupInfo], seed: int, epoch: int, lanes: int, batch_e
     dealt: list[list[GroupRef]] = [[] for _ in range(lanes)]
     load = [0] * lanes
     useful = [group for group in groups if group.targets > 0]
+    positions = sum(group.sequences * group.max_length for group in useful)
+    batch_events = min(batch_events, max(positions // (lanes * MIN_STEPS), MIN_EVENTS))
     order = generator.permutation(len(useful))
     for place in order.tolist():
         info = useful[place]

@@ -36,7 +36,7 @@ def train_rows(model: Ranker, data: TrainData, spec: TrainSpec, hooks: Hooks, co
     rows = spec.learning.rows
     parameters = split_parameters(model)[0]
     optimiser = build_optimiser(
-        model, parameters, Rates(rows.learning_rate, rows.learning_rate, 0.0, rows.id_weight_decay)
+        model, parameters, Rates(rows.learning_rate, rows.learning_rate, rows.weight_decay, rows.weight_decay)
     )
     average, step = Average(parameters, rows.ema), 0
     for epoch in range(rows.epochs):
@@ -112,7 +112,8 @@ def _steps(
         length = min(rows.window, data.steps_per_epoch - start)
         held = as_rows(islice(iterator, length))
         count = torch.tensor([0.0 if held is None else float(len(held.row_BT))], device=data.catalogue.count_N.device)
-        pieces = max(1, -(-int(collectives.all_reduce_sum(count)) // rows.batch))
+        found = int(collectives.all_reduce_sum(count))
+        pieces = max(1, -(-found // rows.batch), min(round(rows.steps * length / data.steps_per_epoch), found // 64))
         place = None if held is None else (order.uniform("rows", held.row_BT[:, 0]) * pieces).long()
         for piece in range(pieces):
             mine = None if place is None else (place == piece).nonzero()[:, 0]

@@ -15,11 +15,12 @@ class RowsSpec(Config):
     A user's factor gets one update an epoch from batches of whole sequences, but a hundred from shuffled rows.
     """
 
-    epochs: int = Field(5, ge=0, description="passes over the training targets; 0: the static path is not used")
-    batch: int = Field(512, ge=1, description="events of each lane in a step, at most")
-    learning_rate: float = Field(2e-3, gt=0, description="peak of the schedule")
-    id_weight_decay: float = Field(0.05, ge=0, description="AdamW on id factors")
-    ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights that are kept; 0: none")
+    epochs: int = Field(3, ge=0, description="passes over the training targets; 0: the static path is not used")
+    batch: int = Field(2048, ge=1, description="events of a step, at most")
+    steps: int = Field(150, ge=1, description="steps of a pass, at least: small data is cut into smaller batches")
+    learning_rate: float = Field(1e-2, gt=0, description="peak of the schedule")
+    weight_decay: float = Field(1.0, ge=0, description="AdamW, on all factors: what keeps them from memorising")
+    ema: float = Field(0.995, ge=0, lt=1, description="decay of the averaged weights that are kept; 0: none")
     window: int = Field(256, ge=1, description="micro-batches of a lane whose events are shuffled together in memory")
 
 
@@ -34,11 +35,11 @@ class LearningSpec(Config):
     batch_events: int = Field(
         2048, ge=1, description="padded positions of a micro-batch, at most (one sequence at least)"
     )
-    learning_rate: float = Field(2e-3, gt=0, description="peak of the schedule")
+    learning_rate: float = Field(5e-3, gt=0, description="peak of the schedule")
     id_learning_rate: float = Field(1.0, gt=0, description="factor on the learning rate for id factors")
     encoder_learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of the text encoder")
     weight_decay: float = Field(0.01, ge=0, description="AdamW, matrices only; id factors see id_weight_decay")
-    id_weight_decay: float = Field(0.01, ge=0, description="AdamW on id factors")
+    id_weight_decay: float = Field(1.0, ge=0, description="AdamW on id factors")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps with rising learning rate")
     final_learning_rate: float = Field(0.02, ge=0, le=1, description="share of the peak that cosine decay ends at")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")

@@ -14,9 +14,12 @@ from rayrank.models.spec import HeadsSpec, MMoESpec, PLESpec, SharedBottomSpec
 
 
 class TaskHeads(nn.Module):
-    """(…, in) -> (…, K) logits. Every kind is a set of experts and, per task, a gate over those it may see."""
+    """(…, in) -> (…, K) logits. Every kind is a set of experts and, per task, a gate over those it may see.
 
-    def __init__(self, spec: HeadsSpec, width: int, tasks: int, dropout: float) -> None:
+    ``zero`` starts the output at 0, for residual paths.
+    """
+
+    def __init__(self, spec: HeadsSpec, width: int, tasks: int, dropout: float, zero: bool = False) -> None:
         super().__init__()
         experts, allowed = _layout(spec, tasks)
         self.rate, self.experts, self.expert_width = dropout, experts, spec.width
@@ -27,7 +30,7 @@ class TaskHeads(nn.Module):
         self.gate = nn.Linear(width, tasks * experts) if experts > 1 else None
         self.register_buffer("closed_KE", ~allowed, persistent=False)
         self.closed_KE: Tensor
-        self.output = nn.Parameter(torch.randn(tasks, spec.width) * spec.width**-0.5 * 0.5)
+        self.output = nn.Parameter(torch.randn(tasks, spec.width) * (0.0 if zero else 0.5 * spec.width**-0.5))
         self.bias = nn.Parameter(torch.zeros(tasks))
 
     def forward(self, x: Tensor, noise: Noise | None = None, key: Tensor | None = None) -> Tensor:

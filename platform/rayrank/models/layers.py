@@ -37,6 +37,10 @@ class FeatureSum(nn.Module):
         parts += [features[name].unsqueeze(-1) * vector for name, vector in self.numbers.items()]
         return torch.stack(parts).sum(0)
 
+    def weights(self) -> list[Tensor]:
+        """Every parameter; the last axis is the vector's."""
+        return list(self.parameters())
+
     @property
     def empty(self) -> bool:
         """No feature at all: do not call."""

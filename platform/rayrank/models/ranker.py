@@ -29,12 +29,14 @@ class UserState:
     time_BT: Tensor  # int64, unix seconds
     tokens_BTD: Tensor  # one vector per event
     sums_BSX: Tensor  # prefix sums over the events, S = T + 1; X is the model's own
+    prior_BdK: Tensor  # the taste to expect before any event; empty until the events are read
     user_BU: Tensor  # what the static path knows of the user, without the events
+    known_B: Tensor  # float32: 1 where the static path has met the user, 0 where its logits are left out
     key_B: Tensor  # int64, for dropout
 
-    def with_tokens(self, tokens_BTD: Tensor, sums_BSX: Tensor) -> UserState:
+    def with_events(self, tokens_BTD: Tensor, sums_BSX: Tensor, prior_BdK: Tensor) -> UserState:
         """The same users with their events read."""
-        return replace(self, tokens_BTD=tokens_BTD, sums_BSX=sums_BSX)
+        return replace(self, tokens_BTD=tokens_BTD, sums_BSX=sums_BSX, prior_BdK=prior_BdK)
 
     def visible_count(self, visible_before_BQ: Tensor) -> Tensor:
         """int64 (B, Q): the events before a request are the first this many, since requests rise along T."""
@@ -89,17 +91,24 @@ class Ranker(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """Event task -> logits (B, Q): log odds (binary), value scaled to 0..1 between low and high (regression).
 
-        Both paths' logits, averaged with the static share of the task.
+        Both paths' logits, blended.
         """
-        share_K, logits_BQK = self.static_share_K, None
+        static_BQK = read_BQK = None
         if self.has_static:
-            logits_BQK = share_K * self.static_logits(state, queries, self.static_part(items_NW), noise)
+            static_BQK = self.static_logits(state, queries, self.static_part(items_NW), noise)
         if self.has_sequence:
-            read_BQK = (1.0 - share_K) * self.sequence_logits(state, queries, items_NW, noise)
-            logits_BQK = read_BQK if logits_BQK is None else logits_BQK + read_BQK
-        if logits_BQK is None:
+            read_BQK = self.sequence_logits(state, queries, items_NW, noise)
+        return self.by_task(self.blend(static_BQK, read_BQK, state, self.static_share_K))
+
+    def blend(self, static_BQK: Tensor | None, read_BQK: Tensor | None, state: UserState, share_K: Tensor) -> Tensor:
+        """(B, Q, K): ``share_K`` of the static path where it has met the user, the rest of the sequence path."""
+        if static_BQK is None and read_BQK is None:
             raise ValueError("every input is switched off: nothing is left to score from")
-        return self.by_task(logits_BQK)
+        if static_BQK is None or read_BQK is None:
+            only = read_BQK if static_BQK is None else static_BQK
+            assert only is not None
+            return only
+        return torch.lerp(read_BQK, static_BQK, share_K * state.known_B[:, None, None])
 
     @property
     def has_static(self) -> bool:
@@ -169,6 +178,10 @@ class Ranker(nn.Module, ABC):
         if noise is None:
             return inside * (self.trained_users_U[inside] > 0)
         return inside * (noise.uniform("user_id", events.key_B) >= self.spec.user_id_dropout)
+
+    def met(self, events: Events, known_B: Tensor) -> Tensor:
+        """float32 (B,): 1 for users whose id is trained, and for all when ids are no input."""
+        return (known_B > 0).float() if self.spec.inputs.user_id else torch.ones_like(events.user_B).float()
 
     @abstractmethod
     def id_tables(self) -> list[Tensor]:

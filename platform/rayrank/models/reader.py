@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayrank.batch import Catalogue, Events
-from rayrank.models.layers import FeatureSum, Perceptron, embedding
-from rayrank.models.noise import Noise
+from rayrank.models.layers import FeatureSum, embedding
 from rayrank.models.spec import Inputs, Sizes
+from rayrank.models.static import middle
 from rayrank.schema import BinaryTask, DatasetSchema
 
 _RIDGE = 3.0
@@ -31,10 +31,26 @@ _RECENCY = 0.3
 
 @dataclass(frozen=True)
 class Reading:
-    """What a regression says of candidates."""
+    """What a regression says of candidates. The second axis of the taste is 1 when all candidates share it."""
 
     logits_BQK: Tensor
-    features_BQX: Tensor  # taste, agreement and certainty, for layers on top
+    taste_BQdK: Tensor  # the solved weights, constant term first
+    root_BQdd: Tensor  # lower Cholesky factor of the regression's matrix
+    x_BQd: Tensor  # candidates, constant first
+
+    def taste(self) -> Tensor:
+        """(B, Q or 1, (d + 1) K) the weights as one flat vector."""
+        return self.taste_BQdK.flatten(-2)
+
+    def features(self) -> Tensor:
+        """(B, Q, ·) taste, agreement with the candidate and certainty, for layers on top."""
+        # How far the candidate is from everything seen: xᵀ (Σ x xᵀ + Λ)⁻¹ x, through one triangular solve.
+        spread = torch.linalg.solve_triangular(self.root_BQdd, self.x_BQd.unsqueeze(-1), upper=False).squeeze(-1)
+        doubt_BQ1 = spread.square().sum(-1, keepdim=True)
+        agreement_BQX = (self.x_BQd.unsqueeze(-1) * self.taste_BQdK)[..., 1:, :].flatten(-2)
+        taste_BQX = self.taste().expand(*self.x_BQd.shape[:2], -1)
+        parts = [self.x_BQd[..., 1:], taste_BQX, agreement_BQX, self.logits_BQK, doubt_BQ1, doubt_BQ1.log()]
+        return torch.cat(parts, dim=-1)
 
 
 class Reader(nn.Module):
@@ -48,7 +64,7 @@ class Reader(nn.Module):
         self.factor = embedding(sizes.items, columns)
         self.features = FeatureSum(schema.item_features, sizes.item_categories, columns)
         self.text = nn.Linear(sizes.text_width, columns, bias=False) if inputs.text and sizes.text_width else None
-        self.base = nn.Parameter(torch.cat([torch.zeros(width), _start(schema)]))
+        self.base = nn.Parameter(torch.cat([torch.zeros(width), middle(schema)]))
         self.user_features = FeatureSum(schema.user_features, sizes.user_categories, (width + 1) * tasks)
         self.log_ridge = nn.Parameter(torch.full((width + 1,), _RIDGE).log())
         self.recency = nn.Parameter(torch.tensor(_RECENCY))
@@ -59,24 +75,36 @@ class Reader(nn.Module):
     def _reset(self) -> None:
         """Vectors start random, base values at zero; user attributes say nothing yet; each task hears itself."""
         with torch.no_grad():
-            for table in [self.factor, *self.features.tables.values()]:
-                nn.init.normal_(table.weight[:, : self.width], std=_ITEM_SCALE)
-                table.weight[:, self.width :].zero_()
+            for weight in [self.factor.weight, *self.features.weights()]:
+                nn.init.normal_(weight[..., : self.width], std=_ITEM_SCALE)
+                weight[..., self.width :] = 0.0
             if self.text is not None:
                 nn.init.normal_(self.text.weight[: self.width], std=_ITEM_SCALE)
-                self.text.weight[self.width :].zero_()
-            for table in self.user_features.tables.values():
-                table.weight.zero_()
-            for vector in [*self.user_features.numbers.values(), *self.features.numbers.values()]:
-                vector.zero_()
+                self.text.weight[self.width :] = 0.0
+            for weight in self.user_features.weights():
+                weight.zero_()
             self.say.weight.copy_(torch.eye(len(self.tasks)))
             self.say.bias.zero_()
 
     @property
+    def row_width(self) -> int:
+        """Columns of a packed item row."""
+        return self.width + len(self.tasks)
+
+    @property
     def feature_width(self) -> int:
-        """Columns of :attr:`Reading.features_BQX`."""
-        tasks = len(self.tasks)
-        return self.width + 2 * self.width * tasks + 3 * tasks + 2
+        """Columns of :meth:`Reading.features`."""
+        return self.width + (2 * self.width + 2) * len(self.tasks) + 2
+
+    @property
+    def taste_width(self) -> int:
+        """Columns of :meth:`Reading.taste`."""
+        return (self.width + 1) * len(self.tasks)
+
+    @property
+    def sums_width(self) -> int:
+        """Columns of :meth:`sums`."""
+        return (self.width + 1) * (self.width + 1 + len(self.tasks))
 
     def items(self, catalogue: Catalogue, known_N: Tensor) -> Tensor:
         """(N, d + K) packed rows; ``known_N`` are id rows, 0 for unknown."""
@@ -92,12 +120,11 @@ class Reader(nn.Module):
 
     def prior(self, events: Events) -> Tensor:
         """(B, d + 1, K): the taste to expect of such a user before any event."""
-        size = (self.width + 1) * len(self.tasks)
+        shape = (self.width + 1, len(self.tasks))
         if not self.inputs.user_attributes or self.user_features.empty:
-            return self.base.new_zeros(len(events.user_B), self.width + 1, len(self.tasks))
+            return self.base.new_zeros(len(events.user_B), *shape)
         taste: Tensor = self.user_features(events.user_features)
-        assert taste.shape[-1] == size
-        return taste.unflatten(-1, (self.width + 1, len(self.tasks)))
+        return taste.unflatten(-1, shape)
 
     def sums(self, events: Events, item_BTX: Tensor, shown_BT: Tensor, prior_BdK: Tensor) -> Tensor:
         """(B, T + 1, ·) prefix sums of x xᵀ and x v, events weighted by recency and 0 where not shown."""
@@ -115,28 +142,20 @@ class Reader(nn.Module):
     def forward(self, sums_BSX: Tensor, count_BQ: Tensor, item_BQX: Tensor, prior_BdK: Tensor) -> Reading:
         """What the first ``count_BQ`` events say of candidates with packed rows ``item_BQX``."""
         size, tasks = self.width + 1, len(self.tasks)
-        if count_BQ.shape[0] == 1 and bool((count_BQ == count_BQ[:, :1]).all()):
-            asked_BQ = count_BQ[:, :1]  # one request, many candidates: one regression
-        else:
-            asked_BQ = count_BQ
+        # One request, many candidates: one regression.
+        shared = count_BQ.shape[0] == 1 and bool((count_BQ == count_BQ[:, :1]).all())
+        asked_BQ = count_BQ[:, :1] if shared else count_BQ
         now_BQX = sums_BSX.gather(1, asked_BQ.unsqueeze(-1).expand(-1, -1, sums_BSX.shape[-1]))
         now_BQX = now_BQX * torch.exp(-self.recency * (asked_BQ - 1) / 100.0).unsqueeze(-1)
         squares, products = now_BQX.split([size * size, size * tasks], dim=-1)
         matrix = squares.unflatten(-1, (size, size)) + torch.diag(self.log_ridge.exp())
-        factor = torch.linalg.cholesky(matrix.float())
-        taste_BQdK = torch.cholesky_solve(products.unflatten(-1, (size, tasks)).float(), factor)
+        root = torch.linalg.cholesky(matrix.float())
+        taste_BQdK = torch.cholesky_solve(products.unflatten(-1, (size, tasks)).float(), root)
         taste_BQdK = taste_BQdK + prior_BdK.unsqueeze(1)
         vector_BQd, base_BQK = item_BQX.split([self.width, tasks], dim=-1)
         x_BQd = _with_one(vector_BQd)
-        agreement_BQdK = x_BQd.unsqueeze(-1) * taste_BQdK
-        read_BQK = agreement_BQdK.sum(-2) * self.scale
-        # How far the candidate is from everything seen: xᵀ (Σ x xᵀ + Λ)⁻¹ x, through one triangular solve.
-        spread = torch.linalg.solve_triangular(factor, x_BQd.unsqueeze(-1), upper=False).squeeze(-1)
-        doubt_BQ1 = spread.square().sum(-1, keepdim=True)
-        taste_BQX = taste_BQdK[..., 1:, :].flatten(-2).expand(*x_BQd.shape[:2], -1)
-        level_BQK = taste_BQdK[..., 0, :].expand(*x_BQd.shape[:2], -1)
-        parts = [vector_BQd, taste_BQX, agreement_BQdK[..., 1:, :].flatten(-2), read_BQK, base_BQK, level_BQK]
-        return Reading(base_BQK + read_BQK, torch.cat([*parts, doubt_BQ1, doubt_BQ1.log()], dim=-1))
+        read_BQK = (x_BQd.unsqueeze(-1) * taste_BQdK).sum(-2) * self.scale
+        return Reading(base_BQK + read_BQK, taste_BQdK, root, x_BQd)
 
     def _said(self, events: Events, base_BTK: Tensor) -> Tensor:
         """(B, T, K): labels less what the item gets from anybody; 0 where missing, a constant when labels are off."""
@@ -151,24 +170,6 @@ class Reader(nn.Module):
                 beyond = (label - task.low) / (task.high - task.low) - base
             parts.append(torch.where(torch.isnan(label), torch.zeros_like(base), beyond))
         return self.say(torch.stack(parts, dim=-1))
-
-
-class Refinement(nn.Module):
-    """What layers on top of a reading add to it, from zero."""
-
-    def __init__(self, reader: Reader, extra: int, dropout: float, site: str) -> None:
-        super().__init__()
-        widths = (reader.feature_width + extra, 64, len(reader.tasks))
-        self.net = Perceptron(widths, dropout, site, zero=True)
-
-    def forward(self, reading: Reading, extra_BQX: Tensor, noise: Noise | None, key_BQ: Tensor) -> Tensor:
-        """(B, Q, K)."""
-        return self.net(torch.cat([reading.features_BQX, extra_BQX], dim=-1), noise, key_BQ)
-
-
-def _start(schema: DatasetSchema) -> Tensor:
-    """Base values before training: even odds, the middle of the scale."""
-    return torch.tensor([0.0 if isinstance(task, BinaryTask) else 0.5 for task in schema.event_tasks])
 
 
 def _with_one(vector: Tensor) -> Tensor:
