@@ -31,6 +31,10 @@ FACTOR_SCALE = 3.0
 """Growth of the static path's item factors when the sequence path takes them over; on ml-1m worth +.1 AUC points."""
 
 
+_CONTEXT_WIDTH = 16
+"""Width of the context's vector in the sequence path."""
+
+
 class Teacher(Ranker):
     """See the module text. Packed item row: event vector (D), reader row, static row, retrieval (R + 1)."""
 
@@ -50,8 +54,9 @@ class Teacher(Ranker):
         self.pool = PrefixPool(width, spec.attention_heads)
         self.summary = Summary(tasks if spec.inputs.history_labels else (), width, spec.recent)
         self.profile_pool = PrefixPool(width, spec.attention_heads)
-        self.context = FeatureSum(schema.context_features, sizes.context_categories, width)
+        self.context = FeatureSum(schema.context_features, sizes.context_categories, _CONTEXT_WIDTH)
         seen = self.reader.feature_width + (5 * width if spec.attention else 0) + TIME_WIDTH + 1
+        seen += 0 if self.context.empty else _CONTEXT_WIDTH
         self.refine = TaskHeads(spec.heads, seen, len(tasks), spec.dropout, zero=True)
         known, rate, classes = width + self.summary.width, spec.dropout, self.profile_classes
         self.profile_heads = nn.ModuleDict(
@@ -105,11 +110,13 @@ class Teacher(Ranker):
         count_BQ = state.visible_count(queries.visible_before_BQ)
         reading = self.reader(self._sums(state)[0], count_BQ, row_BQX, state.prior_BdK)
         seen = [reading.features(), self._asked(state, queries, count_BQ)]
+        if self.spec.inputs.context and not self.context.empty:
+            seen.append(self.context(queries.context))
+        elif not self.context.empty:
+            seen.append(torch.zeros_like(seen[0][..., : self.context.width]))
         if self.candidate is not None:
             read_BQD = self.candidate(item_BQD, state.tokens_BTD, state.visible(count_BQ))
             pooled_BQD = self.pool(state.tokens_BTD, state.shown_BT, count_BQ)
-            if self.spec.inputs.context and not self.context.empty:
-                item_BQD = item_BQD + self.context(queries.context)
             seen += [item_BQD, read_BQD, pooled_BQD, item_BQD * read_BQD, item_BQD * pooled_BQD]
         key_BQ = position_keys(state.key_B, queries.item_BQ.shape[1])
         logits: Tensor = reading.logits_BQK + self.refine(torch.cat(seen, dim=-1), noise, key_BQ)
