@@ -38,6 +38,12 @@ class UserContext:
     user: int = 0  # user row, 0 unknown
     features: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> () or (V,), encoded
     context: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (), encoded
+    older: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # rows of events before the window
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Distinct rows of everything the user has met, also before the window that models read."""
+        return np.union1d(self.history.item, self.older)
 
 
 @dataclass(frozen=True)

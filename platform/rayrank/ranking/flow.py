@@ -127,7 +127,7 @@ def _retrieve(
     if not isinstance(found, Missed):
         return np.asarray(found, np.int64)
     notes.append(f"retrieve: {found.reason}; popular items instead")
-    seen = prepared.context.history.item if request.exclude_seen else np.zeros(0, np.int64)
+    seen = prepared.context.seen if request.exclude_seen else np.zeros(0, np.int64)
     return parts.popular[~np.isin(parts.popular, seen)][:size]
 
 

@@ -18,7 +18,7 @@ class Retriever:
 
     def retrieve(self, context: UserContext, cold: ColdItems, size: int, exclude_seen: bool = True) -> np.ndarray:
         """int64 (at most ``size``,): catalogue rows, best first; popular ones without history or retrieval task."""
-        seen = np.unique(context.history.item) if exclude_seen else np.zeros(0, np.int64)
+        seen = context.seen if exclude_seen else np.zeros(0, np.int64)
         if not self._trained or not len(context.history):
             return self._popular[~np.isin(self._popular, seen)][:size]
         scores = self._scorer.retrieval_items @ self._scorer.user_vector(context, cold)

@@ -61,6 +61,7 @@ class UserStage:
             user=row,
             features=self._user_features(row, request.user),
             context=self.encoder.context.one(request.context),
+            older=history.item[: -self._window],
         )
         return Prepared(context, cold.build(), candidates, tuple(warnings))
 

@@ -141,6 +141,15 @@ def test_the_retriever_finds_the_exact_best_unseen_items(graph: RankingGraph, wo
     assert len(retrieve(context, ColdItems(), 500, False)) == ITEMS
 
 
+def test_items_seen_before_the_models_window_are_left_out_too(graph: RankingGraph) -> None:
+    everything = [{"item_id": i} for i in graph.items.ids]
+    assert ITEMS > WINDOW
+    left = graph.respond(RecommendRequest.model_validate({"history": everything[2:], "k": 5}), NOW).items
+    assert sorted(item.item_id for item in left) == sorted(i["item_id"] for i in everything[:2])
+    nothing = graph.respond(RecommendRequest.model_validate({"history": everything, "k": 5}), NOW)
+    assert (nothing.items, nothing.degraded) == ([], None)
+
+
 def test_without_history_the_popular_items_are_retrieved(graph: RankingGraph) -> None:
     found = graph.stages(NOW)["retrieve"](context_of(graph), ColdItems(), 4, True)
     assert found.tolist() == [1, 2, 3, 4]
