@@ -21,8 +21,13 @@ class Breaker:
     _open_until: float = field(default=0.0, init=False)
 
     def allows(self) -> bool:
-        """Whether the stage may be asked now."""
-        return self._count < self.failures or self.clock() >= self._open_until
+        """Whether the stage may be asked now; saying yes to a trial puts the next one off by another rest."""
+        if self._count < self.failures:
+            return True
+        if self.clock() < self._open_until:
+            return False
+        self._open_until = self.clock() + self.rest_s
+        return True
 
     def succeeded(self) -> None:
         """The stage answered in time."""

@@ -170,5 +170,11 @@ def test_breaker_opens_after_failures_in_a_row_and_tries_again_after_its_rest() 
     assert not breaker.allows()
     now[0] = 5.0
     assert breaker.allows()
+    assert not breaker.allows()  # one request tries, the others beside it do not wait with it
     breaker.failed()
     assert not breaker.allows()
+    now[0] = 10.0
+    assert breaker.allows()
+    breaker.succeeded()
+    assert breaker.allows()
+    assert breaker.allows()
