@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -77,6 +78,13 @@ def test_request_ids_are_taken_over_only_when_they_are_plain() -> None:
 def test_large_bodies_are_refused_before_they_are_read(length: str) -> None:
     answer = send(FakeService(), "POST", "/v1/rank", content=b"{}", headers={"content-length": length})
     assert answer.status_code == 413
+
+
+def test_bodies_of_unknown_length_are_refused() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"{}"
+
+    assert send(FakeService(), "POST", "/v1/recommend", content=chunks()).status_code == 411
 
 
 def test_the_page_and_the_rest() -> None:

@@ -102,8 +102,10 @@ def _add_errors(api: FastAPI) -> None:
         asked = request.headers.get("x-request-id", "")
         request.state.request_id = asked if re.fullmatch(r"[\w-]{1,64}", asked) else uuid.uuid4().hex
         length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY:
-            response: Response = _error(request, 413, f"the body may hold at most {MAX_BODY} bytes")
+        if "transfer-encoding" in request.headers:
+            response: Response = _error(request, 411, "a body needs a content-length")
+        elif not length.isdigit() or int(length) > MAX_BODY:
+            response = _error(request, 413, f"the body may hold at most {MAX_BODY} bytes")
         else:
             try:
                 response = await proceed(request)
