@@ -24,7 +24,7 @@ from ray.serve.schema import LoggingConfig
 from rayrank.config import Config, DataPath, parse
 from rayrank.messages import ItemHit, RankRequest, RankResponse, RecommendRequest, ReleaseInfo, TaskInfo
 from rayrank.ranking.drive import Budgets, Driver
-from rayrank.ranking.flow import Call, FlowSettings, rank_flow
+from rayrank.ranking.flow import Call, FlowSettings, StageError, rank_flow
 from rayrank.ranking.fusion import check_weights
 from rayrank.ranking.graph import RankingGraph, bundle_ids, flow_parts, open_bundles
 from rayrank.ranking.items import Items
@@ -195,7 +195,10 @@ class Ingress:
         if self._handles is None:
             users = self._store.user_ids(limit) if self._store else []
         else:
-            users = await asyncio.wait_for(self._handles["user"].examples.remote(limit), self._spec.budgets.user)
+            try:
+                users = await asyncio.wait_for(self._handles["user"].examples.remote(limit), self._spec.budgets.user)
+            except Exception as error:  # a dead replica raises many kinds
+                raise StageError(f"user state: no answer ({type(error).__name__})") from None
         return self._info.model_copy(update={"example_users": users})
 
     def search(self, query: str, limit: int) -> list[ItemHit]:
