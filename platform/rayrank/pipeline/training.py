@@ -21,7 +21,7 @@ from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.train import Workers, run_distributed, run_in_process
 from rayrank.sources import storage
-from rayrank.tracking import MlflowTracking, NullRun, NullTracker, TrackingConfig, open_tracker
+from rayrank.tracking import MlflowTracking, NullRun, NullTracker, TrackingConfig, check_tracking, open_tracker
 
 _CURVE_POINTS = 60
 
@@ -71,6 +71,7 @@ def train_bundle(config: TrainingConfig, role: str, progress: Callable[[str], No
     Raises:
         ConfigError: inputs that do not exist or do not fit, more workers than the cluster has room for.
     """
+    check_tracking(config.tracking)
     task = FitTask(**{name: getattr(config, name) for name in FitTask.model_fields})
     key = run_key(task)
     known = None if config.again else _known(config.output, key)

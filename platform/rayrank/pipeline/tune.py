@@ -19,7 +19,7 @@ from rayrank.pipeline.distill import DistillConfig
 from rayrank.schema import DatasetSchema
 from rayrank.sources import storage
 from rayrank.sources.manifest import read_manifest
-from rayrank.tracking import MlflowTracking, TrackingConfig, open_tracker
+from rayrank.tracking import MlflowTracking, TrackingConfig, check_tracking, open_tracker
 
 WEIGHTS = "objective.weights."
 
@@ -71,6 +71,7 @@ def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
         ConfigError: a path of the space that the distillation does not have, inputs that do not fit.
     """
     began = time.monotonic()
+    check_tracking(config.tracking)
     manifest = read_manifest(config.distill.dataset)
     base = with_weights(config.distill, manifest.dataset_schema)
     space = space_of(config, manifest.dataset_schema)
