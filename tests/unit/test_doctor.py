@@ -18,6 +18,7 @@ from rayrank.on_ray.train import Workers
 from rayrank.pipeline import checks
 from rayrank.pipeline.checks import Check
 from rayrank.pipeline.doctor import DoctorConfig, DoctorResult, _capacity, doctor
+from rayrank.pipeline.label import LabelConfig
 from rayrank.pipeline.quickstart_plan import QuickstartConfig
 
 
@@ -191,6 +192,9 @@ def test_workers_that_do_not_fit_are_found() -> None:
     assert "logical_cpus=4" in found.fix
     (quick,) = _capacity("quickstart", QuickstartConfig(workers=9, cluster=ClusterConfig(logical_cpus=9)))
     assert "workers asks for 9" in quick.found
+    labels = LabelConfig(dataset="d", teacher="t", output="o", actors=4, cluster=ClusterConfig(logical_cpus=4))
+    (label,) = _capacity("label", labels)
+    assert "actors asks for 4" in label.found
 
 
 @pytest.mark.slow

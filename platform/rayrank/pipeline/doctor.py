@@ -156,7 +156,7 @@ def _capacity(name: str, config: Config) -> Iterator[Check]:
     values = list(_walk(config))
     cluster = next((value for _, value in values if isinstance(value, ClusterConfig)), ClusterConfig())
     asked = {f"{path}.count": value.count * value.cpus for path, value in values if isinstance(value, Workers)}
-    asked |= {path: value for path, value in values if path == "workers" and isinstance(value, int)}
+    asked |= {path: value for path, value in values if path in ("workers", "actors") and isinstance(value, int)}
     logical = local_cpus(cluster)
     for path, cpus in asked.items():
         if cpus + 1 > logical and cluster.address is None:
