@@ -169,9 +169,9 @@ def _claim(folder: str, key: LabelKey, manifest: Manifest) -> set[int]:
     known = json.loads(storage.read_bytes(place)) if storage.exists(place) else None
     if known != key.model_dump(mode="json"):
         if known is not None:
+            storage.remove(storage.join(folder, FILE))  # first: without it the labels do not exist
             for shard in range(len(manifest.shards)):
                 storage.remove(storage.join(folder, label_file(shard)))
-            storage.remove(storage.join(folder, FILE))
         storage.write_json(place, key.model_dump(mode="json"))
         return set()
     return {s for s in range(len(manifest.shards)) if storage.exists(storage.join(folder, label_file(s)))}

@@ -210,7 +210,7 @@ def _claim(folder: str, key: dict[str, Any]) -> set[str]:
     known = json.loads(storage.read_bytes(place)) if storage.exists(place) else None
     if known != key:
         if known is not None:
-            for name in _part_files(folder) | {MANIFEST}:
+            for name in (MANIFEST, *_part_files(folder)):  # the manifest first: without it the scores do not exist
                 storage.remove(storage.join(folder, name))
         storage.write_json(place, key)
     return _part_files(folder)
