@@ -121,7 +121,9 @@ def check_capacity(cluster: Cluster, asked_cpus: float, path: str, asked_gpus: f
             f"ask for at most {max(0, int(cluster.cpus) - 1)}, or set cluster.logical_cpus={int(asked_cpus) + 1}",
         )
     if asked_gpus > cluster.gpus:
-        raise ConfigError(path, asked_gpus, f"the cluster has {cluster.gpus:g} GPUs", "ask for fewer, or use_gpu=false")
+        raise ConfigError(
+            path, asked_gpus, f"the cluster has {cluster.gpus:g} GPUs", "ask for fewer, or set workers.gpu=never"
+        )
 
 
 def prepare_environment(local: bool = False) -> None:

@@ -26,7 +26,9 @@ class TorchCollectives:
         self.world = dist.get_world_size()
         self._timeout = timedelta(seconds=timeout_s)
         # Objects and barriers go over gloo on the CPU, also when gradients go over NCCL.
-        self._cpu = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self._cpu = (
+            dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=self._timeout)
+        )
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, in place and returned; same shape on every rank."""
