@@ -178,6 +178,13 @@ def test_more_workers_than_cpus_are_refused_instead_of_waited_for() -> None:
     check_capacity(Cluster("there", 1, 0, False, autoscaling=True), 64, "workers.count")
 
 
+def test_a_gpu_that_is_asked_for_is_not_silently_replaced(small, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    task = parse(FitTask, {**small.raw_student, "output": str(tmp_path / "out")})
+    with pytest.raises(ConfigError, match="finds no GPU"):
+        run_in_process(task, Workers(count=0, gpu="always"), lambda _: None)
+
+
 def test_bundles_name_their_teacher_and_config(small, tmp_path: Path) -> None:
     from rayrank.bundle import load_bundle, read_info
     from rayrank.on_ray.items import bundle_id

@@ -31,10 +31,17 @@ class Workers(Config):
 
 
 def run_in_process(task: FitTask, workers: Workers, progress: Callable[[str], None]) -> Fitted:
-    """Train here, without Ray: row groups are read directly."""
+    """Train here, without Ray: row groups are read directly.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
     import torch
 
-    device = "cuda" if workers.gpu != "never" and torch.cuda.is_available() else "cpu"
+    found = torch.cuda.is_available()
+    if workers.gpu == "always" and not found:
+        raise ConfigError("workers.gpu", "always", "this process finds no GPU", "set workers.gpu=auto")
+    device = "cuda" if workers.gpu != "never" and found else "cpu"
     here = task.model_copy(update={"stream": task.stream.model_copy(update={"through": "direct"})})
     before = torch.get_num_threads()
     try:
