@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from rayrank.config import Config
 
-TRAIN, VALID, TEST, CONTEXT_ONLY = 1, 2, 3, 0
+TRAIN, VALID, TEST = 1, 2, 3
 """Values of the ``part`` column of an event: which evaluation part it is a target of (0: history only)."""
 
 PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}

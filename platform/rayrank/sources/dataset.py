@@ -21,8 +21,6 @@ from rayrank.schema import CategoricalFeature, DatasetSchema, Feature
 from rayrank.sources import storage
 from rayrank.sources.manifest import Manifest, read_manifest
 
-EVERY_COLUMN: Sequence[str] | None = None
-
 
 @dataclass(frozen=True)
 class Dataset:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, assert_never
+from typing import Annotated, Literal, assert_never
 
 import numpy as np
 import torch
@@ -139,11 +139,6 @@ def tokenise(texts: Sequence[str], tokenizer_json: str, max_tokens: int) -> tupl
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     flat = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
     return torch.from_numpy(flat), torch.from_numpy(offsets)
-
-
-def rebuild_encoder(config: dict[str, Any]) -> TextEncoder:
-    """The network of a saved config, weights fresh: a bundle loads them strictly."""
-    return build_encoder(config)
 
 
 def cached_vectors(
