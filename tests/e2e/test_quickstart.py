@@ -55,6 +55,9 @@ def test_the_models_beat_the_baselines_and_stay_below_the_oracle(summary: dict) 
     assert summary["promoted"], summary["gates"]
     assert all(gate["passed"] for gate in summary["gates"].values())
     assert all(0.70 <= auc <= 0.85 for auc in summary["oracle_auc"].values())
+    reached = [row["AUC"] for row in summary["table"] if row["model"] in ("teacher", "student")]
+    assert len(reached) == 4
+    assert max(reached) < summary["oracle_auc"]["like"] + 0.01, "nothing can be better than the truth"
 
 
 def test_the_served_graph_answered_and_refused_malformed_requests(summary: dict) -> None:
