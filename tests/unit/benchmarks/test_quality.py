@@ -29,18 +29,20 @@ def test_keys_follow_the_recipes(tmp_path):
     here = runner(tmp_path)
     taller = runner(tmp_path, teacher={"model": {"kind": "teacher", "width": 48}})
     changed = {arm for arm in ARMS if here.key(arm, 0, "snapshot") != taller.key(arm, 0, "snapshot")}
-    assert changed == {"teacher", "distilled student", "undistilled student"}  # the id-only one has no teacher
+    assert changed == {"teacher", "distilled student", "student with item table"}  # the others have no teacher
 
 
 def test_arms_have_one_shape_and_learn_from_what_they_say(tmp_path):
-    made = {arm: runner(tmp_path).student(arm, 1) for arm in ARMS[:3]}
+    made = {arm: runner(tmp_path).student(arm, 1) for arm in ARMS[:4]}
     assert {c.learning.seed for c in made.values()} == {1}
     assert made["distilled student"].labels
     assert made["distilled student"].objective.distillation is not None
-    for arm in ("undistilled student", "id-only student"):
+    for arm in ("undistilled student", "student with item table", "id-only student"):
         assert made[arm].labels is None
         assert made[arm].objective.distillation is None
-    assert made["undistilled student"].teacher == made["distilled student"].teacher is not None
+    assert made["student with item table"].teacher == made["distilled student"].teacher is not None
+    assert made["undistilled student"].teacher is None
+    assert made["undistilled student"].model.inputs.item_attributes
     ids = made["id-only student"]
     assert ids.teacher is None
     assert (ids.model.inputs.text, ids.model.inputs.item_attributes, ids.model.inputs.item_id) == (False, False, True)
