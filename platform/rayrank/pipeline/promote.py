@@ -12,14 +12,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from rayrank.bundle import read_info
+from rayrank.bundle import read_id, read_info
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.pipeline.compare import Asked, Comparison, Part, Progress, compare
 from rayrank.pipeline.evaluate import lineage
 from rayrank.pipeline.gates import GateResult, GatesConfig, judge
 from rayrank.pipeline.tabulate import verdict
 from rayrank.ranking.fusion import check_weights
-from rayrank.ranking.release import CHAMPION, Release, champion, save_release, set_alias
+from rayrank.ranking.release import CHAMPION, Release, champion, load_release, save_release, set_alias
 from rayrank.sources.dataset import Dataset
 from rayrank.tracking import NoTracking, NullTracker, TrackingConfig, check_tracking, open_tracker
 
@@ -80,7 +80,8 @@ def promote(config: PromoteConfig, progress: Progress) -> PromoteResult:
     """Judge, and on success write the release, register it and move the alias; safe to run again.
 
     Raises:
-        ConfigError: bundles that do not belong to the dataset or to each other, unknown fusion tasks.
+        ConfigError: bundles that do not belong to the dataset or to each other, unknown fusion tasks, a release_id
+            that other bundles have.
     """
     check_tracking(config.tracking)
     dataset = Dataset.open(config.dataset)
@@ -89,6 +90,7 @@ def promote(config: PromoteConfig, progress: Progress) -> PromoteResult:
     bundles = {"teacher": config.teacher, "student": config.student}
     for role, path in bundles.items():
         _check_role(role, path)
+    _check_name(config)
     gates = config.gates
     asked = Asked(
         bundles,
@@ -161,6 +163,17 @@ def _place(path: str, folder: Path) -> str:
     if "://" in path or not Path(path).is_absolute() or not Path(path).is_relative_to(run) or run == Path("/"):
         return path
     return os.path.relpath(path, folder)
+
+
+def _check_name(config: PromoteConfig) -> None:
+    """A release that was saved stays what it is: it may be serving, or be what one rolls back to."""
+    folder = Path(config.releases) / (config.release_id or "")
+    if config.release_id is None or not (folder / "release.json").is_file():
+        return
+    saved = load_release(folder)
+    if (saved.teacher_id, saved.student_id) != (read_id(config.teacher), read_id(config.student)):
+        rule = "a release of this name holds other bundles"
+        raise ConfigError("release_id", config.release_id, rule, "choose another name, or leave it out")
 
 
 def _check_role(role: str, path: str) -> None:

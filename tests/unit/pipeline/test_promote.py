@@ -194,5 +194,13 @@ def test_swapped_bundles_and_unknown_tasks_are_refused(world, tmp_path):
         parse(PromoteConfig, raw | {"gates": {"calibration_low": 2.0}})
 
 
+def test_a_saved_release_is_never_changed(world, tmp_path):
+    other = Release(release_id="mine", student="/s", student_id="x", teacher="/t", teacher_id="y", fusion={"like": 1.0})
+    save_release(tmp_path, other)
+    raw = {"dataset": world.dataset, "teacher": world.teacher, "student": world.student, "releases": str(tmp_path)}
+    with pytest.raises(ConfigError, match="holds other bundles"):
+        promote(parse(PromoteConfig, raw | {"release_id": "mine"}), quiet)
+
+
 def test_null_run_is_what_tests_inject():
     assert NullRun().run_id is None
