@@ -1,0 +1,144 @@
+"""Losses against numbers computed by hand; missing labels weigh nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rayrank.batch import Queries
+from rayrank.objectives.losses import Outputs, Retrieval, compute, label_counts, sampled_softmax, task_weights
+from rayrank.objectives.spec import DistillationSpec, ObjectiveSpec
+from rayrank.objectives.targets import Targets
+from rayrank.schema import BinaryTask, DatasetSchema, MulticlassTask, RegressionTask
+
+NAN = float("nan")
+SCHEMA = DatasetSchema(
+    name="two",
+    tasks=(
+        BinaryTask(name="like", column="l"),
+        RegressionTask(name="stars", column="s", low=1.0, high=5.0),
+        MulticlassTask(name="age", column="a", classes=("x", "y")),
+    ),
+)
+
+
+def sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+def cross_entropy(target: float, logit: float) -> float:
+    return -(target * math.log(sigmoid(logit)) + (1 - target) * math.log(1 - sigmoid(logit)))
+
+
+def targets(soft: dict[str, list[float]] | None = None) -> Targets:
+    size = (1, 3)
+    queries = Queries(torch.ones(size).long(), torch.zeros(size).long(), torch.zeros(size).int())
+    return Targets(
+        queries=queries,
+        labels_BQ={"like": torch.tensor([[1.0, 0.0, NAN]]), "stars": torch.tensor([[5.0, NAN, 2.0]])},
+        soft_BQ={name: torch.tensor([value]) for name, value in (soft or {}).items()},
+        asked_BQ=torch.ones(size, dtype=torch.bool),
+        place_BQ=torch.arange(3).unsqueeze(0),
+        profile_B={"age": torch.tensor([1])},
+        profile_before_B=torch.tensor([5], dtype=torch.int32),
+    )
+
+
+def outputs(like: torch.Tensor, stars: torch.Tensor) -> Outputs:
+    return Outputs({"like": like, "stars": stars}, {"age": torch.tensor([[0.0, math.log(3.0)]])})
+
+
+def test_sums_counts_and_total_by_hand() -> None:
+    spec = ObjectiveSpec(regression_scale=4.0)
+    said = outputs(torch.tensor([[2.0, -1.0, 9.0]]), torch.tensor([[0.5, 9.0, 0.0]]))
+    terms = compute(said, targets(), SCHEMA, spec)
+    like = cross_entropy(1, 2.0) + cross_entropy(0, -1.0)
+    stars = 4.0 * ((0.5 - 1.0) ** 2 + (0.0 - 0.25) ** 2)
+    age = -math.log(0.75)
+    assert terms.sums["like", "hard"].item() == pytest.approx(like, rel=1e-5)
+    assert terms.sums["stars", "hard"].item() == pytest.approx(stars, rel=1e-5)
+    assert terms.sums["age", "hard"].item() == pytest.approx(age, rel=1e-5)
+    assert {name: count.item() for name, count in terms.counts.items()} == {"like": 2, "stars": 2, "age": 1}
+    total = terms.total(terms.counts, spec)
+    assert total.item() == pytest.approx((like / 2 + stars / 2 + age) / 3, rel=1e-5)
+    weighted = terms.total(terms.counts, ObjectiveSpec(weights={"like": 2.0, "age": 0.5}))
+    assert weighted.item() == pytest.approx(2.0 * like / 2 + 0.5 * age, rel=1e-5)
+
+
+def test_missing_labels_give_exactly_no_gradient() -> None:
+    like = torch.tensor([[2.0, -1.0, 9.0]], requires_grad=True)
+    stars = torch.tensor([[0.5, 9.0, 0.0]], requires_grad=True)
+    terms = compute(outputs(like, stars), targets(), SCHEMA, ObjectiveSpec())
+    terms.total(terms.counts, ObjectiveSpec()).backward()
+    assert like.grad is not None
+    assert stars.grad is not None
+    assert like.grad[0, 2].item() == 0.0
+    assert stars.grad[0, 1].item() == 0.0
+    assert (like.grad[0, :2] != 0).all()
+
+
+def test_a_batch_without_any_label_has_loss_zero() -> None:
+    nothing = targets()
+    for value in nothing.labels_BQ.values():
+        value.fill_(NAN)
+    nothing.profile_B["age"].fill_(-1)
+    said = outputs(torch.ones(1, 3, requires_grad=True), torch.ones(1, 3, requires_grad=True))
+    terms = compute(said, nothing, SCHEMA, ObjectiveSpec())
+    total = terms.total(terms.counts, ObjectiveSpec())
+    assert total.item() == 0.0
+    total.backward()
+
+
+def test_distillation_by_hand() -> None:
+    spec = ObjectiveSpec(distillation=DistillationSpec(mix=0.3, temperature=2.0), regression_scale=4.0)
+    # Query 0: hard and soft; query 1: hard alone; query 2: soft alone.
+    given = targets({"like": [1.5, NAN, -0.5], "stars": [0.8, 0.1, NAN]})
+    said = outputs(torch.tensor([[2.0, -1.0, 0.7]]), torch.tensor([[0.5, 0.2, 0.0]]))
+    terms = compute(said, given, SCHEMA, spec)
+    hard = 0.7 * cross_entropy(1, 2.0) + cross_entropy(0, -1.0)
+    soft = 0.3 * 4.0 * (cross_entropy(sigmoid(0.75), 1.0) + cross_entropy(sigmoid(-0.25), 0.35))
+    assert terms.sums["like", "hard"].item() == pytest.approx(hard, rel=1e-5)
+    assert terms.sums["like", "soft"].item() == pytest.approx(soft, rel=1e-5)
+    assert terms.counts["like"].item() == 3
+    stars_hard = 4.0 * (0.7 * (0.5 - 1.0) ** 2 + (0.0 - 0.25) ** 2)
+    stars_soft = 0.3 * 4.0 * ((0.5 - 0.8) ** 2 + (0.2 - 0.1) ** 2)
+    assert terms.sums["stars", "hard"].item() == pytest.approx(stars_hard, rel=1e-5)
+    assert terms.sums["stars", "soft"].item() == pytest.approx(stars_soft, rel=1e-5)
+
+
+def test_without_soft_labels_distillation_is_plain_learning() -> None:
+    said = outputs(torch.tensor([[2.0, -1.0, 0.7]]), torch.tensor([[0.5, 0.2, 0.0]]))
+    plain, distilled = ObjectiveSpec(), ObjectiveSpec(distillation=DistillationSpec(mix=0.9))
+    first, second = compute(said, targets(), SCHEMA, plain), compute(said, targets(), SCHEMA, distilled)
+    assert first.total(first.counts, plain).item() == second.total(second.counts, distilled).item()
+
+
+def test_counts_are_known_before_any_forward_pass() -> None:
+    spec = ObjectiveSpec(distillation=DistillationSpec())
+    given = targets({"like": [1.5, NAN, -0.5]})
+    said = outputs(torch.zeros(1, 3), torch.zeros(1, 3))
+    assert label_counts(given, SCHEMA, spec) == compute(said, given, SCHEMA, spec).counts
+
+
+def test_sampled_softmax_corrects_for_popularity_and_masks_hits() -> None:
+    retrieval = Retrieval(
+        user_PR=torch.tensor([[1.0, 2.0]]),
+        positive_PR=torch.tensor([[0.5, 1.0]]),
+        sampled_SR=torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 1.0]]),
+        item_P=torch.tensor([7]),
+        sampled_S=torch.tensor([1, 2, 7]),  # the last is the positive itself
+        positive_log_q_P=torch.tensor([-1.0]),
+        sampled_log_q_S=torch.tensor([-2.0, -0.5, -1.0]),
+    )
+    positive, negatives = 2.5 + 1.0, [1.0 + 2.0, 2.0 + 0.5]
+    expected = -positive + math.log(sum(math.exp(x) for x in [positive, *negatives]))
+    assert sampled_softmax(retrieval).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_are_uniform_unless_given() -> None:
+    assert task_weights(ObjectiveSpec(), ("a", "b")) == {"a": 0.5, "b": 0.5}
+    assert task_weights(ObjectiveSpec(weights={"b": 3.0}), ("a", "b")) == {"a": 0.0, "b": 3.0}
+    with pytest.raises(ValueError, match="unknown tasks"):
+        task_weights(ObjectiveSpec(weights={"c": 1.0}), ("a", "b"))
