@@ -40,6 +40,10 @@ class ConfigError(ValueError):
         self.path, self.value, self.rule, self.fix = path, value, rule, fix
         super().__init__(f"{path}: got {_short(value)}; {rule}; fix: {fix}")
 
+    def as_dict(self) -> dict[str, Any]:
+        """The four parts by name: what crosses a process as data makes an equal error with ``ConfigError(**parts)``."""
+        return {"path": self.path, "value": self.value, "rule": self.rule, "fix": self.fix}
+
     def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str, str]]:
         """Copied and sent between processes by its four parts, not by its text."""
         return type(self), (self.path, self.value, self.rule, self.fix)

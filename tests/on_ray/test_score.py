@@ -159,6 +159,16 @@ def test_ray_data_writes_the_same_scores(config: ScoreConfig) -> None:
     assert there.equals(here)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_mistake_found_by_an_actor_is_told_like_one_found_here(config: ScoreConfig, tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text('{"candidates": []}\n')
+    asked = {"input": {"kind": "requests", "path": str(path)}, "actors": 1}
+    with pytest.raises(ConfigError, match="request 0: candidates"):
+        score(ScoreConfig.model_validate(config.model_dump() | asked), quiet)
+
+
 def test_the_shipped_configs_are_valid(root: Path) -> None:
     for path in root.glob("jobs/configs/*/score*.yaml"):
         load(ScoreConfig, path)

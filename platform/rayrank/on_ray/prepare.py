@@ -41,5 +41,5 @@ def _run_row(row: dict[str, Any]) -> dict[str, Any]:
         spec = parse(BuildSpec, json.loads(row["spec"]), "build")
         answer = {"result": perform(spec, parse(Task, json.loads(row["task"]), "task"))}
     except ConfigError as error:
-        answer = {"error": {"path": error.path, "value": error.value, "rule": error.rule, "fix": error.fix}}
+        answer = {"error": error.as_dict()}
     return {"at": row["at"], "answer": json.dumps(answer, default=str)}

@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Annotated, Any, Literal, assert_never
 
@@ -102,10 +103,13 @@ class ScoreWorker:
 
         torch.set_num_threads(1)
         self._task = parse(ScoreTask, raw, "score worker")
+
+    @cached_property
+    def _graph(self) -> RankingGraph:
         release = self._task.release
         # The driver has built the store already; here it is only opened.
         store = open_store(release, self._task.histories) if isinstance(self._task.input, RequestsInput) else None
-        self._graph = RankingGraph.open(release, self._task.flow, store)
+        return RankingGraph.open(release, self._task.flow, store)
 
     def score(self, piece: dict[str, Any]) -> dict[str, Any]:
         """Write the piece's file; returns its name and rows."""
@@ -125,8 +129,14 @@ class ScoreWorker:
         return {"file": piece["file"], "rows": len(table)}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Ray Data's way of calling it."""
-        return pa.Table.from_pylist([self.score(piece) for piece in batch.to_pylist()])
+        """Ray Data's way of calling it. A user's mistake travels as data: Ray would wrap the exception."""
+        answers: list[dict[str, Any]] = []
+        for piece in batch.to_pylist():
+            try:
+                answers.append({"answer": json.dumps({"result": self.score(piece)})})
+            except ConfigError as error:
+                answers.append({"answer": json.dumps({"error": error.as_dict()}, default=str)})
+        return pa.Table.from_pylist(answers)
 
     def _shard(self, source: ShardsInput, shard: int) -> pa.Table:
         dataset = Dataset.open(_dataset_of(source, self._task.release))
@@ -246,4 +256,8 @@ def _on_actors(task: ScoreTask, pieces: list[dict[str, Any]], actors: int) -> It
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(pieces))),
     )
-    return iter(results.iter_rows())
+    for row in results.iter_rows():
+        answer = json.loads(row["answer"])
+        if "error" in answer:
+            raise ConfigError(**answer["error"])
+        yield answer["result"]

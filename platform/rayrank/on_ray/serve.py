@@ -118,7 +118,14 @@ class _Stage(ABC):
         """Load what the stage needs; returns the function that does its work."""
 
     async def __call__(self, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._work, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._quietly, *arguments)
+
+    def _quietly(self, *arguments: Any) -> Any:
+        """The work; Serve logs the trace of what a replica raises, which must not tell what the user sent."""
+        try:
+            return self._work(*arguments)
+        except Exception as error:
+            raise RuntimeError(f"the stage failed: {type(error).__name__}") from None
 
 
 class UserState(_Stage):

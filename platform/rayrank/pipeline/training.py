@@ -13,11 +13,12 @@ from typing import Any
 
 from pydantic import Field
 
-from rayrank.config import DataPath
+from rayrank.config import ConfigError, DataPath
 from rayrank.on_ray.checkpoint import run_key
 from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
 from rayrank.on_ray.fit import Fitted
 from rayrank.on_ray.items import bundle_id
+from rayrank.on_ray.label import read_label_key
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.train import Workers, run_distributed, run_in_process
 from rayrank.sources import storage
@@ -73,6 +74,7 @@ def train_bundle(config: TrainingConfig, role: str, progress: Callable[[str], No
     """
     check_tracking(config.tracking)
     task = FitTask(**{name: getattr(config, name) for name in FitTask.model_fields})
+    _check_labels(config)
     key = run_key(task)
     known = None if config.again else _known(config.output, key)
     if known is not None:
@@ -89,10 +91,20 @@ def train_bundle(config: TrainingConfig, role: str, progress: Callable[[str], No
         run_id=None,
         **{name: value for name, value in asdict(fitted).items() if name not in ("seconds_items", "resumed_from")},
     )
+    storage.write_json(_note(config.output), {"key": key, "result": asdict(result)})  # kept even if recording fails
     run_id = _record(config, role, result, tracker)
     result = TrainingResult(**{**asdict(result), "run_id": run_id})
     storage.write_json(_note(config.output), {"key": key, "result": asdict(result)})
     return result
+
+
+def _check_labels(config: TrainingConfig) -> None:
+    """The soft labels must be those of the teacher whose item table is used."""
+    if config.labels and config.teacher:
+        taught, teacher = read_label_key(config.labels).bundle_id, bundle_id(config.teacher)
+        if taught != teacher:
+            rule = f"these labels are of teacher {taught}, the config names teacher {teacher}"
+            raise ConfigError("labels", config.labels, rule, "run label with this teacher again")
 
 
 def tracked_run(output: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,16 @@ def test_unfinished_labels_and_another_datasets_teacher_are_refused(world, tmp_p
         distill(replace(config, {"labels": str(tmp_path / "none")}), lambda _: None)
     with pytest.raises(ConfigError, match="no bundle here"):
         distill(replace(config, {"teacher": str(tmp_path / "none")}), lambda _: None)
+
+
+def test_labels_of_another_teacher_are_refused(world, tmp_path: Path) -> None:
+    config = _config(world, tmp_path)
+    other = tmp_path / "labels-of-another"
+    shutil.copytree(config.labels, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"bundle_id": "0123456789abcdef"}))
+    with pytest.raises(ConfigError, match="labels are of teacher 0123456789abcdef"):
+        distill(replace(config, {"labels": str(other)}), lambda _: None)
 
 
 def test_text_needs_a_teacher_that_reads_text(world, tmp_path: Path) -> None:
