@@ -96,6 +96,34 @@ def test_candidates_of_one_request_equal_single_queries(kind: str) -> None:
         torch.testing.assert_close(trained[task][:1], served[task], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_events_count_like_events_that_are_not_there(kind: str) -> None:
+    """A served history holds no sampled negatives; a shard does, marked as hidden."""
+    model, given = model_of(kind), batch(sequences=1)
+    events = given.events
+    shown = torch.tensor([[True, False, True, True, False, False, True, True]])
+    whole = replace(events, history_BT=shown)
+    kept = shown[0].nonzero()[:, 0]
+    compact = replace(
+        cut(events, 0, 8),
+        item_BT=events.item_BT[:, kept],
+        request_BT=events.request_BT[:, kept],
+        time_BT=events.time_BT[:, kept],
+        labels_BT={n: v[:, kept] for n, v in events.labels_BT.items()},
+    )
+    asked = query(given, 0, 7)
+    items = model.item_vectors(catalogue())
+    with torch.no_grad():
+        first, second = model.user_state(whole, items), model.user_state(compact, items)
+        for task, value in model.score(first, asked, items).items():
+            torch.testing.assert_close(value, model.score(second, asked, items)[task], rtol=1e-5, atol=1e-5)
+        before = asked.visible_before_BQ
+        vectors = (model.retrieval(state, before) for state in (first, second))
+        torch.testing.assert_close(*vectors, rtol=1e-5, atol=1e-5)
+        ages = (model.profiles(state, before[:, 0])["age"] for state in (first, second))
+        torch.testing.assert_close(*ages, rtol=1e-5, atol=1e-5)
+
+
 def test_part_of_a_catalogue_gives_the_same_rows() -> None:
     from rayrank.models.ranker import take_rows
 
@@ -121,7 +149,9 @@ def test_the_reader_solves_the_weighted_ridge_regression() -> None:
     prior = reader.prior(events)
     with torch.no_grad():
         sums = reader.sums(events, row_BTX, torch.ones(1, 6, dtype=torch.bool), prior)
-        said = reader(sums, torch.tensor([[places]]), rows[torch.tensor([[9]])], prior).logits_BQK[0, 0]
+        state = model_of("teacher").user_state(events, model_of("teacher").item_vectors(catalogue()))
+        state = replace(state, prior_BdK=prior)
+        said = reader(sums, torch.tensor([[places]]), rows[torch.tensor([[9]])], state).logits_BQK[0, 0]
     x = np.concatenate([np.ones((places, 1)), row_BTX[0, :places, :3].detach().numpy()], axis=1)
     base = row_BTX[0, :places, 3:].detach().numpy()
     like, stars = (events.labels_BT[n][0, :places].numpy() for n in ("like", "stars"))
@@ -166,7 +196,7 @@ def test_the_students_split_layer_equals_the_dense_one() -> None:
         count = state.visible_count(queries.visible_before_BQ)
         read_sums, summary_sums = state.sums_BSX.split([model.reader.sums_width, model.summary.sums_width], dim=-1)
         rows = model.reader.items(table, known)[queries.item_BQ]
-        reading = model.reader(read_sums, count, rows, state.prior_BdK)
+        reading = model.reader(read_sums, count, rows, state)
         clock = clock_features(queries.time_BQ, state.gap_s(queries.time_BQ, count))
         user = torch.cat([reading.taste(), model.summary.means(summary_sums, count), clock], dim=-1)
         dense = torch.nn.Linear(vectors.shape[-1] + user.shape[-1], model.spec.hidden)

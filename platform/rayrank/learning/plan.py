@@ -17,7 +17,6 @@ from torch import Tensor
 
 from rayrank.batch import SequenceBatch
 
-
 MIN_STEPS, MIN_EVENTS = 60, 256
 """Small data is cut into smaller micro-batches (not below MIN_EVENTS) so that an epoch has about MIN_STEPS steps."""
 

@@ -43,7 +43,7 @@ def predict(
         for batch in batches:
             for piece in _pieces(batch):
                 found.append(_score(model, items_NW, piece.to(device), protocol, (tuple(parts), rank_items)))
-    return merge(found) if found else empty_scores(model.schema)
+    return merge(found) if found else empty_scores(model.schema, rank_items)
 
 
 def soft_labels(
@@ -156,6 +156,7 @@ def _ranks(
     item_P = batch.events.item_BT.gather(1, place_BQ)[positive_BQ]
     sequence_P = positive_BQ.nonzero()[:, 0]
     seen_PT = batch.events.request_BT[sequence_P] < before_BQ[positive_BQ].unsqueeze(1)
+    seen_PT &= state.shown_BT[sequence_P]
     ranks = [torch.zeros(0, dtype=torch.int64)]
     for start in range(0, len(item_P), _RANK_CHUNK):
         chunk = slice(start, start + _RANK_CHUNK)
@@ -163,13 +164,13 @@ def _ranks(
         own_P1 = scores_PN.gather(1, item_P[chunk].unsqueeze(1))
         hidden = torch.where(seen_PT[chunk], batch.events.item_BT[sequence_P[chunk]], 0)
         scores_PN = scores_PN.scatter(1, hidden, float("-inf"))  # row 0, the unknown item, is never recommended
-        above, ties = (scores_PN > own_P1).sum(1), (scores_PN == own_P1).sum(1)
+        above, ties = (~(scores_PN <= own_P1)).sum(1), (scores_PN == own_P1).sum(1)  # not a number: ranked last
         ranks.append((1 + above + (ties - 1).clamp_min(0) // 2).cpu())
     return torch.cat(ranks).to(torch.int32).numpy()
 
 
-def empty_scores(schema: DatasetSchema) -> Scores:
-    """No target of any task: what a rank without batches contributes."""
+def empty_scores(schema: DatasetSchema, rank_items: bool = True) -> Scores:
+    """No target of any task: what a rank without batches contributes; ``rank_items`` as in :func:`predict`."""
     whole, number = np.zeros(0, np.int64), np.zeros(0, np.float32)
     events = {task.name: number for task in schema.event_tasks}
     profiles = {
@@ -179,5 +180,6 @@ def empty_scores(schema: DatasetSchema) -> Scores:
         for task in schema.of_kind(MulticlassTask)
     }
     part, rank = whole.astype(np.int8), whole.astype(np.int32)
-    retrieval = {task.name: RetrievalScores(whole, whole, whole, part, rank) for task in schema.of_kind(RetrievalTask)}
+    ranked = schema.of_kind(RetrievalTask) if rank_items else ()
+    retrieval = {task.name: RetrievalScores(whole, whole, whole, part, rank) for task in ranked}
     return Scores(whole, whole, rank, whole, part, events, dict(events), dict(events), profiles, retrieval)

@@ -110,7 +110,8 @@ def _steps(
     iterator = iter(data.train(FIRST_EPOCH + epoch))
     for start in range(0, data.steps_per_epoch, rows.window):
         length = min(rows.window, data.steps_per_epoch - start)
-        held = as_rows(islice(iterator, length))
+        last = start + length == data.steps_per_epoch
+        held = as_rows(iterator if last else islice(iterator, length))  # epochs differ by a step or two
         count = torch.tensor([0.0 if held is None else float(len(held.row_BT))], device=data.catalogue.count_N.device)
         found = int(collectives.all_reduce_sum(count))
         pieces = max(1, -(-found // rows.batch), min(round(rows.steps * length / data.steps_per_epoch), found // 64))
@@ -119,8 +120,6 @@ def _steps(
             mine = None if place is None else (place == piece).nonzero()[:, 0]
             batch = None if held is None or mine is None or not len(mine) else take(held, mine)
             yield batch, (start + length * (piece + 1) / pieces) / data.steps_per_epoch
-    for _ in iterator:  # a stream must be read to its end
-        pass
 
 
 def as_rows(steps: Iterable[Step]) -> SequenceBatch | None:

@@ -254,7 +254,7 @@ class _Run:
             tensors["vectors"] = self.catalogue.vectors_ND
         meta = {"epoch": self.epoch, "step": self.step, "updates": self.average.updates, "best_epoch": self.best[0]}
         copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        return Snapshot(copies, {**meta, "history": self.history, "curve": self.curve})
+        return Snapshot(copies, {**meta, "history": list(self.history), "curve": list(self.curve)})
 
     def _restore(self, saved: Snapshot) -> None:
         self.model.load_state_dict(_under(saved.tensors, "model/"))

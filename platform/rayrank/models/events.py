@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from rayrank.batch import Events
 from rayrank.models.layers import TIME_WIDTH, Perceptron, clock_features
 from rayrank.models.noise import Noise, position_keys
+from rayrank.models.ranker import NEVER, shown, shown_times
 from rayrank.models.spec import Inputs
 from rayrank.schema import BinaryTask, EventTask
 
@@ -57,10 +58,10 @@ class EventTokens(nn.Module):
 
 
 def event_clock(events: Events) -> Tensor:
-    """(B, T, 6) clock features; the gap is to the event before, whose time is known when this one is seen."""
-    gap = torch.full_like(events.time_BT, -1)
-    gap[:, 1:] = (events.time_BT[:, 1:] - events.time_BT[:, :-1]).clamp_min(0)
-    return clock_features(events.time_BT, gap)
+    """(B, T, 6) clock features; the gap is to the shown event before, whose time is known when this one is seen."""
+    before_BT = shown_times(events.time_BT, shown(events))[:, :-1]
+    gap_BT = torch.where(before_BT > NEVER, (events.time_BT - before_BT).clamp_min(0), -1)
+    return clock_features(events.time_BT, gap_BT)
 
 
 def scaled_label(label: Tensor, task: EventTask) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rayrank.batch import Catalogue, Events, Queries
 from rayrank.models.noise import Noise
 from rayrank.models.spec import RankerSpec, Sizes
 from rayrank.schema import DatasetSchema, MulticlassTask
+
+NEVER = -(2**62)
+"""A time before every real one."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,14 @@ class UserState:
         places_T = torch.arange(self.request_BT.shape[1], device=self.request_BT.device)
         return (places_T < count_BQ.unsqueeze(-1)) & self.shown_BT.unsqueeze(1)
 
+    def shown_count(self, count_BQ: Tensor) -> Tensor:
+        """int64 (B, Q): how many of the first ``count_BQ`` events are shown; what a served history would hold."""
+        return shown_counts(self.shown_BT).gather(1, count_BQ)
+
     def gap_s(self, time_BQ: Tensor, count_BQ: Tensor) -> Tensor:
         """int64 (B, Q): seconds since the last visible event, -1 when there is none."""
-        last_BQ = self.time_BT.gather(1, (count_BQ - 1).clamp_min(0))
-        return torch.where(count_BQ > 0, (time_BQ - last_BQ).clamp_min(0), -1)
+        last_BQ = shown_times(self.time_BT, self.shown_BT).gather(1, count_BQ)
+        return torch.where(last_BQ > NEVER, (time_BQ - last_BQ).clamp_min(0), -1)
 
     def expand(self, batch: int) -> UserState:
         """The state of one user repeated as a view, to score requests that differ in what they show."""
@@ -207,6 +215,17 @@ def take_rows(catalogue: Catalogue, rows: Tensor) -> Catalogue:
     vectors = None if catalogue.vectors_ND is None else catalogue.vectors_ND[rows]
     features = {name: value[rows] for name, value in catalogue.features.items()}
     return Catalogue(features, catalogue.count_N[rows], None, None, vectors)
+
+
+def shown_counts(shown_BT: Tensor) -> Tensor:
+    """int64 (B, T + 1): shown events among the first 0, 1, … T."""
+    return functional.pad(shown_BT.long().cumsum(1), (1, 0))
+
+
+def shown_times(time_BT: Tensor, shown_BT: Tensor) -> Tensor:
+    """int64 (B, T + 1): time of the last shown event among the first 0, 1, … T; NEVER when there is none."""
+    times_BT = torch.where(shown_BT, time_BT, NEVER)
+    return functional.pad(times_BT.cummax(1).values, (1, 0), value=NEVER)
 
 
 def shown(events: Events) -> Tensor:

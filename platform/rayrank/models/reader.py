@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from rayrank.batch import Catalogue, Events
 from rayrank.models.layers import FeatureSum, embedding
+from rayrank.models.ranker import UserState
 from rayrank.models.spec import Inputs, Sizes
 from rayrank.models.static import middle
 from rayrank.schema import BinaryTask, DatasetSchema
@@ -131,27 +132,27 @@ class Reader(nn.Module):
         vector_BTd, base_BTK = item_BTX.split([self.width, len(self.tasks)], dim=-1)
         x_BTd = _with_one(vector_BTd)
         said_BTK = self._said(events, base_BTK) - x_BTd @ prior_BdK
-        places_T = torch.arange(item_BTX.shape[1], device=item_BTX.device)
-        weight_BT1 = (shown_BT * torch.exp(self.recency * places_T / 100.0)).unsqueeze(-1)
+        places_BT = shown_BT.long().cumsum(1) - 1  # among the shown events: a served history holds no others
+        weight_BT1 = (shown_BT * torch.exp(self.recency * places_BT / 100.0)).unsqueeze(-1)
         weighted_BTd = x_BTd * weight_BT1
         squares = weighted_BTd.unsqueeze(-1) * x_BTd.unsqueeze(-2)
         products = weighted_BTd.unsqueeze(-1) * said_BTK.unsqueeze(-2)
         both_BTX = torch.cat([squares.flatten(-2), products.flatten(-2)], dim=-1)
         return functional.pad(both_BTX.cumsum(1), (0, 0, 1, 0))
 
-    def forward(self, sums_BSX: Tensor, count_BQ: Tensor, item_BQX: Tensor, prior_BdK: Tensor) -> Reading:
+    def forward(self, sums_BSX: Tensor, count_BQ: Tensor, item_BQX: Tensor, state: UserState) -> Reading:
         """What the first ``count_BQ`` events say of candidates with packed rows ``item_BQX``."""
         size, tasks = self.width + 1, len(self.tasks)
         # One request, many candidates: one regression.
         shared = count_BQ.shape[0] == 1 and bool((count_BQ == count_BQ[:, :1]).all())
         asked_BQ = count_BQ[:, :1] if shared else count_BQ
         now_BQX = sums_BSX.gather(1, asked_BQ.unsqueeze(-1).expand(-1, -1, sums_BSX.shape[-1]))
-        now_BQX = now_BQX * torch.exp(-self.recency * (asked_BQ - 1) / 100.0).unsqueeze(-1)
+        now_BQX = now_BQX * torch.exp(-self.recency * (state.shown_count(asked_BQ) - 1) / 100.0).unsqueeze(-1)
         squares, products = now_BQX.split([size * size, size * tasks], dim=-1)
         matrix = squares.unflatten(-1, (size, size)) + torch.diag(self.log_ridge.exp())
         root = torch.linalg.cholesky(matrix.float())
         taste_BQdK = torch.cholesky_solve(products.unflatten(-1, (size, tasks)).float(), root)
-        taste_BQdK = taste_BQdK + prior_BdK.unsqueeze(1)
+        taste_BQdK = taste_BQdK + state.prior_BdK.unsqueeze(1)
         vector_BQd, base_BQK = item_BQX.split([self.width, tasks], dim=-1)
         x_BQd = _with_one(vector_BQd)
         read_BQK = (x_BQd.unsqueeze(-1) * taste_BQdK).sum(-2) * self.scale

@@ -95,7 +95,7 @@ class Student(Ranker):
         )
         count_BQ = state.visible_count(queries.visible_before_BQ)
         read_BSX, sums_BSX = self._split_sums(state)
-        reading = self.reader(read_BSX, count_BQ, row_BQX, state.prior_BdK)
+        reading = self.reader(read_BSX, count_BQ, row_BQX, state)
         key_BQ = position_keys(state.key_B, queries.item_BQ.shape[1])
         hidden_BQH = hidden_BQH + self._user(state, queries, count_BQ, sums_BSX, reading.taste())
         if self.spec.inputs.context and not self.context.empty:

@@ -37,13 +37,15 @@ class Summary:
         return functional.pad(values.cumsum(1), (0, 0, 1, 0))
 
     def means(self, sums_BSX: Tensor, count_BQ: Tensor) -> Tensor:
-        """(B, Q, ·) what the first ``count_BQ`` events amount to."""
+        """(B, Q, ·) what the first ``count_BQ`` events amount to; those not shown do not count, nor as recent."""
         now = _at(sums_BSX, count_BQ)
-        before = _at(sums_BSX, (count_BQ - self.recent).clamp_min(0))
+        shown_BS = sums_BSX[..., 0].contiguous()
+        older_BQ = (now[..., 0] - self.recent).clamp_min(0)
+        before = _at(sums_BSX, torch.searchsorted(shown_BS, older_BQ.contiguous()))
         plain, width = self.channels, self.item_width
         size = now[..., :1] + 3.0  # three imaginary neutral events keep short histories near the middle
         recent = (now - before)[..., plain : plain + width] / ((now - before)[..., :1] + 1.0)
-        seen = torch.log1p(count_BQ.to(now.dtype)).unsqueeze(-1) / 5.0
+        seen = torch.log1p(now[..., :1]) / 5.0
         return torch.cat([now[..., plain:] / size, recent, now[..., 1:plain] / size, seen], dim=-1)
 
 

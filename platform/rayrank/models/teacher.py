@@ -108,7 +108,7 @@ class Teacher(Ranker):
         widths = [self.spec.width, self.reader.row_width]
         item_BQD, row_BQX = functional.embedding(queries.item_BQ, own_NW).split(widths, dim=-1)
         count_BQ = state.visible_count(queries.visible_before_BQ)
-        reading = self.reader(self._sums(state)[0], count_BQ, row_BQX, state.prior_BdK)
+        reading = self.reader(self._sums(state)[0], count_BQ, row_BQX, state)
         seen = [reading.features(), self._asked(state, queries, count_BQ)]
         if self.spec.inputs.context and not self.context.empty:
             seen.append(self.context(queries.context))
@@ -178,7 +178,7 @@ class Teacher(Ranker):
     def _asked(self, state: UserState, queries: Queries, count_BQ: Tensor) -> Tensor:
         """(B, Q, 7): clock of the request, how much history it sees."""
         clock = clock_features(queries.time_BQ, state.gap_s(queries.time_BQ, count_BQ))
-        seen = torch.log1p(count_BQ.to(clock.dtype)).unsqueeze(-1) / 5.0
+        seen = torch.log1p(state.shown_count(count_BQ).to(clock.dtype)).unsqueeze(-1) / 5.0
         return torch.cat([clock * float(self.spec.inputs.time), seen], dim=-1)
 
 

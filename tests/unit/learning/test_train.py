@@ -1,0 +1,255 @@
+"""The loop: equal numbers for any number of ranks, resumable, averaged weights, texts encoded once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from rayrank.batch import SequenceBatch
+from rayrank.learning.inputs import Hooks, TrainData, TrainSpec
+from rayrank.learning.optimiser import Average, schedule
+from rayrank.learning.spec import LearningSpec, RowsSpec
+from rayrank.learning.train import TrainResult, train
+from rayrank.models.build import build_ranker
+from rayrank.models.encoder import build_encoder
+from rayrank.models.ranker import Ranker
+from rayrank.objectives.spec import DistillationSpec, ObjectiveSpec
+from tests.tiny_models import ITEMS, SCHEMA, SIZES, batch, catalogue, spec_of, steps_of, with_labels
+
+LEARNING = LearningSpec(
+    epochs=2,
+    lanes=2,
+    choose="stars/rmse",
+    lower_is_better=True,
+    horizon=0.5,
+    patience=9,
+    rows=RowsSpec(epochs=1, batch=8, window=2, steps=1),
+)
+
+
+def batches(count: int = 5) -> list[SequenceBatch]:
+    return [batch(sequences=4, seed=10 + n, first_key=10 * n) for n in range(count)]
+
+
+class Threads:
+    """Collectives of processes played by threads."""
+
+    def __init__(self, rank: int, world: int, shared: dict[str, Any]) -> None:
+        self.rank, self.world, self.shared = rank, world, shared
+
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        self.shared[str(self.rank)] = value
+        self.shared["barrier"].wait(30)
+        found = [self.shared[str(rank)] for rank in range(self.world)]
+        self.shared["barrier"].wait(30)
+        return found
+
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        parts = self.all_gather_objects(tensor.clone())
+        return tensor.copy_(torch.stack(parts).sum(0))
+
+    def barrier(self) -> None:
+        self.shared["barrier"].wait(30)
+
+
+def fresh(kind: str, encoder: bool = False) -> Ranker:
+    torch.manual_seed(0)
+    if not encoder:
+        return build_ranker(spec_of(kind), SCHEMA, SIZES)
+    config = {"model_type": "bert", "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2,
+              "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 16}  # fmt: skip
+    network = build_encoder(config)
+    network.set_trainable("top", 1)
+    return build_ranker(spec_of(kind), SCHEMA, SIZES.model_copy(update={"text_width": 8}), network)
+
+
+def run(
+    model: Ranker,
+    given: list[SequenceBatch],
+    spec: TrainSpec,
+    collectives: Threads | None = None,
+    hooks: Hooks | None = None,
+) -> TrainResult:
+    rank, world = (collectives.rank, collectives.world) if collectives else (0, 1)
+    lanes = spec.learning.lanes
+    table = catalogue()
+    if getattr(model, "encoder", None) is not None:
+        offsets = torch.arange(0, 3 * (ITEMS + 2), 3)
+        table = replace(
+            table, vectors_ND=None, token_offsets=offsets, token_ids=(torch.arange(3 * ITEMS + 3) % 26 + 4).int()
+        )
+    data = TrainData(
+        table,
+        lambda _: steps_of(given, lanes, rank, world),
+        -(-len(given) // lanes),
+        lambda: iter(given[rank::world]),
+    )
+    return train(model, data, spec, hooks, collectives)
+
+
+def on_ranks(world: int, make: Callable[[], Ranker], given: list[SequenceBatch], spec: TrainSpec) -> list[TrainResult]:
+    shared: dict[str, Any] = {"barrier": threading.Barrier(world)}
+    models, results = [make() for _ in range(world)], {}
+
+    def work(rank: int) -> None:
+        try:
+            results[rank] = run(models[rank], given, spec, Threads(rank, world, shared))
+        except BaseException:
+            shared["barrier"].abort()
+            raise
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return [results[rank] for rank in range(world)]
+
+
+def curve(result: TrainResult, name: str = "loss") -> torch.Tensor:
+    return torch.tensor([entry[name] for entry in result.curve])
+
+
+@pytest.mark.parametrize("kind", ["attentive", "student"])
+def test_one_and_two_ranks_agree_on_the_loss_curve(kind: str) -> None:
+    given, spec = batches(), TrainSpec(LEARNING)
+    alone = run(fresh(kind), given, spec)
+    first, second = on_ranks(2, lambda: fresh(kind), given, spec)
+    assert len(alone.curve) == 6
+    for name in alone.curve[0]:
+        torch.testing.assert_close(curve(first, name), curve(alone, name), rtol=0, atol=1e-4)
+        torch.testing.assert_close(curve(second, name), curve(first, name), rtol=0, atol=0)
+    for name, value in alone.metrics.items():
+        assert first.metrics[name] == pytest.approx(value, abs=1e-3, nan_ok=True)
+
+
+def test_ranks_agree_when_one_has_no_label_of_a_task() -> None:
+    given = batches(4)
+    for n in (1, 3):  # the second lane, so the second rank
+        given[n] = with_labels(given[n], stars=torch.full_like(given[n].events.labels_BT["stars"], float("nan")))
+    spec = TrainSpec(LEARNING)
+    alone = run(fresh("teacher"), given, spec)
+    first, _ = on_ranks(2, lambda: fresh("teacher"), given, spec)
+    torch.testing.assert_close(curve(first), curve(alone), rtol=0, atol=1e-4)
+    torch.testing.assert_close(curve(first, "loss/stars"), curve(alone, "loss/stars"), rtol=0, atol=1e-4)
+
+
+def test_ranks_agree_when_lanes_are_uneven_and_a_rank_has_nothing() -> None:
+    given = batches(1)
+    alone = run(fresh("teacher"), given, TrainSpec(LEARNING))
+    first, second = on_ranks(2, lambda: fresh("teacher"), given, TrainSpec(LEARNING))
+    torch.testing.assert_close(curve(first), curve(alone), rtol=0, atol=1e-4)
+    assert len(second.curve) == len(alone.curve) == 2
+
+
+def test_ranks_agree_while_texts_are_encoded_anew() -> None:
+    learning = LEARNING.model_copy(update={"refresh_share": 0.5, "encoder_learning_rate": 1e-2})
+    given, spec = batches(4), TrainSpec(learning)
+    alone = run(fresh("teacher", encoder=True), given, spec)
+    first, second = on_ranks(2, lambda: fresh("teacher", encoder=True), given, spec)
+    torch.testing.assert_close(curve(first), curve(alone), rtol=0, atol=1e-4)
+    assert first.catalogue.vectors_ND is not None
+    assert second.catalogue.vectors_ND is not None
+    torch.testing.assert_close(first.catalogue.vectors_ND, second.catalogue.vectors_ND, rtol=0, atol=1e-5)
+
+
+def test_the_encoder_learns_and_the_kept_vectors_are_its_own() -> None:
+    model = fresh("teacher", encoder=True)
+    encoder = model.encoder
+    before = {n: p.detach().clone() for n, p in encoder.network.named_parameters()}  # type: ignore[union-attr]
+    learning = LEARNING.model_copy(update={"refresh_share": 1.0, "encoder_learning_rate": 1e-2})
+    result = run(model, batches(4), TrainSpec(learning))
+    moved = {n for n, p in encoder.network.named_parameters() if not torch.equal(p, before[n])}  # type: ignore[union-attr]
+    assert moved
+    assert all("encoder.layer.1." in name for name in moved)
+    table = result.catalogue
+    assert table.token_ids is not None
+    assert table.token_offsets is not None
+    with torch.no_grad():
+        again = encoder.encode(table.token_ids, table.token_offsets, torch.arange(ITEMS + 1))  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(table.vectors_ND, again, rtol=1e-5, atol=1e-5)
+
+
+def test_equal_seeds_give_equal_numbers_and_others_do_not() -> None:
+    given = batches(3)
+    first, second = (run(fresh("teacher"), given, TrainSpec(LEARNING)) for _ in range(2))
+    torch.testing.assert_close(curve(first), curve(second), rtol=0, atol=0)
+    other = run(fresh("teacher"), given, TrainSpec(LEARNING.model_copy(update={"seed": 1})))
+    assert not torch.allclose(curve(first), curve(other), atol=1e-6)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one() -> None:
+    given, saved = batches(3), []
+    whole = run(fresh("teacher"), given, TrainSpec(LEARNING), hooks=Hooks(on_epoch=saved.append))
+    model = fresh("teacher")
+    resumed = run(model, given, TrainSpec(LEARNING), hooks=Hooks(resume=saved[0]))
+    torch.testing.assert_close(curve(resumed), curve(whole), rtol=0, atol=1e-6)
+    assert resumed.metrics == pytest.approx(whole.metrics, nan_ok=True)
+
+
+def test_learning_lowers_the_loss_and_keeps_the_best_epoch() -> None:
+    learning = LEARNING.model_copy(update={"epochs": 8, "learning_rate": 2e-2, "horizon": 0.0})
+    result = run(fresh("student"), batches(4), TrainSpec(learning))
+    losses = curve(result, "loss/stars")
+    assert float(losses[-2:].mean()) < 0.7 * float(losses[:2].mean())
+    errors = [entry["metrics"]["streaming/stars/rmse"] for entry in result.history]
+    assert result.best_epoch == errors.index(min(errors))
+    assert result.metrics["streaming/stars/rmse"] == min(errors)
+
+
+def test_a_student_learns_from_soft_labels_alone() -> None:
+    given = []
+    for one in batches(3):
+        nothing = {n: torch.full_like(v, float("nan")) for n, v in one.events.labels_BT.items()}
+        soft = {n: torch.full_like(v, 0.9) for n, v in one.events.labels_BT.items()}
+        given.append(replace(one, events=replace(one.events, labels_BT=nothing), soft_BT=soft))
+    learning = LEARNING.model_copy(update={"epochs": 6, "learning_rate": 5e-2})
+    objective = ObjectiveSpec(distillation=DistillationSpec(mix=1.0), weights={"stars": 1.0})
+    data = TrainData(catalogue(), lambda _: steps_of(given, 1), 3)
+    result = train(fresh("student"), data, TrainSpec(learning, objective))
+    assert curve(result, "loss/stars")[-1] < 0.2 * curve(result, "loss/stars")[0]
+
+
+def test_unknown_weights_and_metrics_are_mistakes() -> None:
+    with pytest.raises(ValueError, match="unknown tasks"):
+        run(fresh("teacher"), batches(1), TrainSpec(LEARNING, ObjectiveSpec(weights={"nope": 1.0})))
+    wrong = LEARNING.model_copy(update={"choose": "stars/nope"})
+    with pytest.raises(ValueError, match="streaming/stars/rmse"):
+        run(fresh("teacher"), batches(1), TrainSpec(wrong))
+
+
+def test_the_blend_is_chosen_on_valid_between_the_two_paths() -> None:
+    model = fresh("teacher")
+    result = run(model, batches(4), TrainSpec(LEARNING))
+    assert result.history
+    shares = model.static_share_K
+    assert ((shares >= 0) & (shares <= 1)).all()
+    off = fresh("teacher")
+    run(off, batches(2), TrainSpec(LEARNING.model_copy(update={"rows": RowsSpec(epochs=0)})))
+    assert torch.equal(off.static_share_K, torch.zeros(2))
+
+
+def test_averaged_weights_by_hand() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    average = Average([weight], 0.5)
+    expected = 1.0
+    for number, value in enumerate((3.0, 5.0), start=1):
+        weight.data.fill_(value)
+        average.update()
+        decay = min(0.5, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * value
+    with average.applied():
+        assert weight.item() == pytest.approx(expected)
+    assert weight.item() == 5.0
+
+
+def test_the_schedule_rises_and_falls() -> None:
+    assert schedule(0.05, 0.1, 0.02) == pytest.approx(0.5)
+    assert schedule(0.1, 0.1, 0.02) == pytest.approx(1.0)
+    assert schedule(0.55, 0.1, 0.02) == pytest.approx(0.51)
+    assert schedule(1.0, 0.1, 0.02) == pytest.approx(0.02)
