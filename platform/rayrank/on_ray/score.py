@@ -256,8 +256,12 @@ def _on_actors(task: ScoreTask, pieces: list[dict[str, Any]], actors: int) -> It
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(pieces))),
     )
-    for row in results.iter_rows():
+    mistakes = []
+    for row in results.iter_rows():  # to the end, whatever is found: an abandoned stream keeps its actors and CPUs
         answer = json.loads(row["answer"])
         if "error" in answer:
-            raise ConfigError(**answer["error"])
-        yield answer["result"]
+            mistakes.append(ConfigError(**answer["error"]))
+        else:
+            yield answer["result"]
+    if mistakes:
+        raise mistakes[0]
