@@ -152,7 +152,12 @@ def _swap(temporary: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex[:8]}")
     if target.exists():
         os.replace(target, old)
-    os.replace(temporary, target)
+    try:
+        os.replace(temporary, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -168,11 +173,13 @@ def _version(name: str) -> str | None:
 
 
 def _revision() -> str | None:
-    """Revision of this checkout; None for an installed wheel."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    """Revision of this checkout; None for an installed wheel, also inside somebody else's repository."""
+    package = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    lines = done.stdout.splitlines()
+    ours = done.returncode == 0 and len(lines) == 2 and Path(lines[0]).resolve() / "platform" / "rayrank" == package
+    return lines[1] if ours else None

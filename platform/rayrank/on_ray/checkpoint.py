@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from rayrank.config import digest
+from rayrank.learning.code import code_digest
 from rayrank.learning.inputs import Snapshot
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import read_label_key
@@ -67,12 +68,12 @@ def with_frozen(snapshot: Snapshot, model: nn.Module) -> Snapshot:
 
 
 def run_key(task: FitTask) -> str:
-    """Equal for runs that would give the same result: the task, and what is in its dataset, teacher and labels.
+    """Equal for runs that would give the same result: the task, the code, and what is in its dataset, teacher and labels.
 
     Raises:
         ConfigError: one of them does not exist.
     """
-    parts = [digest(task), read_manifest(task.dataset).data_fingerprint]
+    parts = [digest(task), code_digest(), read_manifest(task.dataset).data_fingerprint]
     if task.teacher:
         parts.append(bundle_id(task.teacher))
     if task.labels:
