@@ -68,7 +68,7 @@ def with_frozen(snapshot: Snapshot, model: nn.Module) -> Snapshot:
 
 
 def run_key(task: FitTask) -> str:
-    """Equal for runs that would give the same result: the task, the code, and what is in its dataset, teacher and labels.
+    """Equal for runs that give the same result: the task, the code, what is in its dataset, teacher and labels.
 
     Raises:
         ConfigError: one of them does not exist.
