@@ -90,10 +90,13 @@ class NullTracker:
         return NullRun()
 
     def register(
-        self, model: str, folder: str, run_id: str | None = None, tags: Mapping[str, str] | None = None
+        self, model: str, folder: str, run_id: str | None = None, tags: Mapping[str, str] | None = None, note: str = ""
     ) -> str | None:
-        """Add a version of ``model`` that points at ``folder`` (a bundle or a release); returns the version."""
-        del model, folder, run_id, tags
+        """The version of ``model`` that points at ``folder`` (a bundle or a release).
+
+        ``tags`` say what it is: a version of this folder that carries all of them is found, else one is added.
+        """
+        del model, folder, run_id, tags, note
         return None
 
     def set_alias(self, model: str, alias: str, version: str | None) -> None:
@@ -167,12 +170,15 @@ class MlflowTracker(NullTracker):
         return MlflowRun(self._client, run_id) if run_id else NullRun()
 
     def register(
-        self, model: str, folder: str, run_id: str | None = None, tags: Mapping[str, str] | None = None
+        self, model: str, folder: str, run_id: str | None = None, tags: Mapping[str, str] | None = None, note: str = ""
     ) -> str | None:
         """See :meth:`NullTracker.register`. A server cannot read this machine's disk: there the folder is uploaded."""
         from mlflow.exceptions import MlflowException
 
         source = folder if "://" in folder else Path(folder).resolve().as_uri()
+        words = {"folder": source, **(tags or {})}
+        if tags and (known := self._registered(model, words)):
+            return known
         if self.uri.startswith("http") and "://" not in folder and run_id:
             self._client.log_artifacts(run_id, folder, "model")
             source = f"{self._client.get_run(run_id).info.artifact_uri}/model"
@@ -181,8 +187,16 @@ class MlflowTracker(NullTracker):
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        made = _patiently(lambda: self._client.create_model_version(model, source, run_id, tags=dict(tags or {})))
+        made = _patiently(
+            lambda: self._client.create_model_version(model, source, run_id, tags=words, description=note or None)
+        )
         return str(made.version)
+
+    def _registered(self, model: str, tags: Mapping[str, str]) -> str | None:
+        """The latest version that carries all of ``tags``."""
+        found = self._client.search_model_versions(f"name = '{model}'")
+        fitting = [int(v.version) for v in found if all(v.tags.get(key) == value for key, value in tags.items())]
+        return str(max(fitting)) if fitting else None
 
     def set_alias(self, model: str, alias: str, version: str | None) -> None:
         if version is None:

@@ -65,6 +65,24 @@ def test_the_served_graph_answered_and_refused_malformed_requests(summary: dict)
     assert set(summary["refused"].values()) == {422}
 
 
+def test_lineage_leads_from_the_student_to_trial_sweep_and_teacher(output: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{output}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("rayrank").experiment_id])
+    (student,) = (run for run in runs if run.data.tags["rayrank.kind"] == "student")
+    (teacher,) = (run for run in runs if run.data.tags["rayrank.kind"] == "teacher")
+    trial = client.get_run(student.data.tags["mlflow.parentRunId"])
+    sweep = client.get_run(trial.data.tags["mlflow.parentRunId"])
+    assert (trial.data.tags["rayrank.kind"], sweep.data.tags["rayrank.kind"]) == ("trial", "sweep")
+    assert trial.data.metrics["score"] == sweep.data.metrics["best_score"]
+    assert {run.data.tags["teacher_run"] for run in (student, trial, sweep)} == {teacher.info.run_id}
+    (promoted,) = (run for run in runs if run.data.tags["rayrank.kind"] == "promote")
+    assert promoted.data.tags["student_run"] == student.info.run_id
+    version = client.get_model_version_by_alias("rayrank", "champion")
+    assert version.run_id == promoted.info.run_id
+
+
 def test_the_report_is_one_self_contained_page(output: Path) -> None:
     page = (output / "report.html").read_text(encoding="utf-8")
     assert page.lstrip().lower().startswith("<!doctype html>")

@@ -104,6 +104,8 @@ def test_registry_versions_and_alias(tracker, tmp_path):
     first = tracker.register("ranker", str(tmp_path), tags={"bundle": "abc"})
     second = tracker.register("ranker", str(tmp_path))
     assert (first, second) == ("1", "2")
+    assert tracker.register("ranker", str(tmp_path), tags={"bundle": "abc"}, note="again") == first
+    assert tracker.register("ranker", str(tmp_path / "else"), tags={"bundle": "abc"}) == "3"
     tracker.set_alias("ranker", "champion", first)
     assert tracker.alias("ranker", "champion") == "1"
     tracker.set_alias("ranker", "champion", second)

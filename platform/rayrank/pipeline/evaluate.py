@@ -18,7 +18,7 @@ from rayrank.pipeline.training import tracked_run
 from rayrank.ranking.release import champion
 from rayrank.sources import storage
 from rayrank.sources.dataset import Dataset
-from rayrank.tracking import NoTracking, NullTracker, TrackingConfig, check_tracking, open_tracker
+from rayrank.tracking import MlflowTracking, NullTracker, TrackingConfig, check_tracking, open_tracker
 
 
 class EvaluateConfig(Config):
@@ -39,7 +39,7 @@ class EvaluateConfig(Config):
     cost_candidates: int = Field(500, ge=1, description="candidates of a timed request")
     seed: int = Field(0, description="of the bootstrap")
     output: DataPath = Field(description="folder for evaluation.json, metrics.csv, report.html, plots and scores")
-    tracking: TrackingConfig = Field(NoTracking(), description="where the run is recorded")
+    tracking: TrackingConfig = Field(default_factory=MlflowTracking, description="where the run is recorded")
 
     @model_validator(mode="after")
     def _something(self) -> EvaluateConfig:

@@ -21,7 +21,7 @@ from rayrank.pipeline.tabulate import verdict
 from rayrank.ranking.fusion import check_weights
 from rayrank.ranking.release import CHAMPION, Release, champion, load_release, save_release, set_alias
 from rayrank.sources.dataset import Dataset
-from rayrank.tracking import NoTracking, NullTracker, TrackingConfig, check_tracking, open_tracker
+from rayrank.tracking import MlflowTracking, NullTracker, TrackingConfig, check_tracking, open_tracker
 
 
 class PromoteConfig(Config):
@@ -39,7 +39,9 @@ class PromoteConfig(Config):
     resamples: int = Field(500, ge=100, description="bootstrap resamples over users")
     seed: int = Field(0, description="of the bootstrap")
     model_name: str = Field("rayrank", description="name in the model registry", min_length=1)
-    tracking: TrackingConfig = Field(NoTracking(), description="where the run and the registry alias are recorded")
+    tracking: TrackingConfig = Field(
+        default_factory=MlflowTracking, description="where the run and the registry alias are recorded"
+    )
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,11 @@ class PromoteResult:
         return [*lines, f"refused, {kept}; {len(failed)} of {len(self.gates)} gates failed:", *reasons]
 
 
-def promote(config: PromoteConfig, progress: Progress) -> PromoteResult:
+def promote(config: PromoteConfig, progress: Progress, found: Comparison | None = None) -> PromoteResult:
     """Judge, and on success write the release, register it and move the alias; safe to run again.
+
+    ``found`` is a comparison of these very bundles on this part that was made a moment ago, by ``evaluate``: nothing
+    is scored or timed again then.
 
     Raises:
         ConfigError: bundles that do not belong to the dataset or to each other, unknown fusion tasks, a release_id
@@ -91,21 +96,36 @@ def promote(config: PromoteConfig, progress: Progress) -> PromoteResult:
     for role, path in bundles.items():
         _check_role(role, path)
     _check_name(config)
-    gates = config.gates
-    asked = Asked(
-        bundles,
+    with ThreadPoolExecutor(1) as helper:  # opening the store imports for seconds
+        opening = helper.submit(open_tracker, config.tracking)
+        found = compare(dataset, asked(config), progress) if found is None else _checked(found, config)
+        tracker = opening.result()
+    return decide(config, found, tracker, progress)
+
+
+def asked(config: PromoteConfig) -> Asked:
+    """The comparison that the gates look at."""
+    return Asked(
+        {"teacher": config.teacher, "student": config.student},
         config.part,
         task=config.task,
         resamples=config.resamples,
-        cost_candidates=gates.candidates,
-        cost_requests=gates.requests,
+        cost_candidates=config.gates.candidates,
+        cost_requests=config.gates.requests,
         seed=config.seed,
     )
-    with ThreadPoolExecutor(1) as helper:  # opening the store imports for seconds
-        opening = helper.submit(open_tracker, config.tracking)
-        found = compare(dataset, asked, progress)
-        tracker = opening.result()
-    return decide(config, found, tracker, progress)
+
+
+def _checked(found: Comparison, config: PromoteConfig) -> Comparison:
+    """Refuse evidence about something else: a mistake of the caller, not of the user."""
+    for role, path in (("teacher", config.teacher), ("student", config.student)):
+        entry = found.find(role, "snapshot")
+        if entry is None or entry.bundle_id != read_id(path) or found.part != config.part:
+            raise ValueError(f"the comparison is not about this {role} on {config.part}")
+        timed = entry.cost and (entry.cost.candidates, len(entry.cost.seconds))
+        if timed != (config.gates.candidates, config.gates.requests):
+            raise ValueError(f"the {role} was timed on {timed} (candidates, requests), not as the gates ask")
+    return found
 
 
 def decide(config: PromoteConfig, found: Comparison, tracker: NullTracker, progress: Progress) -> PromoteResult:
@@ -125,8 +145,8 @@ def decide(config: PromoteConfig, found: Comparison, tracker: NullTracker, progr
             return PromoteResult(False, results, sentence, None, previous, None, found)
         release = _release(config, found, results)
         path = str(save_release(config.releases, release))
-        ids = {"teacher_id": release.teacher_id or "", "student_id": release.student_id or "", "note": release.note}
-        version = tracker.register(config.model_name, str(Path(path).parent), run.run_id, ids)
+        ids = {"teacher_id": release.teacher_id or "", "student_id": release.student_id or ""}
+        version = tracker.register(config.model_name, str(Path(path).parent), run.run_id, ids, release.note)
         if version is not None:
             tracker.set_alias(config.model_name, CHAMPION, version)
         # Last: whatever failed above, serving still follows the old champion.

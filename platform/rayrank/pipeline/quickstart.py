@@ -80,14 +80,15 @@ def _train(jobs: Plan, made: Made, progress: Progress) -> None:
     with _step(made, "tune", progress):
         made.tune = tune(jobs.tune, progress)
     with _step(made, "distill", progress):
-        made.student = distill(replace(jobs.distill, made.tune.best), progress)
+        winner = {**made.tune.best, "parent_run": made.tune.winner_run}
+        made.student = distill(replace(jobs.distill, winner), progress)
 
 
 def _judge(jobs: Plan, made: Made, progress: Progress) -> None:
     with _step(made, "evaluate", progress):
         made.evaluate = evaluate(jobs.evaluate, progress)
     with _step(made, "promote", progress):
-        made.promote = promote(jobs.promote, progress)
+        made.promote = promote(jobs.promote, progress, made.evaluate.comparison)
 
 
 def _serve(config: QuickstartConfig, jobs: Plan, made: Made, progress: Progress) -> None:

@@ -110,7 +110,13 @@ def plan(config: QuickstartConfig) -> Plan:
             **recorded,
         ),
         distill=distilling,
-        evaluate=EvaluateConfig(**bundles, output=place["evaluation"], tracking=tracking),
+        evaluate=EvaluateConfig(
+            **bundles,
+            output=place["evaluation"],
+            cost_candidates=config.gates.candidates,  # as the gates ask: promotion looks at the same timings
+            cost_requests=config.gates.requests,
+            tracking=tracking,
+        ),
         promote=PromoteConfig(
             **bundles, releases=place["releases"], fusion=config.fusion, gates=config.gates, tracking=tracking
         ),

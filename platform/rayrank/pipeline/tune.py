@@ -12,10 +12,12 @@ from pydantic import Field, model_validator
 from rayrank.config import Config, ConfigError, DataPath, digest, replace, to_yaml
 from rayrank.objectives.losses import task_weights
 from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
+from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.space import LogUniform, Sampler, Space, Uniform, check_space, read_space
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.tune import Found, SearchSpec, Trial, search
 from rayrank.pipeline.distill import DistillConfig
+from rayrank.pipeline.training import tracked_run
 from rayrank.schema import DatasetSchema
 from rayrank.sources import storage
 from rayrank.sources.manifest import read_manifest
@@ -56,6 +58,7 @@ class TuneResult:
     seconds: float
     best_yaml: str  # the complete winning distill config
     run_id: str | None = None
+    winner_run: str | None = None  # of the best trial: parent of the student that is distilled with its values
 
     def summary(self) -> list[str]:
         """The lines a person wants to read."""
@@ -83,17 +86,17 @@ def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
     spec = config.search.model_copy(update={"num_trials": config.trials})
     with ensure_cluster(config.cluster) as cluster:
         found = search(task, space, spec, cluster, progress)
+    run_id, winner_run = _record(config, found)
     best = {**_own_weights(base), **found.trials[0].params}
-    winner = replace(base, best)
     best_yaml = storage.join(config.output, "best.yaml")
     head = f"# Winner of {len(found.trials)} trials: {spec.metric} {_score(found.trials[0])} on valid.\n"
+    winner = replace(base, {**best, "parent_run": winner_run})
     storage.write_bytes(best_yaml, (head + to_yaml(winner)).encode())
-    run_id = _record(config, found)
     score = found.trials[0].score
     assert score is not None
     seconds = time.monotonic() - began
     result = TuneResult(
-        config.output, best, score, spec.metric, found.trials, found.concurrent, seconds, best_yaml, run_id
+        config.output, best, score, spec.metric, found.trials, found.concurrent, seconds, best_yaml, run_id, winner_run
     )
     storage.write_json(storage.join(config.output, "trials.json"), {"config": digest(config), **asdict(result)})
     return result
@@ -138,19 +141,30 @@ def _check_tasks(space: Space, schema: DatasetSchema, origin: str) -> None:
             )
 
 
-def _record(config: TuneConfig, found: Found) -> str | None:
+def _record(config: TuneConfig, found: Found) -> tuple[str | None, str | None]:
+    """Run ids of the sweep and of its best trial."""
     tracker = open_tracker(config.tracking)
-    with tracker.run("sweep", "sweep") as sweep:
+    tags, winner = _teacher_tags(config.distill.teacher), None
+    with tracker.run("sweep", "sweep", tags=tags) as sweep:
         sweep.log_config(config)
         for trial in found.trials:
-            with tracker.run(f"trial-{trial.number}", "trial", sweep.run_id) as run:
+            with tracker.run(f"trial-{trial.number}", "trial", sweep.run_id, tags) as run:
+                winner = run.run_id if trial is found.trials[0] else winner
                 run.log_config(trial.params)
                 for epoch, metrics in enumerate(trial.history):
                     run.log_metrics(metrics, epoch)
                 run.log_metrics({"seconds": trial.seconds, **({"score": trial.score} if trial.score else {})})
         top = found.trials[0]
         sweep.log_metrics({"best_score": top.score or float("nan"), "trials": len(found.trials)})
-        return sweep.run_id
+        return sweep.run_id, winner
+
+
+def _teacher_tags(teacher: str | None) -> dict[str, str]:
+    """What ties a run to the teacher that its students learn from."""
+    if teacher is None:
+        return {}
+    run = tracked_run(teacher)
+    return {"teacher_bundle_id": bundle_id(teacher), **({"teacher_run": run} if run else {})}
 
 
 def _score(trial: Trial) -> str:

@@ -15,6 +15,8 @@ from rayrank.pipeline.evaluate import EvaluateConfig, evaluate
 from rayrank.pipeline.tabulate import points
 from rayrank.ranking.release import Release, save_release, set_alias
 
+OFF = {"tracking": {"kind": "none"}}
+
 
 def quiet(_line):
     pass
@@ -23,7 +25,7 @@ def quiet(_line):
 @pytest.fixture(scope="module")
 def result(world, tmp_path_factory):
     output = str(tmp_path_factory.mktemp("evaluate"))
-    raw = {"dataset": world.dataset, "teacher": world.teacher, "student": world.student, "output": output}
+    raw = OFF | {"dataset": world.dataset, "teacher": world.teacher, "student": world.student, "output": output}
     return evaluate(parse(EvaluateConfig, raw | {"resamples": 50, "cost_requests": 5, "cost_candidates": 50}), quiet)
 
 
@@ -109,7 +111,7 @@ def test_the_champion_is_evaluated_beside(world, tmp_path):
     release = Release(release_id="before", student=world.student, teacher=None, fusion={"like": 1.0})
     save_release(tmp_path / "releases", release)
     set_alias(tmp_path / "releases", "before")
-    raw = {"dataset": world.dataset, "teacher": world.teacher, "releases": str(tmp_path / "releases")}
+    raw = OFF | {"dataset": world.dataset, "teacher": world.teacher, "releases": str(tmp_path / "releases")}
     raw |= {"output": str(tmp_path / "out"), "resamples": 20, "cost_requests": 5, "baselines": False}
     found = evaluate(parse(EvaluateConfig, raw | {"part": "valid", "protocols": ["streaming"]}), quiet)
     assert [(r["model"], r["protocol"]) for r in found.rows] == [
@@ -121,7 +123,7 @@ def test_the_champion_is_evaluated_beside(world, tmp_path):
 
 
 def test_mistakes_name_path_and_fix(world, tmp_path):
-    raw = {"dataset": world.dataset, "output": str(tmp_path)}
+    raw = OFF | {"dataset": world.dataset, "output": str(tmp_path)}
     with pytest.raises(ConfigError, match="at least one of teacher and student"):
         parse(EvaluateConfig, raw)
     config = parse(EvaluateConfig, raw | {"teacher": world.teacher, "task": "stars"})
@@ -137,7 +139,7 @@ def test_a_bundle_of_other_data_is_refused(world, tmp_path):
 
     source = {"kind": "synthetic", "num_rows": 1000, "num_users": 40, "num_items": 60, "seed": 9}
     build(parse(BuildSpec, {"source": source, "path": str(tmp_path / "other")}), run_here, quiet)
-    raw = {"dataset": str(tmp_path / "other"), "student": world.student, "output": str(tmp_path / "out")}
+    raw = OFF | {"dataset": str(tmp_path / "other"), "student": world.student, "output": str(tmp_path / "out")}
     with pytest.raises(ConfigError, match="trained on other data"):
         evaluate(parse(EvaluateConfig, raw | {"baselines": False}), quiet)
     assert not (tmp_path / "out").exists()

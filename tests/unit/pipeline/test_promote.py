@@ -23,6 +23,8 @@ SCHEMA = DatasetSchema(name="made", tasks=(BinaryTask(name="like", column="like"
 FAST, SLOW = Cost(500, (0.004,) * 30), Cost(500, (0.004,) * 20 + (0.5,) * 10)
 LOOSE = {"gain": -1.0, "lift": -9.0, "calibration_low": 0.01, "calibration_high": 99.0, "latency_ms": 1e6}
 
+OFF = {"tracking": {"kind": "none"}}
+
 
 def quiet(_line):
     pass
@@ -114,7 +116,7 @@ class Recorder(NullTracker):
     def __init__(self, broken=False):
         self.calls, self.broken = [], broken
 
-    def register(self, model, folder, run_id=None, tags=None):  # noqa: ARG002
+    def register(self, model, folder, run_id=None, tags=None, note=""):  # noqa: ARG002
         self.calls.append(("register", model, Path(folder).name))
         return "7"
 
@@ -125,7 +127,7 @@ class Recorder(NullTracker):
 
 
 def config(folder, **more):
-    raw = {"dataset": str(folder / "data"), "teacher": str(folder / "t"), "student": "/elsewhere/s"}
+    raw = OFF | {"dataset": str(folder / "data"), "teacher": str(folder / "t"), "student": "/elsewhere/s"}
     return parse(PromoteConfig, raw | {"releases": str(folder / "releases"), **more})
 
 
@@ -172,7 +174,7 @@ def test_a_broken_registry_leaves_the_old_champion(tmp_path):
 
 
 def test_promote_end_to_end(world, tmp_path):
-    raw = {"dataset": world.dataset, "teacher": world.teacher, "student": world.student, "resamples": 100}
+    raw = OFF | {"dataset": world.dataset, "teacher": world.teacher, "student": world.student, "resamples": 100}
     raw |= {"releases": str(tmp_path / "releases"), "gates": {"requests": 20, "candidates": 50}}
     strict = promote(parse(PromoteConfig, raw | {"gates": {"requests": 20, "gain": 0.4}}), quiet)
     assert strict.refused
@@ -184,8 +186,40 @@ def test_promote_end_to_end(world, tmp_path):
     assert found.teacher_id == loose.comparison.find("teacher", "streaming").bundle_id
 
 
+def test_what_evaluate_found_is_judged_without_scoring_again(world, tmp_path, monkeypatch):
+    from rayrank.pipeline.evaluate import EvaluateConfig, evaluate
+
+    bundles = OFF | {"dataset": world.dataset, "teacher": world.teacher, "student": world.student}
+    timed = {"resamples": 50, "cost_requests": 20, "cost_candidates": 50}
+    found = evaluate(parse(EvaluateConfig, bundles | timed | {"output": str(tmp_path / "out")}), quiet).comparison
+    monkeypatch.setattr("rayrank.pipeline.promote.compare", lambda *_: pytest.fail("scored again"))
+    raw = bundles | {"releases": str(tmp_path / "releases")}
+    gates = {"requests": 20, "candidates": 50, **LOOSE}
+    assert promote(parse(PromoteConfig, raw | {"gates": gates}), quiet, found).promoted
+    with pytest.raises(ValueError, match="not as the gates ask"):
+        promote(parse(PromoteConfig, raw | {"gates": gates | {"requests": 30}}), quiet, found)
+    with pytest.raises(ValueError, match="not about this teacher on valid"):
+        promote(parse(PromoteConfig, raw | {"gates": gates, "part": "valid"}), quiet, found)
+
+
+def test_promoting_twice_registers_one_version(world, tmp_path):
+    tracking = {"kind": "mlflow", "uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    raw = {"dataset": world.dataset, "teacher": world.teacher, "student": world.student, "tracking": tracking}
+    raw |= {"releases": str(tmp_path / "releases"), "resamples": 100}
+    gates = {"requests": 20, "candidates": 50, **LOOSE}
+    first, again = (promote(parse(PromoteConfig, raw | {"gates": gates}), quiet) for _ in range(2))
+    assert (first.model_version, again.model_version) == ("1", "1")
+    other = promote(parse(PromoteConfig, raw | {"gates": gates, "fusion": {"stars": 1.0}}), quiet)
+    assert other.model_version == "2", "another release is another version"
+
+
 def test_swapped_bundles_and_unknown_tasks_are_refused(world, tmp_path):
-    raw = {"dataset": world.dataset, "teacher": world.student, "student": world.student, "releases": str(tmp_path)}
+    raw = OFF | {
+        "dataset": world.dataset,
+        "teacher": world.student,
+        "student": world.student,
+        "releases": str(tmp_path),
+    }
     with pytest.raises(ConfigError, match="this bundle is a student"):
         promote(parse(PromoteConfig, raw), quiet)
     with pytest.raises(ConfigError, match="fusion"):
@@ -197,7 +231,12 @@ def test_swapped_bundles_and_unknown_tasks_are_refused(world, tmp_path):
 def test_a_saved_release_is_never_changed(world, tmp_path):
     other = Release(release_id="mine", student="/s", student_id="x", teacher="/t", teacher_id="y", fusion={"like": 1.0})
     save_release(tmp_path, other)
-    raw = {"dataset": world.dataset, "teacher": world.teacher, "student": world.student, "releases": str(tmp_path)}
+    raw = OFF | {
+        "dataset": world.dataset,
+        "teacher": world.teacher,
+        "student": world.student,
+        "releases": str(tmp_path),
+    }
     with pytest.raises(ConfigError, match="holds other bundles"):
         promote(parse(PromoteConfig, raw | {"release_id": "mine"}), quiet)
 
