@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ray.serve import Application
 
-from rayrank.on_ray.serve import GraphSpec, build_graph
+from rayrank.on_ray.graph_spec import GraphSpec
+from rayrank.on_ray.serve import build_graph
 
 PAGE = Path(__file__).with_name("playground.html")
 

@@ -13,8 +13,10 @@ import pytest
 from rayrank.config import ConfigError
 from rayrank.learning.spec import LearningSpec
 from rayrank.on_ray.feed import Feed, part_groups
-from rayrank.on_ray.stream import PLACE, Group, GroupStream, ReadAhead, Shards, StreamSpec, join_labels, split_by_place
+from rayrank.on_ray.patience import Limit, ReadAhead
+from rayrank.on_ray.stream import PLACE, Group, GroupStream, Shards, StreamSpec, join_labels, split_by_place
 
+SOON = Limit("stream.wait_s", 10.0, "row group")
 LEARNING = LearningSpec(lanes=4, batch_events=512)
 
 
@@ -95,7 +97,7 @@ def test_read_ahead_keeps_order_errors_and_bound() -> None:
             fetched.append(i)
             yield i
 
-    stream = ReadAhead(numbers(), 3)
+    stream = ReadAhead(numbers(), 3, SOON)
     assert next(stream) == 0
     assert len(fetched) <= 6
     assert list(stream) == list(range(1, 50))
@@ -105,7 +107,7 @@ def test_read_ahead_keeps_order_errors_and_bound() -> None:
         yield 1
         raise ValueError("no such file")
 
-    stream = ReadAhead(broken(), 3)
+    stream = ReadAhead(broken(), 3, SOON)
     assert next(stream) == 1
     with pytest.raises(ValueError, match="no such file"):
         next(stream)
@@ -115,7 +117,7 @@ def test_a_forgotten_read_ahead_ends_its_thread() -> None:
     import threading
     import time
 
-    stream = ReadAhead(iter(range(100)), 2)
+    stream = ReadAhead(iter(range(100)), 2, SOON)
     assert any(t.name == "read-ahead" for t in threading.enumerate())
     del stream
     deadline = time.monotonic() + 5

@@ -46,8 +46,10 @@ def free_port() -> int:
 def served(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Served]:
     from ray import serve
 
+    from rayrank.on_ray.graph_spec import GraphSpec
     from rayrank.on_ray.http import shut_down
-    from rayrank.on_ray.serve import QUIET, Budgets, GraphSpec, build_graph
+    from rayrank.on_ray.serve import QUIET, build_graph
+    from rayrank.ranking.drive import Budgets
 
     del ray_cluster
     folder = tmp_path_factory.mktemp("served")

@@ -12,6 +12,7 @@ import pytest
 
 from rayrank.messages import ItemHit, RankRequest, RankResponse, RecommendRequest, ReleaseInfo
 from rayrank.on_ray.api import MAX_BODY, build_api
+from rayrank.on_ray.pool import BusyError
 from rayrank.ranking.flow import StageError
 
 SECRET = "my secret diary"
@@ -66,6 +67,13 @@ def test_an_unexpected_error_is_500_without_a_trace_here_or_in_the_log(caplog: p
 def test_a_missing_stage_is_503() -> None:
     answer = send(FakeService(StageError("user state: no answer within 2000 ms")), "POST", "/v1/recommend", json={})
     assert (answer.status_code, answer.json()["error"]) == (503, "user state: no answer within 2000 ms")
+
+
+def test_too_many_requests_are_told_when_to_come_back() -> None:
+    answer = send(FakeService(BusyError(32)), "POST", "/v1/rank", json={"candidates": ["a"]})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    assert answer.json()["error"] == "busy: 32 requests are being worked on already"
+    assert answer.json()["request_id"]
 
 
 def test_request_ids_are_taken_over_only_when_they_are_plain() -> None:

@@ -59,7 +59,7 @@ def test_the_shipped_config_is_valid(root: Path) -> None:
 def test_the_serve_config_file_builds_the_same_graph(root: Path) -> None:
     import yaml
 
-    from rayrank.on_ray.serve import GraphSpec
+    from rayrank.on_ray.graph_spec import GraphSpec
 
     raw = yaml.safe_load((root / "serve_apps" / "ranking.yaml").read_text())
     application = raw["applications"][0]

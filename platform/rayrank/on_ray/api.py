@@ -24,6 +24,7 @@ from rayrank.messages import (
     ReleaseInfo,
     error_fields,
 )
+from rayrank.on_ray.pool import BusyError
 from rayrank.ranking.flow import StageError
 from rayrank.ranking.graph import RequestError
 
@@ -32,7 +33,8 @@ MAX_BODY = 8 * 2**20
 
 _log = logging.getLogger(__name__)
 _WRONG: dict[int | str, dict[str, Any]] = {
-    422: {"model": ErrorBody, "description": "the request breaks a rule; `fields` say which"}
+    422: {"model": ErrorBody, "description": "the request breaks a rule; `fields` say which"},
+    429: {"model": ErrorBody, "description": "too many requests at once; `retry-after` says when to try again"},
 }
 
 
@@ -127,6 +129,10 @@ def _add_errors(api: FastAPI) -> None:
     async def unavailable(request: Request, error: StageError) -> Response:
         return _error(request, 503, str(error))
 
+    @api.exception_handler(BusyError)
+    async def busy(request: Request, error: BusyError) -> Response:
+        return _error(request, 429, str(error), headers={"retry-after": str(error.retry_s)})
+
     @api.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
         return _error(request, error.status_code, str(error.detail))
@@ -136,9 +142,15 @@ def _without_body(field: ErrorField) -> ErrorField:
     return ErrorField(field=field.field.removeprefix("body.").removeprefix("query."), problem=field.problem)
 
 
-def _error(request: Request, status: int, error: str, fields: list[ErrorField] | None = None) -> Response:
+def _error(
+    request: Request,
+    status: int,
+    error: str,
+    fields: list[ErrorField] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
     body = ErrorBody(error=error, request_id=request.state.request_id, fields=fields or [])
-    return Response(body.model_dump_json(), status, media_type="application/json")
+    return Response(body.model_dump_json(), status, headers, "application/json")
 
 
 def _json(message: Any) -> Response:

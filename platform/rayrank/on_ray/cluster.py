@@ -58,6 +58,9 @@ class ClusterConfig(Config):
     worker_logs: bool = Field(False, description="print what the workers print")
     autoscaling: bool = Field(False, description="nodes are added on demand: do not refuse work for missing CPUs")
     wait_s: float = Field(120.0, gt=0, description="longest wait for a cluster, a worker group or a collective, s")
+    stall_s: float = Field(
+        1800.0, gt=0, description="longest time without a sign of life: a worker's line, a trial's epoch, a block, s"
+    )
 
 
 @dataclass(frozen=True)

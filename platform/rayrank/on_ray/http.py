@@ -10,12 +10,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-import ray
 from pydantic import Field
-from ray import serve
 
 from rayrank.config import Config, ConfigError
-from rayrank.on_ray.serve import QUIET, GraphSpec, build_graph
+from rayrank.on_ray.graph_spec import GraphSpec
+from rayrank.on_ray.profile import ProfileName
 
 APPLICATION = "ranking"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -29,6 +28,9 @@ class HttpConfig(Config):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 opens it to the network")
     port: int = Field(8000, ge=1, le=65535, description="port")
     wait_s: float = Field(180.0, gt=0, description="longest wait until every replica is healthy, seconds")
+    profile: ProfileName = Field(
+        "auto", description="haproxy: HAProxy and throughput mode; stock: Serve's own proxy; auto: haproxy if usable"
+    )
 
     @property
     def url(self) -> str:
@@ -59,6 +61,10 @@ def deployed(spec: GraphSpec, http: HttpConfig, page: str | None, progress: Call
     Raises:
         ConfigError: a replica cannot start (with Serve's reason), or the wait is over.
     """
+    from ray import serve
+
+    from rayrank.on_ray.serve import QUIET, build_graph  # not before: Serve reads the launch profile when imported
+
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application, ran_before = build_graph(spec, page), _runs()
     try:
@@ -83,6 +89,9 @@ def shut_down(wait_s: float = 30.0) -> None:
 
     (Ray would print the retry as a failure although everything went well.)
     """
+    import ray
+    from ray import serve
+
     with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError, ValueError):
         controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
         ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=wait_s)
@@ -91,6 +100,8 @@ def shut_down(wait_s: float = 30.0) -> None:
 
 def _runs() -> bool:
     """Whether this cluster serves already: then other applications stay when ours goes."""
+    import ray
+
     try:
         ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     except ValueError:
@@ -99,6 +110,8 @@ def _runs() -> bool:
 
 
 def _wait(http: HttpConfig, progress: Callable[[str], None]) -> None:
+    from ray import serve
+
     end, said = time.monotonic() + http.wait_s, ""
     while time.monotonic() < end:
         application = serve.status().applications.get(APPLICATION)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError, parse
+from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.on_ray.stream import (
     Group,
     Place,
@@ -78,6 +79,7 @@ class LabelTask(Config):
     actors: int = Field(description="teacher processes; 0: in this process")
     threads: int = Field(1, description="torch threads of each")
     groups_per_task: int = Field(4, description="row groups scored per call")
+    stall_s: float = Field(1800.0, description="longest wait for the next labels, s")
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,8 @@ def _through_actors(task: LabelTask, order: Sequence[Place]) -> Iterator[pa.Tabl
             compute=ray.data.ActorPoolStrategy(size=min(task.actors, len(chunks))),
         )
     found = labelled.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-    return split_by_place(found, len(order))
+    limit = Limit("cluster.stall_s", task.stall_s, "block of labels")
+    return split_by_place(ReadAhead(iter(found), 2, limit), len(order))
 
 
 def _write(folder: str, order: Sequence[Group], tables: Iterable[pa.Table]) -> Iterator[tuple[int, int]]:

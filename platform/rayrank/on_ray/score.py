@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError, DataPath, parse
-from rayrank.on_ray.serve import open_store
+from rayrank.on_ray.graph_spec import open_store
+from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.ranking.bulk import Asked, RequestScorer, ShardScorer
 from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.graph import RankingGraph, bundle_ids
@@ -67,6 +68,7 @@ class ScoreTask(Config):
     flow: FlowSettings = Field(default_factory=FlowSettings, description="how many candidates each stage passes on")
     histories: str | None = Field(None, description="sqlite file of user histories")
     now: int | None = Field(None, description="unix seconds taken for the present; None: the clock")
+    stall_s: float = Field(1800.0, description="longest wait for the next file of scores, s")
 
 
 @dataclass(frozen=True)
@@ -254,10 +256,13 @@ def _on_actors(task: ScoreTask, pieces: list[dict[str, Any]], actors: int) -> It
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=1,
+        max_restarts=0,  # a lost actor ends the run, and the next run goes on at the first missing file
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(pieces))),
     )
     mistakes = []
-    for row in results.iter_rows():  # to the end, whatever is found: an abandoned stream keeps its actors and CPUs
+    limit = Limit("cluster.stall_s", task.stall_s, "file of scores")
+    # To the end, whatever is found: an abandoned stream keeps its actors and CPUs.
+    for row in ReadAhead(iter(results.iter_rows()), 2, limit):
         answer = json.loads(row["answer"])
         if "error" in answer:
             mistakes.append(ConfigError(**answer["error"]))

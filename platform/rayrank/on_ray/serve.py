@@ -7,24 +7,22 @@ same driver, so their scores are the same.
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from pydantic import Field
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from rayrank.config import Config, DataPath, parse
+from rayrank.config import parse
 from rayrank.messages import ItemHit, RankRequest, RankResponse, RecommendRequest, ReleaseInfo, TaskInfo
-from rayrank.ranking.drive import Budgets, Driver
-from rayrank.ranking.flow import Call, FlowSettings, StageError, rank_flow
+from rayrank.on_ray.graph_spec import GraphSpec, open_store
+from rayrank.on_ray.pool import Gate, Pool
+from rayrank.ranking.drive import Driver
+from rayrank.ranking.flow import Call, StageError, rank_flow
 from rayrank.ranking.fusion import check_weights
 from rayrank.ranking.graph import RankingGraph, bundle_ids, flow_parts, open_bundles
 from rayrank.ranking.items import Items
@@ -32,10 +30,8 @@ from rayrank.ranking.release import Release, load_release
 from rayrank.ranking.respond import Named, respond
 from rayrank.ranking.retriever import Retriever
 from rayrank.ranking.scorer import Scorer
-from rayrank.ranking.store import UserStore
 from rayrank.ranking.user import UserStage
 from rayrank.schema import RegressionTask
-from rayrank.sources.dataset import Dataset
 
 MAX_ONGOING = 8
 """Requests a stage works on or holds at once per replica; more are refused at once and count as missed."""
@@ -43,30 +39,6 @@ MAX_ONGOING = 8
 
 QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 """A line per request would cost more than the request; what is logged names no user and no text."""
-
-
-class Replicas(Config):
-    """How many processes a stage has and what each reserves."""
-
-    ingress: int = Field(1, ge=1, description="replicas of the HTTP ingress (with `fused`: of everything)")
-    user: int = Field(1, ge=1, description="replicas of the user stage")
-    retrieve: int = Field(1, ge=1, description="replicas of the retriever")
-    student: int = Field(1, ge=1, description="replicas of the pre-ranker")
-    teacher: int = Field(1, ge=1, description="replicas of the re-ranker")
-    num_cpus: float = Field(0.1, gt=0, description="logical CPUs that each replica reserves")
-
-
-class GraphSpec(Config):
-    """What is served and how."""
-
-    releases: DataPath = Field(description="releases folder (its champion is served) or one release")
-    fused: bool = Field(False, description="all stages in one process")
-    flow: FlowSettings = Field(default_factory=FlowSettings, description="how many candidates each stage passes on")
-    budgets: Budgets = Field(default_factory=Budgets, description="longest wait for each stage")
-    replicas: Replicas = Field(default_factory=Replicas, description="processes of each stage")
-    histories: DataPath | None = Field(None, description="sqlite file of user histories; None: beside temporary files")
-    now: int | None = Field(None, description="unix seconds taken for the present (demos on old data); None: the clock")
-    example_users: int = Field(20, ge=0, le=100, description="known user ids that /v1/release shows; 0: none")
 
 
 def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
@@ -84,7 +56,8 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
         name="Ingress",
         num_replicas=spec.replicas.ingress,
         ray_actor_options=reserved,
-        max_ongoing_requests=64,
+        max_ongoing_requests=2 * spec.replicas.ongoing,  # room to say 429; Serve itself answers 503 beyond the queue
+        max_queued_requests=2 * spec.replicas.ongoing,
         logging_config=QUIET,
     )(serve.ingress()(Ingress))
     if spec.fused:
@@ -110,7 +83,7 @@ class _Stage(ABC):
     """One worker thread per replica: threads that share cores make a 2 ms call take 100 ms."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = Pool(2 * MAX_ONGOING)
         self._work = self._prepare(*_setup(raw))
 
     @abstractmethod
@@ -118,7 +91,7 @@ class _Stage(ABC):
         """Load what the stage needs; returns the function that does its work."""
 
     async def __call__(self, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._quietly, *arguments)
+        return await self._pool.run(self._quietly, *arguments)
 
     def _quietly(self, *arguments: Any) -> Any:
         """The work; Serve logs the trace of what a replica raises, which must not tell what the user sent."""
@@ -171,10 +144,11 @@ class Ingress:
     ) -> None:
         self._spec, release = _setup(raw)
         self._page, self._handles = page, handles
+        self._gate = Gate(self._spec.replicas.ongoing)
         if handles is None:
             graph = RankingGraph.open(release, self._spec.flow, open_store(release, self._spec.histories))
             self._parts, self._named, self._store = graph.parts, graph.named, graph.store
-            self._driver = Driver(_in_threads(graph, self._now), self._spec.budgets)
+            self._driver = Driver(_in_threads(graph, self._now, self._spec.replicas.ongoing), self._spec.budgets)
         else:
             student = open_bundles(release, ("student",)).first
             items, schema = Items.of(student.items), student.info.data_schema
@@ -190,8 +164,13 @@ class Ingress:
         return build_api(self, self._page)
 
     async def answer(self, request: RankRequest | RecommendRequest, request_id: str) -> RankResponse:
-        """Run the flow under its budgets."""
-        ranked, timings = await self._driver.run(rank_flow(request, self._parts), request_id)
+        """Run the flow under its budgets.
+
+        Raises:
+            BusyError: this replica works on as many requests as it may.
+        """
+        with self._gate:
+            ranked, timings = await self._driver.run(rank_flow(request, self._parts), request_id)
         return respond(request, ranked, self._named, request_id, timings)
 
     async def describe(self) -> ReleaseInfo:
@@ -226,17 +205,6 @@ class Ingress:
             raise
 
 
-def open_store(
-    release: Release, place: str | None, progress: Callable[[str], None] = lambda _: None
-) -> UserStore | None:
-    """The histories of the release's dataset, in a temporary file unless ``place`` is given; None without dataset."""
-    if release.dataset is None:
-        return None
-    dataset = Dataset.open(release.dataset)
-    name = f"rayrank-histories-{dataset.manifest.data_fingerprint[:16]}.sqlite"
-    return UserStore.open(place or str(Path(tempfile.gettempdir()) / name), dataset, progress)
-
-
 def _setup(raw: Mapping[str, Any]) -> tuple[GraphSpec, Release]:
     """Every replica starts here: one torch thread, spec and release validated again."""
     import torch
@@ -245,13 +213,12 @@ def _setup(raw: Mapping[str, Any]) -> tuple[GraphSpec, Release]:
     return parse(GraphSpec, raw["spec"], "serve"), parse(Release, raw["release"], "release")
 
 
-def _in_threads(graph: RankingGraph, now: Callable[[], int]) -> Callable[[Call], Any]:
+def _in_threads(graph: RankingGraph, now: Callable[[], int], most: int) -> Callable[[Call], Any]:
     """One thread per stage: a stuck teacher does not hold up the student of the next request."""
-    pools = {stage: ThreadPoolExecutor(1, thread_name_prefix=stage) for stage in graph.stages(0)}
+    pools = {stage: Pool(most, stage) for stage in graph.stages(0)}
 
     async def invoke(call: Call) -> Any:
-        function = graph.stages(now())[call.stage]
-        return await asyncio.get_running_loop().run_in_executor(pools[call.stage], function, *call.arguments)
+        return await pools[call.stage].run(graph.stages(now())[call.stage], *call.arguments)
 
     return invoke
 

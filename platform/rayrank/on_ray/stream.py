@@ -7,10 +7,7 @@ its assignment is neither seeded nor resumable. Knows nothing about models or tr
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -19,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError
+from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.sources import storage
 from rayrank.sources.manifest import read_manifest
 
@@ -44,6 +42,7 @@ class StreamSpec(Config):
     prefetch: int = Field(2, ge=1, description="blocks fetched ahead of the training loop")
     task_cpus: float = Field(0.25, gt=0, description="logical CPUs that one reading task holds")
     tasks: int = Field(2, ge=1, description="reading tasks at a time, per worker")
+    wait_s: float = Field(900.0, gt=0, description="longest wait for the next row group, s")
     cache_mb: int = Field(256, ge=0, description="decoded row groups kept in memory between epochs, MB; 0: none")
 
 
@@ -120,7 +119,8 @@ class GroupStream:
         """The row groups of ``order``, one table each, in that order. Reading starts at once, not at the first use."""
         missing = [self.shards.place(g) for g in order if g not in self._kept]
         depth = self._spec.prefetch * self._spec.groups_per_task
-        fresh = ReadAhead(self._fetch(missing), depth) if missing else iter(())
+        limit = Limit("stream.wait_s", self._spec.wait_s, "row group")
+        fresh = ReadAhead(self._fetch(missing), depth, limit) if missing else iter(())
         return self._merged(list(order), set(order) & self._kept.keys(), fresh)
 
     def _merged(self, order: Sequence[Group], kept: set[Group], fresh: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -139,52 +139,6 @@ class GroupStream:
 
     def _fetch(self, order: Sequence[Place]) -> Iterator[pa.Table]:
         return stream_tables(order, self._spec) if self._spec.through == "ray" else map(read_place, order)
-
-
-class ReadAhead(Iterator[pa.Table]):
-    """The same tables, fetched by a thread that starts now and stays at most ``depth`` of them ahead.
-
-    The thread ends with the tables, or when this iterator is forgotten.
-    """
-
-    def __init__(self, tables: Iterator[pa.Table], depth: int) -> None:
-        self._ready: queue.Queue[Fetched] = queue.Queue(max(1, depth))
-        self._closed = threading.Event()
-        # The thread must not hold this object, or it would never be forgotten.
-        arguments = (tables, self._ready, self._closed)
-        threading.Thread(target=_fetch_ahead, args=arguments, name="read-ahead", daemon=True).start()
-
-    def __next__(self) -> pa.Table:
-        if self._closed.is_set():
-            raise StopIteration
-        table, error = self._ready.get()
-        if table is None:
-            self._closed.set()
-            raise error or StopIteration
-        return table
-
-    def __del__(self) -> None:
-        self._closed.set()
-
-
-Fetched = tuple[pa.Table | None, BaseException | None]
-
-
-def _fetch_ahead(tables: Iterator[pa.Table], ready: queue.Queue[Fetched], closed: threading.Event) -> None:
-    def put(entry: Fetched) -> None:
-        while not closed.is_set():
-            with suppress(queue.Full):
-                ready.put(entry, timeout=0.2)
-                return
-
-    try:
-        for table in tables:
-            put((table, None))
-            if closed.is_set():
-                return
-        put((None, None))
-    except BaseException as error:  # whoever reads must hear of it
-        put((None, error))
 
 
 def stream_tables(order: Sequence[Place], spec: StreamSpec) -> Iterator[pa.Table]:

@@ -16,6 +16,7 @@ from rayrank.config import Config, ConfigError, parse
 from rayrank.on_ray.board import progress_board
 from rayrank.on_ray.cluster import Cluster, ClusterConfig, check_capacity
 from rayrank.on_ray.fit import Fitted, Listeners, fit
+from rayrank.on_ray.patience import Limit, Pulse, attended
 from rayrank.on_ray.task import FitTask
 
 _CLUSTER_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
@@ -56,7 +57,8 @@ def run_distributed(
     """Train on ``workers.count`` Ray Train workers of ``cluster``.
 
     Raises:
-        ConfigError: more workers than CPUs or GPUs, or a mistake that only a worker could see.
+        ConfigError: more workers than CPUs or GPUs, a mistake that only a worker could see, or no sign of life of the
+            workers for ``config.stall_s``.
         RuntimeError: a worker failed for another reason; the message holds its last lines.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -65,7 +67,13 @@ def run_distributed(
     gpu = _use_gpu(workers, cluster)
     check_capacity(cluster, workers.count * workers.cpus, "workers.count", workers.count if gpu else 0)
     assert task.output
-    with progress_board(progress) as board:
+    pulse, limit = Pulse(), Limit("cluster.stall_s", config.stall_s, "sign of life of the training workers")
+
+    def heard(line: str) -> None:
+        pulse.beat()
+        progress(line)
+
+    with progress_board(heard) as board:
         trainer = _trainer(cluster)(
             _worker,
             train_loop_config={"task": task.model_dump(mode="json"), "board": board, "wait_s": config.wait_s},
@@ -80,7 +88,7 @@ def run_distributed(
             ),
         )
         try:
-            result = trainer.fit()
+            result = attended(trainer.fit, pulse, limit)
         except TrainingFailedError as error:
             raise RuntimeError(f"training failed: {str(error).strip()[-2000:]}") from error
     _remove_storage(task.output)

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from rayrank.config import Config, ConfigError, parse, replace
 from rayrank.on_ray.cluster import Cluster, check_capacity
+from rayrank.on_ray.patience import Limit, Pulse
 from rayrank.on_ray.space import Grid, Space, draws
 from rayrank.on_ray.task import FitTask
 from rayrank.sources import storage
@@ -43,6 +44,14 @@ class SearchSpec(Config):
 
 
 @dataclass(frozen=True)
+class SearchTask:
+    """What is varied on top of what."""
+
+    base: FitTask
+    space: Space
+
+
+@dataclass(frozen=True)
 class Trial:
     """One sampled setting and how it did."""
 
@@ -65,19 +74,21 @@ class Found:
     seconds: float
 
 
-def search(base: FitTask, space: Space, spec: SearchSpec, cluster: Cluster, progress: Callable[[str], None]) -> Found:
-    """Train one model per sample of ``space`` on top of ``base``; none is kept.
+def search(
+    task: SearchTask, spec: SearchSpec, cluster: Cluster, progress: Callable[[str], None], stall_s: float = 1800.0
+) -> Found:
+    """Train one model per sample of the task's space on top of its base; none is kept.
 
     Raises:
-        ConfigError: a trial needs more CPUs than there are.
+        ConfigError: a trial needs more CPUs than there are, or no trial begins or ends an epoch for ``stall_s``.
         RuntimeError: every trial failed; the message holds the first error.
     """
     from ray import tune
 
-    began = time.monotonic()
+    began, base, space = time.monotonic(), task.base, task.space
     check_capacity(cluster, spec.trial_cpus, "search.trial_cpus")
     concurrent = concurrent_trials(spec, cluster)
-    watcher = _watcher(spec, progress)
+    watcher = _watcher(spec, progress, Limit("cluster.stall_s", stall_s, "result of a trial"))
     folder = f"{base.output.rstrip('/')}.search" if base.output else None
     tuner = tune.Tuner(
         tune.with_resources(_trial, {"cpu": spec.trial_cpus}),
@@ -177,7 +188,7 @@ class _Seen:
     error: str | None = None
 
 
-def _watcher(spec: SearchSpec, progress: Callable[[str], None]) -> Any:
+def _watcher(spec: SearchSpec, progress: Callable[[str], None], limit: Limit) -> Any:
     """A Tune callback that remembers the trials and tells people about them."""
     from ray import tune
 
@@ -186,15 +197,21 @@ def _watcher(spec: SearchSpec, progress: Callable[[str], None]) -> Any:
     class Watcher(tune.Callback):
         def __init__(self) -> None:
             self.seen: dict[str, _Seen] = {}
+            self.pulse = Pulse()
 
         def of(self, trial: Any) -> _Seen:
             number = int(str(trial.trial_id).rsplit("_", 1)[-1]) + 1  # in the order of the samples
             return self.seen.setdefault(trial.trial_id, _Seen(number, dict(trial.config["values"])))
 
+        def on_step_end(self, **info: Any) -> None:  # type: ignore[override]  # noqa: ARG002
+            self.pulse.check(limit)  # Tune takes a step at least every second, whatever its trials do
+
         def on_trial_start(self, **info: Any) -> None:  # type: ignore[override]
+            self.pulse.beat()
             self.of(info["trial"])
 
         def on_trial_result(self, **info: Any) -> None:  # type: ignore[override]
+            self.pulse.beat()
             seen, result = self.of(info["trial"]), info["result"]
             if len(seen.history) < int(result.get(EPOCH, 0)):
                 seen.history.append(dict(result["metrics"]))

@@ -62,7 +62,8 @@ def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
         data_fingerprint=manifest.data_fingerprint,
         tasks=tuple(task.name for task in manifest.dataset_schema.event_tasks),
     )
-    task = LabelTask(**{name: getattr(config, name) for name in LabelTask.model_fields})
+    named = {name: getattr(config, name) for name in LabelTask.model_fields if name != "stall_s"}
+    task = LabelTask(**named, stall_s=config.cluster.stall_s)
     if labels_exist(config.output, key):
         done = label_shards(task, key, progress)
     elif config.actors == 0:

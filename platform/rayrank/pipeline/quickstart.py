@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from rayrank.config import replace
 from rayrank.on_ray.cluster import ensure_cluster
+from rayrank.on_ray.profile import launch_profile
 from rayrank.pipeline.distill import distill
 from rayrank.pipeline.evaluate import evaluate
 from rayrank.pipeline.label import label
@@ -60,6 +61,7 @@ def quickstart(config: QuickstartConfig, progress: Progress) -> QuickstartResult
     write_plan(config.output, jobs)
     with ExitStack() as stack:
         with _step(made, "start Ray", progress):
+            stack.enter_context(launch_profile(config.http.profile, config.cluster.address, progress))
             stack.enter_context(ensure_cluster(config.cluster))
         _train(jobs, made, progress)
         _judge(jobs, made, progress)

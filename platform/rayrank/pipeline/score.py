@@ -10,8 +10,8 @@ from pydantic import Field
 
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
+from rayrank.on_ray.graph_spec import open_store
 from rayrank.on_ray.score import RequestsInput, Scored, ScoreInput, ScoreTask, ShardsInput, score_all
-from rayrank.on_ray.serve import open_store
 from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.release import load_release
 
@@ -67,6 +67,7 @@ def score(config: ScoreConfig, progress: Callable[[str], None]) -> ScoreResult:
         flow=config.flow,
         histories=config.histories,
         now=config.now,
+        stall_s=config.cluster.stall_s,
     )
     done = _run(config, task, progress)
     return ScoreResult(done.path, release.release_id, done.files, done.reused, done.rows, time.monotonic() - began)

@@ -14,8 +14,9 @@ from pydantic import Field
 
 from rayrank.config import ConfigError, DataPath
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
+from rayrank.on_ray.graph_spec import GraphSpec
 from rayrank.on_ray.http import HttpConfig, check_port, deployed
-from rayrank.on_ray.serve import GraphSpec
+from rayrank.on_ray.profile import launch_profile
 from rayrank.ranking.release import load_release
 
 Progress = Callable[[str], None]
@@ -72,7 +73,10 @@ def serving(config: ServeConfig, progress: Progress) -> Iterator[str]:
     check_port(config.http)
     page = _page(config.playground)
     progress(f"release {release.release_id}: student {release.student}, teacher {release.teacher or 'none'}")
-    with ensure_cluster(config.cluster) as cluster:
+    with (
+        launch_profile(config.http.profile, config.cluster.address, progress),
+        ensure_cluster(config.cluster) as cluster,
+    ):
         stages = config.replicas
         processes = stages.ingress
         if not config.fused:

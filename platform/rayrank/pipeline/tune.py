@@ -15,7 +15,7 @@ from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.space import LogUniform, Sampler, Space, Uniform, check_space, read_space
 from rayrank.on_ray.task import FitTask
-from rayrank.on_ray.tune import Found, SearchSpec, Trial, search
+from rayrank.on_ray.tune import Found, SearchSpec, SearchTask, Trial, search
 from rayrank.pipeline.distill import DistillConfig
 from rayrank.pipeline.training import tracked_run
 from rayrank.schema import DatasetSchema
@@ -85,7 +85,7 @@ def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
     task = task.model_copy(update={"output": storage.join(config.output, "work")})
     spec = config.search.model_copy(update={"num_trials": config.trials})
     with ensure_cluster(config.cluster) as cluster:
-        found = search(task, space, spec, cluster, progress)
+        found = search(SearchTask(task, space), spec, cluster, progress, config.cluster.stall_s)
     run_id, winner_run = _record(config, found)
     best = {**_own_weights(base), **found.trials[0].params}
     best_yaml = storage.join(config.output, "best.yaml")

@@ -1,0 +1,129 @@
+"""Waiting that ends: for the next block of a stream, and for work that must show signs of life.
+
+Whatever hangs becomes an error that names the config key with the limit. Knows threads and clocks; knows nothing about
+Ray or what is waited for.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYetError
+from contextlib import suppress
+from typing import Generic, NamedTuple, TypeVar
+
+from rayrank.config import ConfigError
+
+T = TypeVar("T")
+_LOOK_S = 0.5
+_FIX = "see whether the cluster has CPUs left for it and what its workers say (cluster.worker_logs=true), or raise it"
+
+
+class Limit(NamedTuple):
+    """How long is waited, which config key says so, and for what."""
+
+    path: str
+    seconds: float
+    what: str
+
+    def error(self) -> ConfigError:
+        """What is raised when the time is over."""
+        return ConfigError(self.path, self.seconds, f"no {self.what} came within so many seconds", _FIX)
+
+
+class Pulse:
+    """When something last gave a sign of life."""
+
+    def __init__(self) -> None:
+        self.beat()
+
+    def beat(self) -> None:
+        """A sign of life."""
+        self._last = time.monotonic()
+
+    def check(self, limit: Limit) -> None:
+        """Raise the limit's error if the last sign is too long ago."""
+        if time.monotonic() - self._last > limit.seconds:
+            raise limit.error()
+
+
+def attended(work: Callable[[], T], pulse: Pulse, limit: Limit) -> T:
+    """``work()`` on a thread of its own, given up when ``pulse`` stands still for longer than the limit.
+
+    What is given up goes on in its thread, which does not keep the process alive.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="attended", daemon=True).start()
+    while True:
+        try:
+            return done.result(_LOOK_S)
+        except NotYetError:
+            if done.done():  # the work itself raised this kind of error
+                raise
+            pulse.check(limit)
+
+
+class ReadAhead(Iterator[T], Generic[T]):
+    """The same items, fetched by a thread that starts now and stays at most ``depth`` of them ahead.
+
+    The thread ends with the items, or when this iterator is forgotten. An item that does not come within the limit is
+    an error.
+    """
+
+    def __init__(self, items: Iterator[T], depth: int, limit: Limit) -> None:
+        self._limit = limit
+        self._ready: queue.Queue[_Fetched[T]] = queue.Queue(max(1, depth))
+        self._closed = threading.Event()
+        # The thread must not hold this object, or it would never be forgotten.
+        arguments = (items, self._ready, self._closed)
+        threading.Thread(target=_fetch_ahead, args=arguments, name="read-ahead", daemon=True).start()
+
+    def __next__(self) -> T:
+        if self._closed.is_set():
+            raise StopIteration
+        try:
+            fetched = self._ready.get(timeout=self._limit.seconds)
+        except queue.Empty:
+            self._closed.set()
+            raise self._limit.error() from None
+        if isinstance(fetched, _End):
+            self._closed.set()
+            raise fetched.error or StopIteration
+        return fetched[0]
+
+    def __del__(self) -> None:
+        self._closed.set()
+
+
+class _End(NamedTuple):
+    error: BaseException | None
+
+
+_Fetched = tuple[T] | _End
+
+
+def _fetch_ahead(items: Iterator[T], ready: queue.Queue[_Fetched[T]], closed: threading.Event) -> None:
+    def put(entry: _Fetched[T]) -> None:
+        while not closed.is_set():
+            with suppress(queue.Full):
+                ready.put(entry, timeout=0.2)
+                return
+
+    try:
+        for item in items:
+            put((item,))
+            if closed.is_set():
+                return
+        put(_End(None))
+    except BaseException as error:  # whoever reads must hear of it
+        put(_End(error))

