@@ -42,6 +42,12 @@ class RegressionTask(Config):
     low: float = Field(0.0, description="smallest label; scores are scaled to 0..1 between low and high for fusion")
     high: float = Field(1.0, description="largest label")
 
+    @model_validator(mode="after")
+    def _ordered(self) -> RegressionTask:
+        if not self.low < self.high:
+            raise ValueError(f"task '{self.name}': low ({self.low:g}) must be below high ({self.high:g})")
+        return self
+
 
 class MulticlassTask(Config):
     """A user profile class (age group, gender …), predicted from the history alone."""
@@ -113,6 +119,12 @@ class BoundarySplit(Config):
     kind: Literal["boundary"] = "boundary"
     valid_from: int = Field(description="unix seconds")
     test_from: int = Field(description="unix seconds")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> BoundarySplit:
+        if not self.valid_from < self.test_from:
+            raise ValueError(f"valid_from ({self.valid_from}) must be before test_from ({self.test_from})")
+        return self
 
 
 Split = Annotated[UserSplit | TimeSplit | BoundarySplit, Field(discriminator="kind")]

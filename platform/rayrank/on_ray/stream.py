@@ -88,8 +88,13 @@ def read_place(place: Place) -> pa.Table:
 def _row_group(path: str, group: int) -> pa.Table:
     # Not sources.dataset: that imports torch, which costs every reading process more than a second.
     system, inside = storage.locate(path)
-    with system.open_input_file(inside) as file:
-        return pq.ParquetFile(file).read_row_group(group, use_threads=False)
+    try:
+        with system.open_input_file(inside) as file:
+            return pq.ParquetFile(file).read_row_group(group, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        rule = f"shard must be readable ({str(error).splitlines()[0]})"
+        fix = "run prepare again, or validate with on_bad_shard=quarantine to go on without it"
+        raise ConfigError(path, group, rule, fix) from None
 
 
 def label_file(shard: int) -> str:

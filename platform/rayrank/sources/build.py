@@ -37,6 +37,8 @@ from rayrank.sources.split import Cuts, find_cuts
 from rayrank.sources.tasks import perform
 
 Progress = Callable[[str], None]
+_NAMES = (FILE, "items.parquet", "users.parquet", "shards", "_work")
+"""What a build writes into the dataset's folder; the manifest goes first when it is removed."""
 
 
 def run_here(spec: BuildSpec, tasks: Sequence[Task]) -> Iterable[Result]:
@@ -51,11 +53,20 @@ def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool
     is removed first.
 
     Raises:
-        ConfigError: the source's input is missing or malformed, or the folder holds something else.
+        ConfigError: the source's input is missing or malformed, the folder holds something else, or the disk is full.
     """
     done = complete(spec)
     if done is not None:
         return done, False
+    with storage.room_for(spec.path):
+        try:
+            return _build(spec, run, progress), True
+        except (OSError, ConfigError):
+            _discard(spec.path)
+            raise
+
+
+def _build(spec: BuildSpec, run: Run, progress: Progress) -> Manifest:
     source = open_source(spec.source)
     identity = _identity(spec, source)
     items, users, parts = source.items(), source.users(), source.parts()
@@ -82,8 +93,7 @@ def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool
         orphan_users=orphan_users,
     )
     shards = tuple(ShardInfo(**r["shard"]) for r in results)
-    manifest = _commit(spec, source.schema, state, counts, (shards, made, identity))
-    return manifest, True
+    return _commit(spec, source.schema, state, counts, (shards, made, identity))
 
 
 def complete(spec: BuildSpec) -> Manifest | None:
@@ -96,7 +106,7 @@ def complete(spec: BuildSpec) -> Manifest | None:
     except ConfigError:
         return None
     files = [s.file for s in manifest.shards] + list(manifest.tables)
-    whole = all(storage.exists(storage.join(path, f)) for f in files)
+    whole = not manifest.left_out and all(storage.exists(storage.join(path, f)) for f in files)
     return manifest if whole and manifest.build == _identity(spec, open_source(spec.source)) else None
 
 
@@ -201,9 +211,14 @@ def _identity(spec: BuildSpec, source: Source) -> str:
 def _clean(path: str) -> None:
     """Remove an older or unfinished dataset; refuse a folder that holds something else under our names."""
     ours = any(storage.exists(storage.join(path, name)) for name in (FILE, "_work"))
-    names = (FILE, "items.parquet", "users.parquet", "shards", "_work")
-    taken = [name for name in names if storage.exists(storage.join(path, name))]
+    taken = [name for name in _NAMES if storage.exists(storage.join(path, name))]
     if taken and not ours:
         raise ConfigError(path, taken[0], "folder holds files that no dataset build left", "choose an empty folder")
-    for name in names:
+    for name in _NAMES:
         storage.remove(storage.join(path, name))
+
+
+def _discard(path: str) -> None:
+    """Remove what a failed build wrote: it is of no use, and it may be what fills the disk."""
+    if storage.exists(work_folder(path)) and not storage.exists(storage.join(path, FILE)):
+        _clean(path)

@@ -19,6 +19,9 @@ Severity = Literal["error", "warning", "note"]
 FIRST_INSTANT, LAST_INSTANT = 31_536_000, 4_102_444_800
 """1971 and 2100 in unix seconds: times outside are taken for another unit."""
 
+RARE = 0.005
+"""A class with a smaller share of the labels is worth a warning."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -110,28 +113,46 @@ class KeyCheck:
     def __init__(self, where: str, unique: bool) -> None:
         self.check, self.unique = ColumnCheck(where), unique
         self.missing = self.check.tally("error", "a key must not be missing", "drop or fill these rows")
-        self.ids: list[pa.Array] = []
+        self._ids: list[pa.Array] = []
+        self._rows: list[np.ndarray] = []
 
     def see(self, column: pa.ChunkedArray, first_row: int) -> None:
         """One part's keys, as text."""
         self.check.see(column)
         self.missing.add(pc.is_null(column).to_numpy(), column, first_row)
-        self.ids.append((column.combine_chunks() if self.unique else pc.unique(column)).drop_null())
+        keys = column.combine_chunks()
+        rows = np.arange(len(keys))
+        if not self.unique:
+            encoded = keys.dictionary_encode()
+            _, rows = np.unique(encoded.indices.drop_null().to_numpy(), return_index=True)
+            rows = np.flatnonzero(pc.is_valid(keys).to_numpy(zero_copy_only=False))[rows]
+            keys = encoded.dictionary
+        self._ids.append(keys)
+        self._rows.append(rows + first_row)
 
     def keys(self) -> pa.Array:
         """Distinct keys."""
-        return pc.unique(pa.concat_arrays(self.ids)) if self.ids else pa.array([], pa.string())
+        return pc.unique(self._all()).drop_null()
+
+    def first_row(self, key: str) -> int:
+        """The first row that has this key."""
+        return int(np.concatenate(self._rows)[pc.index(self._all(), pa.scalar(key)).as_py()])
 
     def findings(self) -> list[Finding]:
         """Missing and repeated keys."""
         found = [f for t in self.check.tallies if (f := t.finding()) is not None]
-        if self.unique and self.ids:
-            tally = pa.concat_arrays(self.ids).value_counts()
+        if self.unique and self._ids:
+            ids = self._all()
+            tally = ids.drop_null().value_counts()
             again = tally.filter(pc.greater(tally.field("counts"), 1))
             if len(again):
                 value, fix = again[0]["values"].as_py(), "keep one row per key"
-                found.append(Finding("error", self.check.where, "key must be unique", len(again), None, value, fix))
+                second = int(np.flatnonzero(pc.equal(ids, value).fill_null(False).to_numpy(zero_copy_only=False))[1])
+                found.append(Finding("error", self.check.where, "key must be unique", len(again), second, value, fix))
         return found
+
+    def _all(self) -> pa.Array:
+        return pa.concat_arrays([a.cast(pa.string()) for a in self._ids]) if self._ids else pa.array([], pa.string())
 
 
 class TimeCheck:
@@ -165,6 +186,7 @@ class LabelCheck:
         self.check, self.task = ColumnCheck(where), task
         self.text = self.check.tally("error", "a label must be a number", "mend these rows, or leave them empty")
         self.infinite = self.check.tally("error", "a label must be finite", "mend these rows, or leave them empty")
+        self.nan = self.check.tally("warning", "a label is NaN: it counts as missing", "leave the cell empty (null)")
         rule, fix = f"a label of task '{task.name}' must be 0 or 1", "set at_least, or mend these rows"
         if isinstance(task, RegressionTask):
             rule = f"a label of task '{task.name}' should lie in {task.low:g}..{task.high:g}"
@@ -177,16 +199,21 @@ class LabelCheck:
         values, text = numbers(column)
         self.text.add(text, column, first_row)
         self.infinite.add(np.isinf(values), column, first_row)
+        self.nan.add(not_a_number(column, values), column, first_row)
         known = np.isfinite(values)
         task = self.task
         match task:
             case BinaryTask():
                 bad = known & (values != 0) & (values != 1) if task.at_least is None else np.zeros(len(values), bool)
-                labels = values if task.at_least is None else np.where(known, values >= task.at_least, np.nan)
             case RegressionTask():
-                bad, labels = known & ((values < task.low) | (values > task.high)), values
+                bad = known & ((values < task.low) | (values > task.high))
         self.outside.add(bad, column, first_row)
-        self.check.see_numbers(labels.astype(np.float64))
+        self.check.see_numbers(self.values(values))
+
+    def values(self, cells: np.ndarray) -> np.ndarray:
+        """Labels as the task means them, float64, NaN where missing."""
+        at_least = self.task.at_least if isinstance(self.task, BinaryTask) else None
+        return cells if at_least is None else np.where(np.isfinite(cells), cells >= at_least, np.nan)
 
     def findings(self) -> list[Finding]:
         """Labels outside their kind, and how the classes are balanced."""
@@ -196,29 +223,11 @@ class LabelCheck:
             share = check.total / check.known
             rule = f"task '{task.name}': {share:.2%} positive"
             if check.low == check.high:
-                found.append(
-                    Finding(
-                        "warning",
-                        check.where,
-                        f"{rule}: one class only, AUC is undefined",
-                        check.known,
-                        None,
-                        check.low,
-                        "drop the task, or check at_least",
-                    )
-                )
-            elif not 0.005 <= share <= 0.995:
-                found.append(
-                    Finding(
-                        "warning",
-                        check.where,
-                        f"{rule}: very rare",
-                        check.known,
-                        None,
-                        share,
-                        "expect wide intervals; weigh the task",
-                    )
-                )
+                rule, fix = f"{rule}: one class only, AUC is undefined", "drop the task, or check at_least"
+                found.append(Finding("warning", check.where, rule, check.known, 0, check.low, fix))
+            elif not RARE <= share <= 1 - RARE:
+                rule, fix = f"{rule}: very rare", "expect wide intervals; weigh the task"
+                found.append(Finding("warning", check.where, rule, check.known, 0, share, fix))
             else:
                 found.append(Finding("note", check.where, rule, check.known, None, share, ""))
         return found
@@ -232,6 +241,8 @@ class FeatureCheck:
         fix = "mend these cells, or make the feature categorical"
         self.text = self.check.tally("warning", "a numeric feature should hold numbers", fix)
         self.infinite = self.check.tally("warning", "a numeric feature should be finite", "mend or empty these cells")
+        rule = "a numeric feature is NaN: it counts as missing"
+        self.nan = self.check.tally("warning", rule, "leave the cell empty (null)")
 
     def see(self, column: pa.ChunkedArray, first_row: int) -> None:
         """One part."""
@@ -240,6 +251,7 @@ class FeatureCheck:
             values, text = numbers(column)
             self.text.add(text, column, first_row)
             self.infinite.add(np.isinf(values), column, first_row)
+            self.nan.add(not_a_number(column, values), column, first_row)
 
     def findings(self) -> list[Finding]:
         """Empty, constant or mistyped features."""
@@ -261,21 +273,23 @@ def numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return values, np.array([c is not None and np.isnan(v) for c, v in zip(cells, values, strict=True)], dtype=bool)
 
 
-def orphans(seen: pa.Array, known: pa.Array, where: str, table: str) -> Finding | None:
+def not_a_number(column: pa.ChunkedArray, values: np.ndarray) -> np.ndarray:
+    """Where a float column holds NaN instead of null."""
+    if not pa.types.is_floating(column.type):
+        return np.zeros(len(values), dtype=bool)
+    return np.asarray(np.isnan(values) & pc.is_valid(column).to_numpy())
+
+
+def orphans(seen: KeyCheck, known: pa.Array, table: str) -> Finding | None:
     """Keys of the interactions that an entity table lacks."""
-    lost = seen.filter(pc.invert(pc.is_in(seen, value_set=known)))
+    keys = seen.keys()
+    lost = keys.filter(pc.invert(pc.is_in(keys, value_set=known)))
     if not len(lost):
         return None
-    rule = f"{len(lost)} of {len(seen)} keys have no row in the {table} table"
-    return Finding(
-        "warning",
-        where,
-        rule,
-        len(lost),
-        None,
-        lost[0].as_py(),
-        f"add them to {table}; they are used without attributes",
-    )
+    rule = f"{len(lost)} of {len(keys)} keys have no row in the {table} table"
+    fix = f"add them to {table}; they are used without attributes"
+    value = lost[0].as_py()
+    return Finding("warning", seen.check.where, rule, len(lost), seen.first_row(value), value, fix)
 
 
 def _as_number(cell: object) -> float:

@@ -21,6 +21,8 @@ from rayrank.schema import CategoricalFeature, DatasetSchema, Feature
 from rayrank.sources import storage
 from rayrank.sources.manifest import Manifest, read_manifest
 
+_SHARD_FIX = "run prepare again, or validate with on_bad_shard=quarantine to go on without it"
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -38,12 +40,17 @@ class Dataset:
         """
         manifest = read_manifest(path)
         expected = {s.file: s.sha256 for s in manifest.shards} | manifest.tables
+        sizes = {s.file: s.bytes for s in manifest.shards}
         for name, checksum in expected.items():
             file = storage.join(path, name)
+            fix = _SHARD_FIX if name in sizes else "run prepare again"
             if not storage.exists(file):
-                raise ConfigError(file, None, "the manifest names this file but it is missing", "run prepare again")
+                raise ConfigError(file, None, "the manifest names this file but it is missing", fix)
+            if sizes.get(name) and storage.size(file) != sizes[name]:
+                rule = f"shard is truncated or changed; the manifest says {sizes[name]} bytes"
+                raise ConfigError(file, storage.size(file), rule, fix)
             if verify and storage.sha256(file) != checksum:
-                raise ConfigError(file, checksum, "checksum must be that of the manifest", "run prepare again")
+                raise ConfigError(file, checksum, "checksum must be that of the manifest", fix)
         return cls(path, manifest)
 
     @property
@@ -78,11 +85,19 @@ class Dataset:
 
 
 def read_row_group(path: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """One row group of a Parquet file; a list column is named by its plain name."""
+    """One row group of a Parquet file; a list column is named by its plain name.
+
+    Raises:
+        ConfigError: the file is corrupt or truncated.
+    """
     system, inside = storage.locate(path)
-    with system.open_input_file(inside) as file:
-        names = list(columns) if columns is not None else None
-        return pq.ParquetFile(file).read_row_group(group, columns=names, use_threads=False)
+    names = list(columns) if columns is not None else None
+    try:
+        with system.open_input_file(inside) as file:
+            return pq.ParquetFile(file).read_row_group(group, columns=names, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        rule = f"shard must be readable ({str(error).splitlines()[0]})"
+        raise ConfigError(path, group, rule, _SHARD_FIX) from None
 
 
 def catalogue_of(table: pa.Table, schema: DatasetSchema) -> Catalogue:

@@ -33,6 +33,7 @@ class ShardInfo(Config):
 
     file: str = Field(description="path below the dataset folder")
     sha256: str = Field(description="checksum of the file")
+    bytes: int = Field(0, description="size of the file; 0: not recorded")
     sequences: int = Field(description="rows of the file")
     row_groups: tuple[GroupInfo, ...] = Field(description="in file order")
 
@@ -56,6 +57,18 @@ class Counts(Config):
     )
 
 
+class LeftOut(Config):
+    """A broken shard that was put aside."""
+
+    file: str = Field(description="path below the dataset folder that it had")
+    sha256: str = Field(description="checksum it should have")
+    reason: str = Field(description="what is wrong with it")
+    sequences: int = Field(description="rows lost")
+    train: int = Field(description="training targets lost")
+    valid: int = Field(description="validation targets lost")
+    test: int = Field(description="test targets lost")
+
+
 class Manifest(Config):
     """Everything a reader needs to know before it opens a shard."""
 
@@ -67,6 +80,7 @@ class Manifest(Config):
     counts: Counts = Field(description="sizes")
     shards: tuple[ShardInfo, ...] = Field(description="shard files in order")
     tables: dict[str, str] = Field(description="items.parquet and users.parquet -> sha256")
+    left_out: tuple[LeftOut, ...] = Field((), description="broken shards that were put aside; prepare makes them anew")
     window: int = Field(description="visible history that a chunk repeats from before its targets, in events")
     oracle: dict[str, float] = Field({}, description="synthetic data: AUC of the true probabilities on test, by task")
     oracle_biases: dict[str, float] = Field(
@@ -104,6 +118,8 @@ def read_manifest(path: str) -> Manifest:
         found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
         raise ConfigError(file, found, f"this version reads dataset format {FORMAT}", "run prepare again")
     manifest = parse(Manifest, raw, origin=file)
+    if not manifest.shards:
+        raise ConfigError(file, 0, "a dataset has at least one shard", "run prepare again")
     schema = manifest.dataset_schema
     if schema.fingerprint() != manifest.fingerprint:
         raise ConfigError(file, manifest.fingerprint, "fingerprint must be that of the schema", "run prepare again")

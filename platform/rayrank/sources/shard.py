@@ -76,7 +76,13 @@ def write_shard(path: str, table: pa.Table, max_events: int, max_sequences: int)
                 )
             )
     file = "/".join(path.rsplit("/", 2)[-2:])
-    return ShardInfo(file=file, sha256=storage.sha256(path), sequences=table.num_rows, row_groups=tuple(groups))
+    return ShardInfo(
+        file=file,
+        sha256=storage.sha256(path),
+        bytes=storage.size(path),
+        sequences=table.num_rows,
+        row_groups=tuple(groups),
+    )
 
 
 def _sequence_columns(

@@ -5,10 +5,13 @@ Knows nothing about what the files hold.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import json
 import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +21,8 @@ from pyarrow import fs
 from rayrank.config import ConfigError
 
 _GLOB = "*?["
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 def locate(path: str) -> tuple[fs.FileSystem, str]:
@@ -120,6 +125,22 @@ def write_json(path: str, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
+@contextmanager
+def room_for(path: str) -> Iterator[None]:
+    """Around writing below ``path``: a full disk, a quota and a size limit become the user's mistake to mend.
+
+    Raises:
+        ConfigError: instead of the :class:`OSError` that says so.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL and not any(word in str(error) for word in _FULL_WORDS):
+            raise
+        rule = f"the disk must have room for what is written ({_reason(error)})"
+        raise ConfigError(path, None, rule, "free space, or choose another folder; nothing is half-written") from None
+
+
 def make_folder(path: str) -> None:
     """Create a folder and its parents.
 
@@ -131,6 +152,13 @@ def make_folder(path: str) -> None:
         system.create_dir(inside, recursive=True)
     except OSError as error:
         raise ConfigError(path, path, f"folder must be writable ({_reason(error)})", "choose another folder") from None
+
+
+def move(source: str, target: str) -> None:
+    """Rename a file within one filesystem; the target's folder is made."""
+    make_folder(posixpath.dirname(target))
+    system, inside = locate(source)
+    system.move(inside, locate(target)[1])
 
 
 def remove(path: str) -> None:

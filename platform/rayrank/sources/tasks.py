@@ -15,7 +15,16 @@ from rayrank.sources.storage import read_arrow
 
 
 def perform(spec: BuildSpec, task: Task) -> Result:
-    """Run one task; what a worker calls. Results are small and JSON-able, data goes through files."""
+    """Run one task; what a worker calls. Results are small and JSON-able, data goes through files.
+
+    Raises:
+        ConfigError: malformed input, or no room for what is written.
+    """
+    with storage.room_for(spec.path):
+        return _perform(spec, task)
+
+
+def _perform(spec: BuildSpec, task: Task) -> Result:
     work = work_folder(spec.path)
     match task.stage:
         case "spill":

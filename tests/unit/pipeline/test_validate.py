@@ -67,25 +67,25 @@ def test_clean_data_is_valid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "rule", "example"),
     [
-        ({3: "u1,i1,1700000003,2,1,0", 9: "u1,i1,1700000009,7,1,0"}, ("error", "click"), "must be 0 or 1", (2, 3)),
-        ({5: "u1,i1,1700000003,x,1,0"}, ("error", "click"), "must be a number", (1, 5)),
-        ({5: "u1,i1,1700000003,1,9,0"}, ("warning", "stars"), "should lie in 1..5", (1, 5)),
-        ({5: "u1,i1,1700000003,1,inf,0"}, ("error", "stars"), "must be finite", (1, 5)),
+        ({3: "u3,i1,1700000003,2,1,0", 9: "u1,i1,1700000009,7,1,0"}, ("error", "click"), "must be 0 or 1", (2, 3)),
+        ({5: "u1,i1,1700000005,x,1,0"}, ("error", "click"), "must be a number", (1, 5)),
+        ({5: "u1,i1,1700000005,1,9,0"}, ("warning", "stars"), "should lie in 1..5", (1, 5)),
+        ({5: "u1,i1,1700000005,1,inf,0"}, ("error", "stars"), "must be finite", (1, 5)),
         ({2: ",i1,1700000003,1,1,0"}, ("error", "user_id"), "must not be missing", (1, 2)),
         ({7: "u1,i1,-5,1,1,0"}, ("error", "timestamp"), "must not be negative", (1, 7)),
         ({7: "u1,i1,,1,1,0"}, ("error", "timestamp"), "must not be missing", (1, 7)),
         ({8: "u1,i1,1700000003000,1,1,0"}, ("error", "timestamp"), "wrong or mixed units", (1, 8)),
         (
-            {8: "u1,i9,1700000003,1,1,0"},
+            {8: "u0,i9,1700000008,1,1,0"},
             ("warning", "item_id"),
             "1 of 6 keys have no row in the items table",
-            (1, None),
+            (1, 8),
         ),
         (
-            {8: "u9,i1,1700000003,1,1,0"},
+            {8: "u9,i1,1700000008,1,1,0"},
             ("warning", "user_id"),
             "1 of 5 keys have no row in the users table",
-            (1, None),
+            (1, 8),
         ),
     ],
 )

@@ -1,0 +1,114 @@
+"""How long ``validate`` takes per million interactions, on one core, text parsing and all checks included.
+
+Two arms on the same rows: a CSV file (parsed as text) and a Parquet file. Columns: user, item, time, request, two
+labels, a category and a number; beside them an items and a users table. The claim is the slower arm.
+
+    python -m benchmarks.validate [--rows 1000000]
+    python -m benchmarks.validate --quick      200,000 rows
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from rayrank.config import parse
+from rayrank.pipeline.validate import ValidateConfig, validate
+
+SCHEMA = """
+name: bench
+request_id: request_id
+tasks:
+  - {kind: binary, name: click, column: click}
+  - {kind: regression, name: stars, column: stars, low: 1, high: 5}
+item_features: [{kind: numeric, name: price, column: price}]
+context_features: [{kind: categorical, name: tab, column: tab}, {kind: numeric, name: bid, column: bid}]
+text: "{title}"
+split: {kind: time}
+"""
+USER_SHARE, NUM_ITEMS = 0.05, 20_000
+
+
+def tables(rows: int) -> dict[str, pa.Table]:
+    """Seeded events in time order, items and users."""
+    rng = np.random.default_rng(0)
+    users = max(10, int(rows * USER_SHARE))
+    request = np.arange(rows) // 5
+    owner = rng.integers(users, size=request[-1] + 1)
+    item = (rng.integers(NUM_ITEMS, size=request[-1] + 1)[request] + 997 * (np.arange(rows) % 5)) % NUM_ITEMS
+    events = {
+        "user_id": pa.array([f"u{u}" for u in owner[request]]),
+        "item_id": pa.array([f"i{i}" for i in item]),
+        "timestamp": 1_700_000_000 + request,
+        "request_id": pa.array([f"r{r}" for r in request]),
+        "click": (rng.random(rows) < 0.2).astype(np.int8),
+        "stars": rng.integers(1, 6, rows).astype(np.float32),
+        "tab": pa.array([f"tab {t}" for t in rng.integers(8, size=rows)]),
+        "bid": rng.random(rows),
+    }
+    items = {
+        "item_id": [f"i{i}" for i in range(NUM_ITEMS)],
+        "title": [f"Item number {i} and some words" for i in range(NUM_ITEMS)],
+        "price": rng.random(NUM_ITEMS),
+    }
+    return {
+        "events": pa.table(events),
+        "items": pa.table(items),
+        "users": pa.table({"user_id": [f"u{u}" for u in range(users)]}),
+    }
+
+
+def measure(folder: Path, made: dict[str, pa.Table], suffix: str) -> tuple[float, int]:
+    """Seconds of one validation, and how many errors and warnings it has (none: the data is clean)."""
+    for name, table in made.items():
+        path = folder / f"{name}.{suffix}"
+        if suffix == "csv":
+            pa_csv.write_csv(table, path)
+        else:
+            pq.write_table(table, path, row_group_size=100_000)
+    source: dict[str, Any] = {"kind": "tables", "dataset": str(folder / "dataset.yaml")}
+    names = {"interactions": "events", "items": "items", "users": "users"}
+    source |= {key: str(folder / f"{name}.{suffix}") for key, name in names.items()}
+    config = parse(ValidateConfig, {"source": source, "path": str(folder / "out"), "rows_per_shard": 100_000})
+    began = time.perf_counter()
+    result = validate(config, lambda _: None)
+    seconds = time.perf_counter() - began
+    assert result.rows == made["events"].num_rows
+    return seconds, sum(f.severity != "note" for f in result.findings)
+
+
+def main(argv: list[str]) -> None:
+    """Print one JSON line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args(argv)
+    rows = 200_000 if options.quick else options.rows
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, whatever threads pyarrow starts
+    pa.set_cpu_count(1)
+    made = tables(rows)
+    per_million = {}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "dataset.yaml").write_text(SCHEMA)
+        for suffix in ("csv", "parquet"):
+            seconds, faults = measure(Path(folder), made, suffix)
+            assert faults == 0, "the generated data is clean"
+            per_million[suffix] = round(seconds * 1e6 / rows, 3)
+    slowest = max(per_million.values())
+    print(json.dumps({"seconds_per_million_rows": slowest, "by_format": per_million, "rows": rows, "cores": 1}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

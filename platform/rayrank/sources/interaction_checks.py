@@ -1,0 +1,136 @@
+"""All checks of the interactions, fed part by part: the file's own columns, or canonical ones of other sources.
+
+Knows which check looks at which column; knows nothing about how findings are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from rayrank.config import ConfigError
+from rayrank.schema import BinaryTask, CategoricalFeature
+from rayrank.sources.checks import FeatureCheck, Finding, KeyCheck, LabelCheck, TimeCheck, numbers
+from rayrank.sources.files import Wanted, file_parts, read_part
+from rayrank.sources.relations import boundaries
+from rayrank.sources.row_sample import RowSample, hashed
+from rayrank.sources.source import EVERY_ROW, Source, context_column, key_text, label_column, to_seconds
+from rayrank.sources.tables import Tables, interaction_columns
+
+Check = KeyCheck | TimeCheck | LabelCheck | FeatureCheck
+
+
+class InteractionChecks:
+    """What is wrong with single columns, and a sample of rows for the checks that compare rows."""
+
+    def __init__(self, source: Source) -> None:
+        schema = self.schema = source.schema
+        self.source, self.from_files = source, isinstance(source, Tables)
+        self.rows, self.sample = 0, RowSample()
+        self.keys = {
+            kind: KeyCheck(f"interactions.{getattr(schema, f'{kind}_id')}", False) for kind in ("user", "item")
+        }
+        self.times = TimeCheck(f"interactions.{schema.timestamp}", schema.time_unit)
+        tasks = [t for t in schema.event_tasks if t.column != EVERY_ROW]
+        if not self.from_files:  # canonical labels are 0/1 already
+            tasks = [t.model_copy(update={"at_least": None}) if isinstance(t, BinaryTask) else t for t in tasks]
+        self.labels = [LabelCheck(f"interactions.{t.column}", t) for t in tasks]
+        self.features = [FeatureCheck(f"interactions.{f.column}", f) for f in schema.context_features]
+        self.broken: dict[str, Finding] = {}
+
+    def run(self, max_rows: int | None) -> None:
+        """Look at every interaction, or at about ``max_rows`` of them."""
+        for table in self._tables():
+            self.see(table, self.rows)
+            self.rows += table.num_rows
+            if max_rows is not None and self.rows >= max_rows:
+                break
+
+    def see(self, table: pa.Table, first_row: int) -> None:
+        """One table; a column that is missing or of the wrong type becomes a finding."""
+        schema = self.schema
+        steps: list[tuple[str, str, Check]] = [
+            (schema.user_id, "user_id", self.keys["user"]),
+            (schema.item_id, "item_id", self.keys["item"]),
+            (schema.timestamp, "timestamp", self.times),
+            *((c.task.column, label_column(c.task.name), c) for c in self.labels),
+            *((c.feature.column, context_column(c.feature.name), c) for c in self.features),
+        ]
+        seen: dict[str, np.ndarray] = {"row": np.arange(first_row, first_row + table.num_rows)}
+        for name, canonical, check in steps:
+            try:
+                column = self._column(table, name if self.from_files else canonical)
+                if isinstance(check, KeyCheck):
+                    column = key_text(column, "interactions", name)
+                elif isinstance(check, TimeCheck):
+                    column = to_seconds(column, schema.time_unit if self.from_files else "s", "interactions", name)
+                check.see(column, first_row)
+                seen |= _sampled(check, column, canonical.removesuffix("_id"))
+            except ConfigError as error:
+                finding = Finding(
+                    "error", f"interactions.{name}", error.rule, table.num_rows, first_row, None, error.fix
+                )
+                self.broken.setdefault(name, finding)
+        request = (schema.request_id if self.from_files else "request_id") if schema.request_id else None
+        if request in table.column_names:
+            seen["request"] = hashed(key_text(table[request], "interactions", str(request)))
+        elif request is not None:
+            self._missing(str(schema.request_id), table, first_row)
+        if {"user", "item", "timestamp"} <= set(seen):
+            seen["time"] = seen.pop("timestamp")
+            self.sample.add(seen)
+
+    def findings(self) -> list[Finding]:
+        """Everything found in single columns."""
+        checks: list[Check] = [*self.keys.values(), self.times, *self.labels, *self.features]
+        found = [*self.broken.values(), *(f for check in checks for f in check.findings())]
+        if not self.rows:
+            found.append(Finding("error", "interactions", "must not be empty", 0, None, None, "check the files"))
+        if self.times.check.rows:
+            found += boundaries(self.schema, self.times.check.low, self.times.check.high)
+        return found
+
+    def _tables(self) -> Iterator[pa.Table]:
+        """The interactions, as close to the file as the source can give them."""
+        if isinstance(self.source, Tables):
+            wanted = Wanted(interaction_columns(self.schema).columns)
+            for part in file_parts(self.source.config.interactions):
+                yield from read_part(part, wanted)
+        else:
+            for part in self.source.parts():
+                yield from self.source.read(part)
+
+    def _column(self, table: pa.Table, name: str) -> pa.ChunkedArray:
+        if name not in table.column_names:
+            rule = f"column is missing; the file has: {', '.join(table.column_names)}"
+            raise ConfigError(name, None, rule, "correct the schema or the file")
+        return table[name]
+
+    def _missing(self, name: str, table: pa.Table, first_row: int) -> None:
+        rule = f"column is missing; the file has: {', '.join(table.column_names)}"
+        where, fix = f"interactions.{name}", "correct request_id in the schema, or the file"
+        self.broken.setdefault(name, Finding("error", where, rule, table.num_rows, first_row, None, fix))
+
+
+def _sampled(check: Check, column: pa.ChunkedArray, name: str) -> dict[str, np.ndarray]:
+    """What the sample keeps of a column: hashes of keys and texts, numbers as they are."""
+    match check:
+        case KeyCheck():
+            return {name: hashed(column)}
+        case TimeCheck():
+            return {name: column.fill_null(0).to_numpy()}
+        case LabelCheck():
+            return {f"label:{check.task.name}": check.values(numbers(column)[0])}
+        case FeatureCheck():
+            if pa.types.is_nested(column.type):
+                return {}
+            if isinstance(check.feature, CategoricalFeature) and not _is_number(column.type):
+                codes = hashed(column)
+                return {f"feature:{check.feature.column}": np.where(codes == 0, np.nan, codes.astype(np.float64))}
+            return {f"feature:{check.feature.column}": numbers(column)[0]}
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
