@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,10 @@ def learned(given: World, spec: RankerSpec) -> tuple[Ranker, dict[str, float]]:
     """A model trained with the defaults and seed 0, on soft labels where there are any; streaming metrics on test."""
     learning, objective = LearningSpec(), ObjectiveSpec(distillation=DistillationSpec())
 
-    def epoch(number: int) -> Iterator[list[SequenceBatch]]:
+    def epoch(number: int, start: int) -> Iterator[list[SequenceBatch]]:
         dealt = plan(given.info(), learning.seed, number, learning.lanes, learning.batch_events)
         lanes = [(b for ref in lane for b in micro_batches(given.groups[ref.group], ref)) for lane in dealt.lanes]
-        return steps(lanes)
+        return islice(steps(lanes), start, None)
 
     dataset = given.dataset
     torch.manual_seed(learning.seed)

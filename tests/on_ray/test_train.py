@@ -17,7 +17,7 @@ from rayrank.learning.inputs import Snapshot
 from rayrank.learning.spec import LearningSpec
 from rayrank.on_ray.checkpoint import Checkpoints, run_key
 from rayrank.on_ray.cluster import Cluster, ClusterConfig, check_capacity, ensure_cluster
-from rayrank.on_ray.feed import first_need, train_groups
+from rayrank.on_ray.feed import first_need, left_over, train_groups
 from rayrank.on_ray.fit import Fitted, Listeners, fit
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.train import Workers, run_distributed, run_in_process
@@ -130,7 +130,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(small, tmp_path: Path) -
     lines: list[str] = []
     rest = fit(task, Listeners(progress=lines.append))
     assert rest.resumed_from == 2
-    assert any("going on after epoch 2" in line for line in lines)
+    assert any("going on at epoch 3, step" in line for line in lines)
     assert rest.curve == whole.curve
     assert rest.metrics == pytest.approx(whole.metrics, abs=0, nan_ok=True)
 
@@ -142,24 +142,28 @@ def test_checkpoints_of_another_config_are_not_used(small, tmp_path: Path) -> No
     other = task.model_copy(update={"learning": LearningSpec(learning_rate=0.5)})
     assert run_key(task) != run_key(other)
     keep = Checkpoints(str(tmp_path / "out"), run_key(task))
-    keep.write(Snapshot({"model/w": torch.ones(2)}, {"epoch": 1, "step": 4}), torch.nn.Linear(1, 1))
-    keep.write(Snapshot({"model/w": torch.zeros(2)}, {"epoch": 2, "step": 8}), torch.nn.Linear(1, 1))
+    keep.write(Snapshot({"model/w": torch.ones(2)}, {"stage": "rows", "epoch": 1, "step": 4}), torch.nn.Linear(1, 1))
+    keep.write(
+        Snapshot({"model/w": torch.zeros(2)}, {"stage": "sequences", "epoch": 2, "step": 8}), torch.nn.Linear(1, 1)
+    )
     found = keep.latest()
     assert found is not None
-    assert found.meta == {"epoch": 2, "step": 8}
+    assert found.meta == {"stage": "sequences", "epoch": 2, "step": 8}
     assert found.tensors["model/w"].tolist() == [0, 0]
-    assert sorted(p.name for p in Path(keep.folder).iterdir()) == ["checkpoint.json", "epoch-0002.safetensors"]
+    assert sorted(p.name for p in Path(keep.folder).iterdir()) == ["checkpoint.json", "sequences-0000008.safetensors"]
     assert Checkpoints(str(tmp_path / "out"), run_key(other)).latest() is None
     keep.remove()
     assert keep.latest() is None
 
 
-def test_order_of_first_need_is_what_the_lanes_pull(small) -> None:
+@pytest.mark.parametrize("done", [0, 3])
+def test_order_of_first_need_is_what_the_lanes_pull(small, done: int) -> None:
     from rayrank.learning.plan import plan
     from rayrank.on_ray.stream import Shards
 
-    lanes = plan(train_groups(Shards(small.dataset).manifest), 3, 1, 4, 256).lanes
-    pulled, queues = [], [[ref for ref in lane for _ in range(ref.splits)] for lane in lanes]
+    whole = plan(train_groups(Shards(small.dataset).manifest), 3, 1, 4, 256).lanes
+    lanes = [left_over(lane, done) for lane in whole]
+    pulled, queues = [], [[ref for ref in lane for _ in range(ref.splits)][done:] for lane in whole]
     for step in range(max(map(len, queues))):  # the slow, obvious way: who opens which row group when
         for queue in queues:
             if step < len(queue) and (step == 0 or queue[step] != queue[step - 1]):

@@ -21,7 +21,7 @@ class TrainData:
     """What is learned from. Iterables are this rank's share; all ranks may stop at different steps."""
 
     catalogue: Catalogue
-    train: Callable[[int], Iterable[Step]]  # epoch (from 0) -> steps
+    train: Callable[[int, int], Iterable[Step]]  # (epoch from 0, steps to leave out at the start) -> steps
     steps_per_epoch: int  # for the schedule: the plan's length
     valid: Callable[[], Iterable[SequenceBatch]] | None = None  # row groups that hold valid targets
 
@@ -36,10 +36,24 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything needed to go on after an epoch; plain tensors and JSON values."""
+    """Everything needed to go on from a place in the data; plain tensors and JSON values.
+
+    ``meta`` says the place: ``stage`` ('rows' or 'sequences'), ``epoch``, ``position`` (steps of the epoch that are
+    done; for rows: the window's first step and the pieces of the window that are done).
+    """
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Used:
+    """The train targets whose losses made one optimiser step, on this rank."""
+
+    stage: str
+    epoch: int
+    step: int
+    row: Tensor  # int64, row numbers of the source
 
 
 @dataclass(frozen=True)
@@ -48,5 +62,8 @@ class Hooks:
 
     report: Callable[[dict[str, Any]], None] = lambda _: None
     on_epoch: Callable[[Snapshot], None] = lambda _: None
+    due: Callable[[], bool] = lambda: False  # asked after every step; one rank's yes makes all take a snapshot
+    on_snapshot: Callable[[Snapshot], None] = lambda _: None  # within an epoch, on every rank
+    on_used: Callable[[Used], None] | None = None
     log_every: int = 20
     resume: Snapshot | None = None

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from rayrank.batch import FAR, Catalogue, Events, SequenceBatch
 from rayrank.learning.collectives import Collectives
-from rayrank.learning.inputs import Hooks, Step, TrainData, TrainSpec
+from rayrank.learning.inputs import Hooks, Step, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Average, Rates, build_optimiser, schedule, split_parameters, sum_gradients
 from rayrank.learning.plan import take
+from rayrank.learning.state import StageState, snapshot
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker, take_rows
 from rayrank.objectives.losses import Outputs, compute, label_counts
@@ -31,65 +32,86 @@ _STEPS = 1 << 40
 """Offset that keeps the dropout of this stage apart from that of the next one."""
 
 
+STAGE = "rows"
+
+
 def train_rows(model: Ranker, data: TrainData, spec: TrainSpec, hooks: Hooks, collectives: Collectives) -> None:
-    """Train the static path in place; its averaged weights stay."""
-    rows = spec.learning.rows
-    parameters = split_parameters(model)[0]
-    optimiser = build_optimiser(
-        model, parameters, Rates(rows.learning_rate, rows.learning_rate, rows.weight_decay, rows.weight_decay)
-    )
-    average, step = Average(parameters, rows.ema), 0
-    for epoch in range(rows.epochs):
-        seen, losses = 0.0, dict[str, float]()
-        for batch, done in _steps(data, epoch, spec, collectives):
-            noise = Noise(spec.learning.seed, _STEPS + step)
-            optimiser.zero_grad(set_to_none=True)
-            sums, counts = _backward(model, batch, data.catalogue, spec, noise, collectives)
-            share = schedule((epoch + done) / rows.epochs, spec.learning.warmup, spec.learning.final_learning_rate)
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * share
-            sum_gradients(parameters, collectives)
-            torch.nn.utils.clip_grad_norm_(parameters, spec.learning.clip)
-            optimiser.step()
-            average.update()
-            step += 1
-            collectives.all_reduce_sum(sums)
-            seen += 1.0
-            means = (sums / torch.stack(list(counts.values())).clamp_min(1)).tolist()
-            for name, value in zip(counts, means, strict=True):
-                losses[f"loss/{name}"] = losses.get(f"loss/{name}", 0.0) + value
-        found = {name: value / max(1.0, seen) for name, value in losses.items()}
-        hooks.report({"stage": "rows", "epoch": epoch, "epochs": rows.epochs, **found})
-    average.keep()
+    """Train the static path in place; its averaged weights stay. Goes on from a snapshot of this stage."""
+    _Rows(model, data, spec, hooks, collectives).all_epochs()
 
 
-def _backward(
-    model: Ranker,
-    batch: SequenceBatch | None,
-    catalogue: Catalogue,
-    spec: TrainSpec,
-    noise: Noise,
-    collectives: Collectives,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gradients of this rank's rows; (loss sums, label counts of all ranks) by event task."""
-    device = next(model.parameters()).device
-    names = [task.name for task in model.schema.event_tasks]
-    flat, targets = torch.zeros(len(names), device=device), None
-    if batch is not None:
-        batch = batch.to(device)
-        targets = training_targets(batch, torch.full_like(batch.valid_from_B, FAR))
-        found = label_counts(targets, model.schema, spec.objective)
-        flat = torch.stack([found[name] for name in names])
-    collectives.all_reduce_sum(flat)
-    counts, sums = dict(zip(names, flat.unbind(), strict=True)), torch.zeros(len(names), device=device)
-    if batch is not None and targets is not None:
-        said = _static_outputs(model, batch, targets, catalogue, noise)
-        terms = compute(said, targets, model.schema, spec.objective)
-        every = {task.name: counts.get(task.name, flat.new_ones(())) for task in model.schema.tasks}
-        terms.total(every, spec.objective).backward()
-        for (task, _), value in terms.sums.items():
-            sums[names.index(task)] += value.detach()
-    return sums, counts
+class _Rows:
+    def __init__(self, model: Ranker, data: TrainData, spec: TrainSpec, hooks: Hooks, collectives: Collectives) -> None:
+        self.model, self.data, self.spec, self.hooks, self.collectives = model, data, spec, hooks, collectives
+        rows, parameters = spec.learning.rows, split_parameters(model)[0]
+        rates = Rates(rows.learning_rate, rows.learning_rate, rows.weight_decay, rows.weight_decay)
+        optimiser = build_optimiser(model, parameters, rates)
+        self.state = StageState(model, parameters, optimiser, Average(parameters, rows.ema))
+        self.names = [task.name for task in model.schema.event_tasks]
+        self.step, self.epoch, self.begin = 0, 0, (0, 0)
+
+    def all_epochs(self) -> None:
+        resume, epochs = self.hooks.resume, self.spec.learning.rows.epochs
+        if resume is not None and resume.meta["stage"] == STAGE:
+            self.state.put_back(resume)
+            self.step, self.epoch = int(resume.meta["step"]), int(resume.meta["epoch"])
+            self.begin = (int(resume.meta["position"][0]), int(resume.meta["position"][1]))
+        while self.epoch < epochs:
+            seen, losses = 0, torch.zeros(len(self.names))
+            for batch, done, place in _steps(self.data, self.epoch, self.spec, self.collectives, self.begin):
+                means, due = self._step(batch, (self.epoch + done) / epochs)
+                seen, losses = seen + 1, losses + means.cpu()
+                if due:
+                    self._keep(place)
+            found = {f"loss/{n}": v for n, v in zip(self.names, (losses / max(1, seen)).tolist(), strict=True)}
+            self.hooks.report({"stage": STAGE, "epoch": self.epoch, "epochs": epochs, **found})
+            self.epoch, self.begin = self.epoch + 1, (0, 0)
+        self.state.average.keep()
+
+    def _step(self, batch: SequenceBatch | None, progress: float) -> tuple[Tensor, bool]:
+        """(mean loss by event task over all ranks, whether a rank asks for a snapshot)."""
+        noise, optimiser = Noise(self.spec.learning.seed, _STEPS + self.step), self.state.optimiser
+        optimiser.zero_grad(set_to_none=True)
+        sums, counts, due = self._backward(batch, noise)
+        share = schedule(progress, self.spec.learning.warmup, self.spec.learning.final_learning_rate)
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * share
+        sum_gradients(self.state.parameters, self.collectives)
+        torch.nn.utils.clip_grad_norm_(self.state.parameters, self.spec.learning.clip)
+        optimiser.step()
+        self.state.average.update()
+        if self.hooks.on_used and batch is not None:
+            self.hooks.on_used(Used(STAGE, self.epoch, self.step, batch.row_BT[:, 0]))
+        self.step += 1
+        self.collectives.all_reduce_sum(sums)
+        return sums / torch.stack(list(counts.values())).clamp_min(1), due
+
+    def _backward(self, batch: SequenceBatch | None, noise: Noise) -> tuple[Tensor, dict[str, Tensor], bool]:
+        """Gradients of this rank's rows; loss sums, label counts of all ranks by event task, snapshot or not."""
+        model, objective = self.model, self.spec.objective
+        device = next(model.parameters()).device
+        flat, targets = torch.zeros(len(self.names) + 1, device=device), None
+        if batch is not None:
+            batch = batch.to(device)
+            targets = training_targets(batch, torch.full_like(batch.valid_from_B, FAR))
+            found = label_counts(targets, model.schema, objective)
+            flat[:-1] = torch.stack([found[name] for name in self.names])
+        flat[-1] = float(self.hooks.due())
+        self.collectives.all_reduce_sum(flat)
+        counts = dict(zip(self.names, flat[:-1].unbind(), strict=True))
+        sums = torch.zeros(len(self.names), device=device)
+        if batch is not None and targets is not None:
+            said = _static_outputs(model, batch, targets, self.data.catalogue, noise)
+            terms = compute(said, targets, model.schema, objective)
+            every = {task.name: counts.get(task.name, flat.new_ones(())) for task in model.schema.tasks}
+            terms.total(every, objective).backward()
+            for (task, _), value in terms.sums.items():
+                sums[self.names.index(task)] += value.detach()
+        return sums, counts, bool(flat[-1] > 0)
+
+    def _keep(self, place: tuple[int, int]) -> None:
+        meta = {"stage": STAGE, "epoch": self.epoch, "position": list(place), "step": self.step}
+        self.hooks.on_snapshot(snapshot(self.state.tensors(), {**meta, "updates": self.state.average.updates}))
 
 
 def _static_outputs(
@@ -103,12 +125,15 @@ def _static_outputs(
 
 
 def _steps(
-    data: TrainData, epoch: int, spec: TrainSpec, collectives: Collectives
-) -> Iterator[tuple[SequenceBatch | None, float]]:
-    """(this rank's rows of the step or None, share of the epoch that is done after it); as many on every rank."""
+    data: TrainData, epoch: int, spec: TrainSpec, collectives: Collectives, begin: tuple[int, int]
+) -> Iterator[tuple[SequenceBatch | None, float, tuple[int, int]]]:
+    """(this rank's rows of the step or None, share of the epoch done after it, place after it); as many on every rank.
+
+    ``begin`` is such a place: a window's first micro-batch and how many of the window's pieces are done.
+    """
     rows, order = spec.learning.rows, Noise(spec.learning.seed, FIRST_EPOCH + epoch)
-    iterator = iter(data.train(FIRST_EPOCH + epoch))
-    for start in range(0, data.steps_per_epoch, rows.window):
+    iterator = iter(data.train(FIRST_EPOCH + epoch, begin[0]))
+    for start in range(begin[0], data.steps_per_epoch, rows.window):
         length = min(rows.window, data.steps_per_epoch - start)
         last = start + length == data.steps_per_epoch
         held = as_rows(iterator if last else islice(iterator, length))  # epochs differ by a step or two
@@ -116,10 +141,10 @@ def _steps(
         found = int(collectives.all_reduce_sum(count))
         pieces = max(1, -(-found // rows.batch), min(round(rows.steps * length / data.steps_per_epoch), found // 64))
         place = None if held is None else (order.uniform("rows", held.row_BT[:, 0]) * pieces).long()
-        for piece in range(pieces):
+        for piece in range(begin[1] if start == begin[0] else 0, pieces):
             mine = None if place is None else (place == piece).nonzero()[:, 0]
             batch = None if held is None or mine is None or not len(mine) else take(held, mine)
-            yield batch, (start + length * (piece + 1) / pieces) / data.steps_per_epoch
+            yield batch, (start + length * (piece + 1) / pieces) / data.steps_per_epoch, (start, piece + 1)
 
 
 def as_rows(steps: Iterable[Step]) -> SequenceBatch | None:

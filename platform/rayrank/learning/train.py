@@ -17,10 +17,12 @@ from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.blend import choose_share
 from rayrank.learning.collectives import Collectives, Solo
 from rayrank.learning.forward import StepNoise, forward, retrieval_tasks, sample_items
-from rayrank.learning.inputs import Hooks, Snapshot, Step, TrainData, TrainSpec
+from rayrank.learning.inputs import Hooks, Snapshot, Step, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Average, Rates, build_optimiser, schedule, split_parameters, sum_gradients
 from rayrank.learning.predict import predict
+from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.rows import train_rows
+from rayrank.learning.state import StageState, share_marks, snapshot, under
 from rayrank.learning.texts import choose_rows, encode_catalogue, encode_fresh, is_trained, write_back
 from rayrank.metrics.scores import merge
 from rayrank.metrics.summary import evaluate_scores
@@ -67,15 +69,16 @@ class _Run:
         self.encodes = is_trained(model)
         self.parameters = split_parameters(model)[1]
         self.optimiser = build_optimiser(model, self.parameters, Rates.of(self.spec))
-        self.step, self.epoch = 0, 0
+        self.step, self.epoch, self.position = 0, 0, 0
         self.average = Average(self.parameters, self.spec.ema)
         self.history: list[dict[str, Any]] = []
         self.curve: list[dict[str, float]] = []
         self.best: tuple[int, dict[str, Tensor], Catalogue] | None = None
 
     def all_epochs(self) -> TrainResult:
-        if self.hooks.resume is not None:
-            self._restore(self.hooks.resume)
+        resume = self.hooks.resume
+        if resume is not None and resume.meta["stage"] != ROWS:
+            self._restore(resume)
         else:
             self._first_stage()
         while self.epoch < self.spec.epochs and not self._exhausted():
@@ -87,7 +90,7 @@ class _Run:
                 self._remember(metrics)
             entry = {"epoch": self.epoch, "events_per_s": events / seconds, "wait_share": waited / seconds}
             self.history.append({**entry, "seconds": seconds, "metrics": metrics})
-            self.epoch += 1
+            self.epoch, self.position = self.epoch + 1, 0
             self.hooks.report({**entry, **metrics})
             self.hooks.on_epoch(self._snapshot())
         return self._finish()
@@ -105,29 +108,35 @@ class _Run:
         self.average = Average(self.parameters, self.spec.ema)
 
     def _epoch(self) -> tuple[int, float]:
-        iterator = iter(self.data.train(self.epoch))
+        iterator = iter(self.data.train(self.epoch, self.position))
         events, waited, since = 0, 0.0, time.perf_counter()
         while True:
             asked = time.perf_counter()
             batches = next(iterator, None)
             waited += time.perf_counter() - asked
-            losses = self._step(batches)
-            if losses is None:
+            found = self._step(batches)
+            if found is None:
                 return events, waited
+            losses, due = found
             events += sum(int((batch.part_BT == TRAIN).sum()) for batch in batches or ())
             self.curve.append(losses)
+            self.position += 1
+            if due:
+                share_marks(self.model, self.collectives)
+                self.hooks.on_snapshot(self._snapshot())
             if self.step % self.hooks.log_every == 0:
                 rate = events / (time.perf_counter() - since)
                 self.hooks.report({"step": self.step, "epoch": self.epoch, **losses, "events_per_s": rate})
 
-    def _step(self, batches: Step | None) -> dict[str, float] | None:
-        """One optimiser step; None when no rank has a batch left."""
+    def _step(self, batches: Step | None) -> tuple[dict[str, float], bool] | None:
+        """One optimiser step: (losses, whether a rank asks for a snapshot); None when no rank has a batch left."""
         noise = Noise(self.spec.seed, self.step)
         lanes = [batch.to(self.device) for batch in batches or ()]
         targets = [self._targets(batch, noise) for batch in lanes]
-        counts = self._counts(targets, batches is not None)
-        if counts is None:
+        found = self._counts(targets, batches is not None)
+        if found is None:
             return None
+        counts, due = found
         samples = None
         if retrieval_tasks(self.model.schema):
             seed = self.spec.seed * 1_000_003 + self.step
@@ -150,7 +159,13 @@ class _Run:
         self._update()
         if self.encodes:
             write_back(self.catalogue, fresh, self.collectives)
-        return self._losses(sums, counts)
+        self._say_used(lanes)
+        return self._losses(sums, counts), due
+
+    def _say_used(self, lanes: list[SequenceBatch]) -> None:
+        if self.hooks.on_used and lanes:
+            rows = torch.cat([batch.row_BT[batch.part_BT == TRAIN] for batch in lanes])
+            self.hooks.on_used(Used("sequences", self.epoch, self.step - 1, rows))
 
     def _targets(self, batch: SequenceBatch, noise: Noise) -> Targets:
         key_B = batch.events.key_B
@@ -163,14 +178,16 @@ class _Run:
             buffer[ids[ids < len(buffer)]] = 1.0
         return training_targets(batch, horizon_B)
 
-    def _counts(self, targets: list[Targets], mine: bool) -> dict[str, Tensor] | None:
-        """Label counts of all ranks; None when no rank has a batch (one message says both)."""
-        flat = torch.zeros(len(self.tasks) + 1, device=self.device)
-        flat[-1] = float(mine)
+    def _counts(self, targets: list[Targets], mine: bool) -> tuple[dict[str, Tensor], bool] | None:
+        """Label counts of all ranks, snapshot or not; None when no rank has a batch (one message says it all)."""
+        flat = torch.zeros(len(self.tasks) + 2, device=self.device)
+        flat[-2:] = torch.tensor([float(mine), float(self.hooks.due())])
         for target in targets:
-            flat[:-1] += torch.stack(list(label_counts(target, self.model.schema, self.objective).values()))
+            flat[:-2] += torch.stack(list(label_counts(target, self.model.schema, self.objective).values()))
         self.collectives.all_reduce_sum(flat)
-        return dict(zip(self.tasks, flat[:-1].unbind(), strict=True)) if float(flat[-1]) > 0 else None
+        if float(flat[-2]) == 0:
+            return None
+        return dict(zip(self.tasks, flat[:-2].unbind(), strict=True)), bool(flat[-1] > 0)
 
     def _update(self) -> None:
         progress = (self.step + 1) / (self.spec.epochs * self.data.steps_per_epoch)
@@ -194,8 +211,7 @@ class _Run:
         return {"loss": loss, **{f"loss/{task}": value for task, value in values.items()}}
 
     def _evaluate(self) -> dict[str, float]:
-        for buffer in (self.model.trained_users_U, self.model.trained_items_N):
-            buffer.copy_((self.collectives.all_reduce_sum(buffer) > 0).to(buffer.dtype))
+        share_marks(self.model, self.collectives)
         if self.data.valid is None:
             return {}
         if self.spec.choose_blend and self.spec.rows.epochs and self.model.has_static and self.model.has_sequence:
@@ -242,32 +258,26 @@ class _Run:
         bf16 = self.spec.precision == "bf16" and self.device.type == "cuda"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
 
+    def _state(self) -> StageState:
+        return StageState(self.model, self.parameters, self.optimiser, self.average)
+
     def _snapshot(self) -> Snapshot:
-        assert self.best is not None
-        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"best/{name}": value for name, value in self.best[1].items()}
-        tensors |= {f"average/{i}": value for i, value in enumerate(self.average.values)}
-        for i, parameter in enumerate(self.parameters):
-            for name, value in self.optimiser.state[parameter].items():
-                tensors[f"optimiser/{i}/{name}"] = value
+        tensors = self._state().tensors()
+        if self.best is not None:
+            tensors |= {f"best/{name}": value for name, value in self.best[1].items()}
         if self.encodes and self.catalogue.vectors_ND is not None:
             tensors["vectors"] = self.catalogue.vectors_ND
-        meta = {"epoch": self.epoch, "step": self.step, "updates": self.average.updates, "best_epoch": self.best[0]}
-        copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        return Snapshot(copies, {**meta, "history": list(self.history), "curve": list(self.curve)})
+        place = {"stage": "sequences", "epoch": self.epoch, "position": self.position, "step": self.step}
+        best = None if self.best is None else self.best[0]
+        meta = {**place, "updates": self.average.updates, "best_epoch": best}
+        return snapshot(tensors, {**meta, "history": list(self.history), "curve": list(self.curve)})
 
     def _restore(self, saved: Snapshot) -> None:
-        self.model.load_state_dict(_under(saved.tensors, "model/"))
-        self.average.values = [saved.tensors[f"average/{i}"].to(self.device) for i in range(len(self.parameters))]
-        for i, parameter in enumerate(self.parameters):
-            self.optimiser.state[parameter] = _under(saved.tensors, f"optimiser/{i}/")
+        self._state().put_back(saved)
         if "vectors" in saved.tensors:
-            self.catalogue = replace(self.catalogue, vectors_ND=saved.tensors["vectors"].to(self.device))
+            self.catalogue = replace(self.catalogue, vectors_ND=saved.tensors["vectors"].to(self.device, copy=True))
         meta = saved.meta
-        self.epoch, self.step, self.average.updates = int(meta["epoch"]), int(meta["step"]), int(meta["updates"])
+        self.epoch, self.position, self.step = int(meta["epoch"]), int(meta["position"]), int(meta["step"])
         self.history, self.curve = list(meta["history"]), list(meta["curve"])
-        self.best = (int(meta["best_epoch"]), _under(saved.tensors, "best/"), self.catalogue)
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+        if meta["best_epoch"] is not None:
+            self.best = (int(meta["best_epoch"]), under(saved.tensors, "best/"), self.catalogue)

@@ -1,4 +1,4 @@
-"""What a run keeps after every epoch, so that the same command goes on where it was interrupted.
+"""What a run keeps every minute and after every epoch, so that the same command goes on where it was interrupted.
 
 Safetensors and JSON beside the bundle to come; frozen weights are not repeated. Knows files and snapshots only.
 """
@@ -11,12 +11,11 @@ import json
 from safetensors.torch import load, save
 from torch import nn
 
-from rayrank.config import digest
 from rayrank.learning.code import code_digest
 from rayrank.learning.inputs import Snapshot
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import read_label_key
-from rayrank.on_ray.task import FitTask
+from rayrank.on_ray.task import PLACES, FitTask
 from rayrank.sources import storage
 from rayrank.sources.manifest import read_manifest
 
@@ -47,7 +46,7 @@ class Checkpoints:
             for name, value in snapshot.tensors.items()
             if name.removeprefix("model/").removeprefix("best/") not in frozen
         }
-        file = f"epoch-{int(snapshot.meta['epoch']):04d}.safetensors"
+        file = f"{snapshot.meta['stage']}-{int(snapshot.meta['step']):07d}.safetensors"
         place = storage.join(self.folder, META)
         old = json.loads(storage.read_bytes(place))["file"] if storage.exists(place) else None
         storage.write_bytes(storage.join(self.folder, file), save(kept))
@@ -73,7 +72,8 @@ def run_key(task: FitTask) -> str:
     Raises:
         ConfigError: one of them does not exist.
     """
-    parts = [digest(task), code_digest(), read_manifest(task.dataset).data_fingerprint]
+    asked = json.dumps({k: v for k, v in task.model_dump(mode="json").items() if k not in PLACES}, sort_keys=True)
+    parts = [asked, code_digest(), read_manifest(task.dataset).data_fingerprint]
     if task.teacher:
         parts.append(bundle_id(task.teacher))
     if task.labels:

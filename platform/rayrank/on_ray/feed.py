@@ -7,6 +7,8 @@ depends on seed, epoch and lanes only, so the numbers do not depend on how many 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 
@@ -24,19 +26,22 @@ class Feed:
     def __init__(self, stream: GroupStream, spec: LearningSpec, place: tuple[int, int]) -> None:
         self._stream, self._manifest, self._spec = stream, stream.shards.manifest, spec
         self._rank, self._world = place
-        self._begun: tuple[int, Iterator[list[SequenceBatch]]] | None = None
+        self._begun: tuple[tuple[int, int], Iterator[list[SequenceBatch]]] | None = None
 
-    def begin(self, epoch: int) -> None:
-        """Start reading for an epoch that :meth:`steps` will be asked for next; another epoch drops it."""
-        self._begun = (epoch, self.steps(epoch))
+    def begin(self, epoch: int, start: int = 0) -> None:
+        """Start reading for the steps that :meth:`steps` will be asked for next; others drop it."""
+        self._begun = ((epoch, start), self.steps(epoch, start))
 
-    def steps(self, epoch: int) -> Iterator[list[SequenceBatch]]:
-        """Steps of this rank in an epoch: the next micro-batch of each of its lanes that still has one."""
+    def steps(self, epoch: int, start: int = 0) -> Iterator[list[SequenceBatch]]:
+        """Steps of this rank in an epoch from ``start`` on: the next micro-batch of each lane that still has one.
+
+        Row groups that were used up before ``start`` are not read.
+        """
         begun, self._begun = self._begun, None
-        if begun is not None and begun[0] == epoch:
+        if begun is not None and begun[0] == (epoch, start):
             return begun[1]
         dealt = plan(train_groups(self._manifest), self._spec.seed, epoch, self._spec.lanes, self._spec.batch_events)
-        mine = dealt.of_rank(self._rank, self._world)
+        mine = [left_over(lane, start) for lane in dealt.of_rank(self._rank, self._world)]
         batches = self._batches([Group(ref.shard, ref.group) for ref in first_need(mine)])
         return steps([_lane(lane, batches) for lane in mine])
 
@@ -55,14 +60,32 @@ class Feed:
         return collate(table.drop_columns(soft), self._manifest.dataset_schema, labels)
 
 
-def first_need(lanes: Sequence[Sequence[GroupRef]]) -> list[GroupRef]:
+@dataclass(frozen=True)
+class Rest:
+    """A row group and how many of its micro-batches are done."""
+
+    ref: GroupRef
+    done: int
+
+
+def left_over(lane: Sequence[GroupRef], start: int) -> list[Rest]:
+    """What a lane has still to give after ``start`` micro-batches."""
+    found: list[Rest] = []
+    for ref in lane:
+        if start < ref.splits:
+            found.append(Rest(ref, start))
+        start = max(0, start - ref.splits)
+    return found
+
+
+def first_need(lanes: Sequence[Sequence[Rest]]) -> list[GroupRef]:
     """Row groups in the order in which the lanes, one micro-batch a step in turn, first need them."""
     needed: list[tuple[int, int, GroupRef]] = []
-    for lane, refs in enumerate(lanes):
+    for lane, rests in enumerate(lanes):
         step = 0
-        for ref in refs:
-            needed.append((step, lane, ref))
-            step += ref.splits
+        for rest in rests:
+            needed.append((step, lane, rest.ref))
+            step += rest.ref.splits - rest.done
     return [ref for _, _, ref in sorted(needed, key=lambda entry: entry[:2])]
 
 
@@ -90,6 +113,6 @@ def part_groups(manifest: Manifest, part: str) -> list[Group]:
     ]
 
 
-def _lane(refs: Sequence[GroupRef], batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
-    for ref in refs:
-        yield from micro_batches(next(batches), ref)
+def _lane(rests: Sequence[Rest], batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
+    for rest in rests:
+        yield from islice(micro_batches(next(batches), rest.ref), rest.done, None)

@@ -7,9 +7,11 @@ how its process was started, nor about MLflow.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +19,9 @@ import torch
 from rayrank.bundle import BundleParts, Parent, save_bundle
 from rayrank.config import ConfigError
 from rayrank.learning.collectives import Collectives, Solo
-from rayrank.learning.inputs import Hooks, Snapshot, TrainData, TrainSpec
+from rayrank.learning.inputs import Hooks, Snapshot, TrainData, TrainSpec, Used
 from rayrank.learning.rows import FIRST_EPOCH
+from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
@@ -69,7 +72,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     feed = Feed(GroupStream(shards, task.stream), task.learning, (collectives.rank, collectives.world))
     checkpoints = Checkpoints(task.output, run_key(task)) if task.output else None
     resume = checkpoints.latest() if checkpoints else None
-    feed.begin(_first_epoch(task, resume))  # reading starts while texts are encoded
+    feed.begin(*_first_steps(task, resume))  # reading starts while texts are encoded
     lines = _Lines(listeners, task.learning.epochs, collectives)
     lines.say(f"{collectives.world} process(es) ready, {dataset.manifest.counts.train:,} training targets")
     items = load_items(task, dataset, collectives, device)
@@ -79,7 +82,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     if items.encoder:
         lines.say(f"{len(items.catalogue) - 1:,} item texts as vectors after {seconds_items:.1f} s")
     if resume:
-        lines.say(f"going on after epoch {resume.meta['epoch']}")
+        lines.say(f"going on at {place_of(resume)}")
 
     def keep(snapshot: Any) -> None:
         epoch = int(snapshot.meta["epoch"])
@@ -88,7 +91,18 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
             checkpoints.write(snapshot, model)
         listeners.on_epoch(epoch, snapshot.meta["history"][-1]["metrics"])
 
-    hooks = Hooks(report=lines.report, on_epoch=keep, resume=resume and with_frozen(resume, model))
+    def keep_place(snapshot: Snapshot) -> None:
+        if checkpoints and collectives.rank == 0:
+            checkpoints.write(snapshot, model)
+
+    hooks = Hooks(
+        report=lines.report,
+        on_epoch=keep,
+        due=Due(task.checkpoint_s) if checkpoints and collectives.rank == 0 else lambda: False,
+        on_snapshot=keep_place,
+        on_used=Audit(task.audit, collectives.rank).write if task.audit else None,
+        resume=resume and with_frozen(resume, model),
+    )
     data = TrainData(
         items.catalogue,
         feed.steps,
@@ -104,11 +118,45 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     return _fitted(result, model, (began, seconds_items, collectives.world), resume)
 
 
-def _first_epoch(task: FitTask, resume: Snapshot | None) -> int:
-    """The epoch that the loop will most likely ask for first; another one costs time, not correctness."""
-    if resume:
-        return int(resume.meta["epoch"])
-    return FIRST_EPOCH if task.learning.rows.epochs else 0
+def _first_steps(task: FitTask, resume: Snapshot | None) -> tuple[int, int]:
+    """(epoch, step) that the loop will most likely ask for first; another one costs time, not correctness."""
+    if resume is None:
+        return FIRST_EPOCH if task.learning.rows.epochs else 0, 0
+    epoch, position = int(resume.meta["epoch"]), resume.meta["position"]
+    return (FIRST_EPOCH + epoch, int(position[0])) if resume.meta["stage"] == ROWS else (epoch, int(position))
+
+
+def place_of(resume: Snapshot) -> str:
+    """Where a snapshot goes on, for people."""
+    stage = "rows, " if resume.meta["stage"] == ROWS else ""
+    return f"{stage}epoch {int(resume.meta['epoch']) + 1}, step {int(resume.meta['step'])}"
+
+
+class Due:
+    """Says yes every ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        due = now - self._last >= self._seconds
+        self._last = now if due else self._last
+        return due
+
+
+class Audit:
+    """Appends the row numbers behind every optimiser step to ``used-<rank>.jsonl``; a step done again stands twice."""
+
+    def __init__(self, folder: str, rank: int) -> None:
+        self._path = Path(folder) / f"used-{rank}.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, used: Used) -> None:
+        """One line, on disk before the next step."""
+        line = {"stage": used.stage, "epoch": used.epoch, "step": used.step, "rows": used.row.tolist()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def _check_choice(task: FitTask, metrics: dict[str, float]) -> None:

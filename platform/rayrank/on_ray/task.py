@@ -26,3 +26,11 @@ class FitTask(Config):
     stream: StreamSpec = Field(default_factory=StreamSpec, description="how shards are read")
     cache: DataPath | None = Field(None, description="folder for encoded texts, shared by runs; None: not kept")
     threads: int = Field(1, ge=1, description="torch threads of each process")
+    checkpoint_s: float = Field(60.0, gt=0, description="seconds between checkpoints within an epoch")
+    audit: DataPath | None = Field(
+        None, description="local folder for the row numbers behind every optimiser step; None: not kept"
+    )
+
+
+PLACES = ("stream", "cache", "threads", "checkpoint_s", "audit")
+"""Fields of a task that say where and how it runs, not what it computes."""

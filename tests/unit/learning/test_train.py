@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pytest
 import torch
 
 from rayrank.batch import SequenceBatch
-from rayrank.learning.inputs import Hooks, TrainData, TrainSpec
+from rayrank.learning.inputs import Hooks, Snapshot, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Average, schedule
 from rayrank.learning.spec import LearningSpec, RowsSpec
 from rayrank.learning.train import TrainResult, train
@@ -85,20 +86,26 @@ def run(
         )
     data = TrainData(
         table,
-        lambda _: steps_of(given, lanes, rank, world),
+        lambda _, start: islice(steps_of(given, lanes, rank, world), start, None),
         -(-len(given) // lanes),
         lambda: iter(given[rank::world]),
     )
     return train(model, data, spec, hooks, collectives)
 
 
-def on_ranks(world: int, make: Callable[[], Ranker], given: list[SequenceBatch], spec: TrainSpec) -> list[TrainResult]:
+def on_ranks(
+    world: int,
+    make: Callable[[], Ranker],
+    given: list[SequenceBatch],
+    spec: TrainSpec,
+    hooks: Callable[[int], Hooks] = lambda _: Hooks(),
+) -> list[TrainResult]:
     shared: dict[str, Any] = {"barrier": threading.Barrier(world)}
     models, results = [make() for _ in range(world)], {}
 
     def work(rank: int) -> None:
         try:
-            results[rank] = run(models[rank], given, spec, Threads(rank, world, shared))
+            results[rank] = run(models[rank], given, spec, Threads(rank, world, shared), hooks(rank))
         except BaseException:
             shared["barrier"].abort()
             raise
@@ -192,6 +199,49 @@ def test_a_resumed_run_equals_an_uninterrupted_one() -> None:
     assert resumed.metrics == pytest.approx(whole.metrics, nan_ok=True)
 
 
+@pytest.mark.parametrize("encoder", [False, True])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_goes_on_at_any_step_to_the_same_weights(world: int, encoder: bool) -> None:
+    """Every snapshot of both stages, taken after every step, leads to the weights of the uninterrupted run."""
+    given, make = batches(4), lambda: fresh("teacher", encoder)
+    saved: list[list[Snapshot]] = [[] for _ in range(world)]
+
+    def hooks(rank: int) -> Hooks:
+        # Only the last rank asks; all of them must hear it.
+        return Hooks(due=lambda: rank == world - 1, on_snapshot=saved[rank].append)
+
+    whole = on_ranks(world, make, given, TrainSpec(LEARNING), hooks)[0]
+    places = [(s.meta["stage"], s.meta["epoch"], s.meta["position"]) for s in saved[0]]
+    assert {stage for stage, _, _ in places} == {"rows", "sequences"}
+    assert len(set(map(str, places))) == len(places)
+    for number in range(0, len(places), 3 if world == 1 else 7):
+        taken = saved[0][number]  # one rank's snapshot serves all, as after a restart
+        rest = on_ranks(world, make, given, TrainSpec(LEARNING), lambda _, t=taken: Hooks(resume=t))[0]
+        torch.testing.assert_close(curve(rest), curve(whole), rtol=0, atol=0)
+        assert rest.metrics == pytest.approx(whole.metrics, abs=0, nan_ok=True), places[number]
+
+
+def test_every_target_is_used_once_an_epoch_and_also_after_going_on() -> None:
+    given, saved, used = batches(4), list[Snapshot](), dict[tuple[str, int, int], list[int]]()
+
+    def note(one: Used) -> None:
+        used[one.stage, one.epoch, one.step] = one.row.tolist()
+
+    hooks = Hooks(due=lambda: len(saved) < 3, on_snapshot=saved.append, on_used=note)
+    run(fresh("teacher"), given, TrainSpec(LEARNING), hooks=hooks)
+    whole = dict(used)
+    every = sorted(int(r) for b in given for r in b.row_BT[b.part_BT == 1])
+    for stage, epochs in (("rows", 1), ("sequences", 2)):
+        for epoch in range(epochs):
+            rows = [r for (s, e, _), found in whole.items() if (s, e) == (stage, epoch) for r in found]
+            assert sorted(rows) == every
+    used.clear()
+    run(fresh("teacher"), given, TrainSpec(LEARNING), hooks=Hooks(on_used=note, resume=saved[2]))
+    before = {place: rows for place, rows in whole.items() if place not in used}
+    assert before | used == whole
+    assert len(before) == 3
+
+
 def test_learning_lowers_the_loss_and_keeps_the_best_epoch() -> None:
     learning = LEARNING.model_copy(update={"epochs": 8, "learning_rate": 2e-2, "horizon": 0.0})
     result = run(fresh("student"), batches(4), TrainSpec(learning))
@@ -210,7 +260,7 @@ def test_a_student_learns_from_soft_labels_alone() -> None:
         given.append(replace(one, events=replace(one.events, labels_BT=nothing), soft_BT=soft))
     learning = LEARNING.model_copy(update={"epochs": 6, "learning_rate": 5e-2})
     objective = ObjectiveSpec(distillation=DistillationSpec(mix=1.0), weights={"stars": 1.0})
-    data = TrainData(catalogue(), lambda _: steps_of(given, 1), 3)
+    data = TrainData(catalogue(), lambda _, start: islice(steps_of(given, 1), start, None), 3)
     result = train(fresh("student"), data, TrainSpec(learning, objective))
     assert curve(result, "loss/stars")[-1] < 0.2 * curve(result, "loss/stars")[0]
 
