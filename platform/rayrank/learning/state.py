@@ -1,4 +1,4 @@
-"""What a stage of training is made of at a moment: weights, optimiser, averages; into snapshots and back.
+"""What a stage of training is made of at a moment: weights, optimiser, averages; into snapshots and back."""
 
 from __future__ import annotations
 
