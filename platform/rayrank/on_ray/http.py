@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from pydantic import Field
 
@@ -68,7 +69,7 @@ def deployed(spec: GraphSpec, http: HttpConfig, page: str | None, progress: Call
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application, ran_before = build_graph(spec, page), _runs()
     try:
-        serve.start(http_options={"host": http.host, "port": http.port}, logging_config=QUIET)
+        _start(http, QUIET)
         # Deploy without blocking: the wait below has a time-out, the blocking form has none.
         serve.run_many(
             [serve.RunTarget(target=application, name=APPLICATION, route_prefix="/")],
@@ -82,6 +83,19 @@ def deployed(spec: GraphSpec, http: HttpConfig, page: str | None, progress: Call
                 serve.delete(APPLICATION)
             else:
                 shut_down()
+
+
+def _start(http: HttpConfig, logging_config: Any) -> None:
+    from ray import serve
+    from ray.exceptions import RayError
+
+    try:
+        serve.start(http_options={"host": http.host, "port": http.port}, logging_config=logging_config)
+    except RayError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in lines if "ALERT" in line or "crashed" in line), lines[-1] if lines else "?")
+        fix = "set http.profile=stock, or mend what it says"
+        raise ConfigError("http.profile", http.profile, f"the proxy did not start: {reason[:300]}", fix) from None
 
 
 def shut_down(wait_s: float = 30.0) -> None:

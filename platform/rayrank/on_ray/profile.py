@@ -23,6 +23,8 @@ ProfileName = Literal["auto", "haproxy", "stock"]
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 PROFILE = {SWITCH: "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_HAPROXY_NBTHREAD": "1"}
 """What cluster.yaml sets too. One proxy thread: Serve's default of four is for machines with more cores."""
+_DRAIN = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
+"""Replicas of a Ray of our own end with it: no other machine's proxy must learn of it first (default 30 s)."""
 _PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
 _CHECK_S = 10.0
 _OPEN = "ports 8404, 9101 and those of the replicas listen on all interfaces, whatever http.host says"
@@ -48,8 +50,8 @@ def launch_profile(name: ProfileName, address: str | None, progress: Callable[[s
         progress(f"HTTP: Serve's stock proxy ({reason})")
         yield
         return
-    folder = tempfile.mkdtemp(prefix="rayrank-haproxy-")
-    values = {k: v for k, v in {**PROFILE, **_places(folder)}.items() if k not in os.environ}
+    folder = tempfile.mkdtemp(prefix="rr-", dir="/tmp")  # short: socket paths below it may have about 100 characters
+    values = {k: v for k, v in {**PROFILE, **_DRAIN, **_places(folder)}.items() if k not in os.environ}
     os.environ.update(values)
     progress(f"HTTP: HAProxy in throughput mode ({_OPEN}; http.profile=stock avoids that)")
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,7 +144,8 @@ class ScoreWorker:
     def _shard(self, source: ShardsInput, shard: int) -> pa.Table:
         dataset = Dataset.open(_dataset_of(source, self._task.release))
         scorer = ShardScorer(self._graph, source.roles, Asked(source.part, source.protocol, self._task.release.fusion))
-        groups = range(len(dataset.manifest.shards[shard].row_groups))
+        known = dataset.manifest.shards[shard].row_groups
+        groups = [number for number, group in enumerate(known) if getattr(group, source.part)]
         found = [scorer.table(dataset.read_group(shard, group)) for group in groups]
         return pa.concat_tables([scorer.empty(), *found])
 
@@ -250,15 +252,19 @@ def _in_process(task: ScoreTask, pieces: list[dict[str, Any]]) -> Iterator[dict[
 def _on_actors(task: ScoreTask, pieces: list[dict[str, Any]], actors: int) -> Iterator[dict[str, Any]]:
     import ray
 
-    results = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
-        ScoreWorker,
-        fn_constructor_args=(task.model_dump(mode="json"),),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=1,
-        max_restarts=0,  # a lost actor ends the run, and the next run goes on at the first missing file
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(pieces))),
-    )
+    with warnings.catch_warnings():
+        # max_restarts=0: a lost actor ends the run, and the next run goes on at the first missing file. Ray's own
+        # restarts print an error line about every actor; their off switch is marked as deprecated.
+        warnings.simplefilter("ignore")
+        results = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
+            ScoreWorker,
+            fn_constructor_args=(task.model_dump(mode="json"),),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=1,
+            max_restarts=0,
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(pieces))),
+        )
     mistakes = []
     limit = Limit("cluster.stall_s", task.stall_s, "file of scores")
     # To the end, whatever is found: an abandoned stream keeps its actors and CPUs.

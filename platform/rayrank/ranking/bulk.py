@@ -1,7 +1,6 @@
 """Batch scoring with the serving code: targets of dataset shards, or a table of requests, to a table of scores.
 
-Every target is asked exactly like an online request: the same scorer, the same window of history, candidates of one
-request together. Knows tables and scorers; knows nothing about Ray.
+Knows tables, models and requests; knows nothing about Ray.
 """
 
 from __future__ import annotations
@@ -9,22 +8,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import torch
 from pydantic import BaseModel, ValidationError
+from torch import Tensor
 
+from rayrank.batch import Events, Queries
+from rayrank.bundle import Bundle
 from rayrank.config import ConfigError
 from rayrank.messages import ErrorField, RankedItem, RankRequest, RecommendRequest, error_fields
-from rayrank.ranking.context import ColdItems, UserContext
-from rayrank.ranking.fusion import fused, shown
+from rayrank.objectives.targets import pack
+from rayrank.ranking.fusion import fused, shown, task_scores
 from rayrank.ranking.graph import RankingGraph, RequestError
-from rayrank.ranking.scorer import Scorer
-from rayrank.ranking.store import History
-from rayrank.schema import PARTS, TEST, CategoricalFeature, DatasetSchema
-from rayrank.sources.dataset import feature_tensor
+from rayrank.schema import PARTS
+from rayrank.sources.collate import collate
+
+_PIECE = 16_384
+"""Padded positions scored at once."""
 
 Protocol = Literal["streaming", "snapshot"]
 
@@ -39,70 +43,70 @@ class Asked:
 
 
 class ShardScorer:
-    """Scores the targets of row groups with the models of a release, by role."""
+    """Scores the targets of row groups with the models of a release, by role.
+
+    A user's whole sequence is read once and every target of it asked with what it may see, as in training: the same
+    model functions as online, where a request is a sequence with one question.
+    """
 
     def __init__(self, graph: RankingGraph, roles: Sequence[str], asked: Asked) -> None:
-        self._scorers = {role: Scorer(b) for role in roles if (b := getattr(graph.bundles, role)) is not None}
+        self._bundles = {role: found for role in roles if (found := getattr(graph.bundles, role)) is not None}
         self._schema, self._asked, self._items = graph.bundles.first.info.data_schema, asked, graph.items
         self._users = _user_ids(graph)
 
     def table(self, rows: pa.Table) -> pa.Table:
         """One line per target: ids, time, label columns, ``<role>_<task>``, ``<role>_score``, ``score``."""
-        found: list[pa.Table] = []
-        for row in _sequences(rows, self._schema):
-            found += [self._request(row, at) for at in self._targets(row)]
-        return pa.concat_tables(found) if found else self.empty()
+        return pa.concat_tables([self.empty(), *(self._scored(piece) for piece in _pieces(rows))])
 
     def empty(self) -> pa.Table:
         """No lines, with the columns of :meth:`table`."""
         return self._schema_of_output().empty_table()
 
-    def _targets(self, row: _Sequence) -> Iterator[np.ndarray]:
-        """Positions of the targets of each request; a request whose context differs within is split."""
-        wanted = np.flatnonzero(row.lists["part"] == PARTS[self._asked.part])
-        keys = [(int(row.lists["request"][i]), *(float(c[i]) for c in row.context.values())) for i in wanted]
-        for key in dict.fromkeys(keys):
-            yield wanted[[k == key for k in keys]]
+    def _scored(self, rows: pa.Table) -> pa.Table:
+        batch = collate(rows, self._schema)
+        everything = batch.streaming() if self._asked.protocol == "streaming" else batch.snapshot()
+        queries, asked_BQ, place_BQ = pack(everything, batch.part_BT == PARTS[self._asked.part])
 
-    def _request(self, row: _Sequence, at: np.ndarray) -> pa.Table:
-        before = int(row.lists["request"][at[0]])
-        if self._asked.protocol == "snapshot" and self._asked.part != "train":
-            before = min(before, row.test_from if PARTS[self._asked.part] == TEST else row.valid_from)
-        visible = (row.lists["request"] < before) & row.lists["history"]
-        history = History(
-            row.lists["item"][visible],
-            row.lists["request"][visible],
-            row.lists["time"][visible],
-            {task: values[visible] for task, values in row.labels.items()},
-        )
-        context = UserContext(
-            history=history,
-            time=int(row.lists["time"][at[0]]),
-            user=row.user,
-            features=row.features,
-            context={name: values[at[0]] for name, values in row.context.items()},
-        )
-        candidates = row.lists["item"][at].astype(np.int64)
+        def column(values_BT: Tensor) -> np.ndarray:
+            return np.asarray(values_BT.gather(1, place_BQ)[asked_BQ].numpy())
+
+        user = batch.events.user_B.unsqueeze(1).expand_as(asked_BQ)[asked_BQ]
         columns: dict[str, Any] = {
-            "user_id": [self._users.get(row.user)] * len(at),
-            "item_id": [self._items.item_id(int(i)) for i in candidates],
-            "time": row.lists["time"][at],
-            "row": row.lists["row"][at],
+            "user_id": [self._users.get(number) for number in user.tolist()],
+            "item_id": [self._items.item_id(number) for number in column(batch.events.item_BT).tolist()],
+            "time": column(batch.events.time_BT),
+            "row": column(batch.row_BT),
         }
-        columns |= {f"label_{task}": values[at] for task, values in row.labels.items()}
-        for role, scorer in self._scorers.items():
-            scores = scorer.score(context, candidates, ColdItems()).scores
+        columns |= {f"label_{task}": column(values) for task, values in batch.events.labels_BT.items()}
+        for role, bundle in self._bundles.items():
+            scores = task_scores(_logits(bundle, batch.events, queries, asked_BQ), self._schema)
             columns |= {f"{role}_{task}": v for task, v in shown(scores, self._schema).items()}
             columns[f"{role}_score"] = fused(scores, self._asked.weights)
-        columns["score"] = columns[f"{list(self._scorers)[-1]}_score"]
+        columns["score"] = columns[f"{list(self._bundles)[-1]}_score"]
         return pa.table(columns, self._schema_of_output())
 
     def _schema_of_output(self) -> pa.Schema:
         tasks = [t.name for t in self._schema.event_tasks]
         fields = [("user_id", pa.string()), ("item_id", pa.string()), ("time", pa.int64()), ("row", pa.int64())]
         fields += [(f"label_{task}", pa.float32()) for task in tasks]
-        fields += [(f"{role}_{what}", pa.float32()) for role in self._scorers for what in (*tasks, "score")]
+        fields += [(f"{role}_{what}", pa.float32()) for role in self._bundles for what in (*tasks, "score")]
         return pa.schema([*fields, ("score", pa.float32())])
+
+
+def _pieces(rows: pa.Table) -> Iterator[pa.Table]:
+    """Rows of a row group in pieces of bounded padded size."""
+    longest = pc.max(pc.list_value_length(rows["item"])).as_py() or 1
+    step = max(1, _PIECE // longest)
+    for start in range(0, len(rows), step):
+        yield rows.slice(start, step).combine_chunks()
+
+
+def _logits(bundle: Bundle, events: Events, queries: Queries, asked_BQ: Tensor) -> dict[str, np.ndarray]:
+    """Event task -> logits of the asked queries."""
+    with torch.inference_mode():
+        state = bundle.model.user_state(events, bundle.items_NW)
+        found = bundle.model.score(state, queries, bundle.items_NW)
+    return {task: logits_BQ[asked_BQ].float().numpy() for task, logits_BQ in found.items()}
 
 
 class RequestScorer:
@@ -172,49 +176,6 @@ def _json(text: str, name: str) -> Any:
         return json.loads(text)
     except ValueError:
         raise RequestError([ErrorField(field=name, problem="must be JSON where it is given as text")]) from None
-
-
-@dataclass(frozen=True)
-class _Sequence:
-    """One row of a shard as arrays."""
-
-    user: int
-    valid_from: int
-    test_from: int
-    lists: Mapping[str, np.ndarray]
-    labels: Mapping[str, np.ndarray]
-    context: Mapping[str, np.ndarray]
-    features: Mapping[str, np.ndarray]
-
-
-def _sequences(table: pa.Table, schema: DatasetSchema) -> Iterator[_Sequence]:
-    tasks = [t.name for t in schema.event_tasks]
-    plain = {name: _cut(table, name) for name in ("item", "request", "time", "row", "part", "history")}
-    labels = {task: _cut(table, f"label_{task}") for task in tasks}
-    context = {
-        f.name: _cut(table, f"context_{f.name}", np.int64 if isinstance(f, CategoricalFeature) else np.float32)
-        for f in schema.context_features
-    }
-    users = {f.name: feature_tensor(f, table[f"user_{f.name}"]).numpy() for f in schema.user_features}
-    numbers = {name: table.column(name).to_numpy() for name in ("user", "valid_from", "test_from")}
-    for i in range(len(table)):
-        yield _Sequence(
-            user=int(numbers["user"][i]),
-            valid_from=int(numbers["valid_from"][i]),
-            test_from=int(numbers["test_from"][i]),
-            lists={name: rows[i] for name, rows in plain.items()},
-            labels={name: rows[i] for name, rows in labels.items()},
-            context={name: rows[i] for name, rows in context.items()},
-            features={name: values[i] for name, values in users.items()},
-        )
-
-
-def _cut(table: pa.Table, name: str, kind: type | None = None) -> list[np.ndarray]:
-    column = table.column(name).combine_chunks()
-    array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    offsets, values = array.offsets.to_numpy(), array.values.to_numpy(zero_copy_only=False)
-    values = values if kind is None else values.astype(kind)
-    return [values[a:b] for a, b in pairwise(offsets)]
 
 
 def _user_ids(graph: RankingGraph) -> dict[int, str]:
