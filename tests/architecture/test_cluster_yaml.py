@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from rayrank.pipeline.verbs import VERBS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -59,3 +61,20 @@ def test_what_the_setup_installs_is_what_make_wheel_builds(raw: dict[str, Any]) 
     setup = " ".join(raw["setup_commands"])
     assert "dist/requirements.lock" in setup
     assert "dist/rayrank-*.whl" in setup
+
+
+def test_the_jobs_and_the_application_it_names_are_those_of_this_checkout(raw: dict[str, Any]) -> None:
+    text = (ROOT / "cluster.yaml").read_text()
+    named = set(re.findall(r"\bjobs\.(\w+)", text))
+    assert named == {"validate", "prepare", "train_teacher", "label", "tune", "distill", "evaluate", "promote", "score"}
+    assert named <= VERBS.keys()
+    assert all((ROOT / "jobs" / f"{name}.py").is_file() for name in named)
+    for path in re.findall(r"(?:jobs/configs|jobs/runtime_env|serve_apps)[\w/]*\.yaml", text):
+        assert (ROOT / path).is_file(), path
+    (deployed,) = re.findall(r"serve deploy (\S+)", text)
+    (application,) = yaml.safe_load((ROOT / deployed).read_text())["applications"]
+    folder, module = application["import_path"].partition(":")[0].split(".")
+    assert (ROOT / folder / f"{module}.py").is_file()
+    assert raw["file_mounts"][f"~/rayrank/{folder}"] == folder
+    for commands in (raw["head_start_ray_commands"], raw["worker_start_ray_commands"]):
+        assert "PYTHONPATH=~/rayrank " in commands[-1], "replicas must find serve_apps"

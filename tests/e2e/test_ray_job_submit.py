@@ -14,13 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
+SERVE = [sys.executable, "-m", "ray.serve.scripts"]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 CONFIG = """\
 source: {kind: synthetic, num_users: 40, num_items: 60, num_rows: 1000}
@@ -125,6 +128,76 @@ def test_a_submitted_job_writes_below_the_base_and_not_into_its_working_copy(hea
     assert copies, "the working folder was not unpacked where it was looked for"
     assert not [found for copy in copies for found in copy.rglob("manifest.json")]
     assert not [found for copy in copies for found in copy.glob("*") if found.name in {".venv", "runs", ".git"}]
+
+
+SHORT = "learning={epochs: 1, rows: {epochs: 1}}"
+SMALL = {
+    "prepare": ["source.num_users=80", "source.num_items=60", "source.num_rows=2500", "engine=ray"],
+    "train_teacher": ["encoder={kind: tiny, width: 16}", SHORT, "workers.count=1"],
+    "label": ["actors=1"],
+    "tune": ["trials=1", f"distill.{SHORT}", f"space={ROOT}/tune_spaces/distill.yaml"],
+    "evaluate": ["resamples=50", "cost_requests=5"],
+    "promote": ["resamples=100", "gates.skip=[gain_auc, gain_gauc, lift, calibration, latency]"],
+    "score": ["actors=1"],
+}
+"""Less of everything; the gates are skipped because so little data teaches nothing."""
+MADE = {
+    "prepare": "dataset/manifest.json",
+    "train_teacher": "teacher/bundle.json",
+    "label": "labels/manifest.json",
+    "tune": "tune/best.yaml",
+    "distill": "student/bundle.json",
+    "evaluate": "evaluate/evaluation.json",
+    "promote": "releases/champion.json",
+    "score": "scores/_manifest.json",
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_every_job_of_the_cluster_file_runs_there_with_the_shipped_configs(head: HeadNode, tmp_path: Path) -> None:
+    """The whole path, a submission per job; the last line of each says where its result is."""
+    made = tmp_path / "runs" / "synthetic"
+    configs = {name: f"jobs/configs/synthetic/{name}.yaml" for name in MADE} | {"distill": str(made / "tune/best.yaml")}
+    configs["validate"] = configs["prepare"]
+    for name in ("validate", *MADE):
+        entry = ["env", f"RAYRANK_BASE={tmp_path}", "python", "-m", f"jobs.{name}", configs[name]]
+        done = head.submit(*entry, *SMALL.get(name, SMALL["prepare"] if name == "validate" else []))
+        assert done.returncode == 0, f"{name}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        if name in MADE:
+            assert (made / MADE[name]).is_file(), f"{name}\n{done.stdout[-2000:]}"
+    assert (tmp_path / "runs" / "mlflow.db").is_file()
+    copies = [copy for copy in (head.folder / "ray").rglob("_ray_pkg_*") if copy.is_dir()]
+    assert copies
+    assert not [copy for copy in copies if (copy / "runs").exists()], "results in a working copy vanish"
+    _serve(head, made / "releases")
+
+
+def _serve(head: HeadNode, releases: Path) -> None:
+    """The Serve application of the cluster file, deployed as an operator does it, with the release of the jobs."""
+    deployed = yaml.safe_load((ROOT / "serve_apps" / "ranking.yaml").read_text())
+    port = deployed["http_options"]["port"] = free_port()
+    (application,) = deployed["applications"]
+    application["args"] |= {"releases": str(releases), "fused": True, "histories": str(releases / "h.sqlite")}
+    application["runtime_env"]["env_vars"]["PYTHONPATH"] = os.pathsep.join([str(ROOT / "platform"), str(ROOT)])
+    config = releases / "serve.yaml"
+    config.write_text(yaml.safe_dump(deployed))
+    done = head.call([*SERVE, "deploy", "-a", head.address, str(config)], timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    last, said = time.monotonic() + 120, ""
+    while time.monotonic() < last:
+        try:
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/v1/recommend", b'{"k": 3}', {"content-type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                assert len(json.load(answer)["items"]) == 3
+                return
+        except OSError as error:  # refused while it starts, 404 before the application is there
+            said = str(error)
+        time.sleep(1)
+    status = head.call([*SERVE, "status", "-a", head.address], timeout=60)
+    raise AssertionError(f"{said}\n{status.stdout}{status.stderr}")
 
 
 def test_a_relative_path_without_a_base_is_refused(head: HeadNode, tmp_path: Path) -> None:

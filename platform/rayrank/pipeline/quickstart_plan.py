@@ -46,6 +46,9 @@ class QuickstartConfig(Config):
     student_learning: LearningSpec = Field(default_factory=LearningSpec, description="how the student learns")
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec, description="weights of the tasks")
     workers: int = Field(2, ge=0, description="Ray Train workers of the teacher (DDP)")
+    student_workers: int = Field(
+        0, ge=0, description="Ray Train workers of the student; 0: this process, which is faster on small data"
+    )
     trials: int = Field(4, ge=1, description="Ray Tune trials over task weights and distillation temperature")
     trial_epochs: int = Field(1, ge=1, description="epochs of a trial")
     fusion: dict[str, float] = Field({}, description="event task -> weight of the fused score; empty: the judged task")
@@ -86,6 +89,7 @@ def plan(config: QuickstartConfig) -> Plan:
         model=config.student,
         objective=config.objective.model_copy(update={"distillation": DistillationSpec()}),
         learning=config.student_learning,
+        workers=Workers(count=config.student_workers),
         **recorded,
     )
     bundles: dict[str, Any] = {name: place[name] for name in ("dataset", "teacher", "student")}

@@ -1,0 +1,23 @@
+"""A test that hangs is ended, whoever runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_test_has_a_time_limit(pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.pluginmanager.hasplugin("timeout")
+    assert 0 < float(pytestconfig.getini("timeout")) <= 600
+
+
+def test_the_plugin_is_installed_with_the_rest() -> None:
+    assert "pytest-timeout==" in (ROOT / "requirements.lock").read_text()
+    assert '"pytest-timeout>=' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_ci_itself_ends() -> None:
+    assert "timeout --kill-after" in (ROOT / ".ci" / "run").read_text()
