@@ -76,6 +76,8 @@ class SequenceBatch(_Movable):
     profile_B: Mapping[str, Tensor]  # multiclass task -> int64 class, -1 missing or not to be asked in this chunk
     profile_hidden_B: Mapping[str, Tensor]  # multiclass task -> bool: hidden in training (the evaluated users)
     soft_BT: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> float32 teacher logits
+    unseen_item_BTS: Tensor | None = None  # int64: other items that the teacher scored at each train target
+    unseen_soft_BTS: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> its logits of those
 
     def streaming(self) -> Queries:
         """Every event asked with all strictly earlier requests visible, as in live serving."""

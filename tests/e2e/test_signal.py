@@ -16,8 +16,9 @@ import torch
 
 from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.inputs import TrainData, TrainSpec
+from rayrank.learning.labels import Teacher, Unseen, taught
 from rayrank.learning.plan import GroupInfo, micro_batches, plan, steps
-from rayrank.learning.predict import predict, soft_labels
+from rayrank.learning.predict import predict
 from rayrank.learning.spec import LearningSpec
 from rayrank.learning.train import train
 from rayrank.metrics.summary import evaluate_scores
@@ -120,9 +121,8 @@ def test_taste_is_read_from_the_texts_of_items_never_seen(folder: Path) -> None:
     teacher, found = learned(given, TeacherSpec(item_id_dropout=COLD))
     told = lifts(found, given.oracle)
     print("teacher", told)
-    soft = [soft_labels(teacher, given.catalogue, group) for group in given.groups]
-    soft = [{name: value.clone() for name, value in one.items()} for one in soft]
-    labelled = [replace(group, soft_BT=one) for group, one in zip(given.groups, soft, strict=True)]
+    told_by, count_N = Teacher.of(teacher, given.catalogue), given.catalogue.count_N
+    labelled = [taught([told_by], group, count_N, Unseen(4)) for group in given.groups]
     read = lifts(learned(replace(given, groups=labelled), StudentSpec(item_id_dropout=COLD))[1], given.oracle)
     print("student", read)
     assert min(*told.values(), *read.values()) >= 0.90, (told, read)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from rayrank.bundle import load_bundle
 from rayrank.config import ConfigError
@@ -17,8 +18,9 @@ from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
 
 
-def _config(small, output: Path, actors: int = 0) -> LabelConfig:
-    return LabelConfig(dataset=small.dataset, teacher=small.teacher, output=str(output), actors=actors)
+def _config(small, output: Path, actors: int = 0, samples: int = 2) -> LabelConfig:
+    places = {"dataset": small.dataset, "teacher": small.teacher, "output": str(output)}
+    return LabelConfig(**places, actors=actors, samples=samples)
 
 
 def _soft(folder: Path) -> dict[str, list[list[float]]]:
@@ -42,12 +44,32 @@ def test_labels_are_the_predictions_of_the_teacher_at_targets(small, tmp_path: P
     rows = [row for table in shards for row in table["row"].to_pylist()]
     parts = [part for table in shards for part in table["part"].to_pylist()]
     for name, found in _soft(tmp_path / "labels").items():
+        if name.startswith("unseen_"):
+            continue
         by_row = expected[name.removeprefix("soft_")]
         assert [len(f) for f in found] == [len(r) for r in rows]
         values, numbers, part = (np.concatenate(x) for x in (found, rows, parts))
         assert np.isnan(values[part == 0]).all()
         np.testing.assert_allclose(values[part > 0], [by_row[n] for n in numbers[part > 0].tolist()], atol=1e-5)
     assert result.targets == sum(int((np.concatenate(p) > 0).sum()) for p in parts and [parts])
+
+
+def test_unseen_items_come_back_with_the_batch(small, tmp_path: Path) -> None:
+    from rayrank.learning.labels import Teacher, Unseen, taught
+
+    label(_config(small, tmp_path / "labels", samples=3), lambda _: None)
+    dataset, bundle = Dataset.open(small.dataset), load_bundle(small.teacher)
+    for shard, group in dataset.groups():
+        file = pq.ParquetFile(tmp_path / "labels" / f"part-{shard:05d}.parquet")
+        table = dataset.read_group(shard, group)
+        read = collate(table, dataset.schema, file.read_row_group(group))
+        batch, count_N = collate(table, dataset.schema), bundle.catalogue().count_N
+        told = taught([Teacher(bundle.model, bundle.items_NW)], batch, count_N, Unseen(3))
+        assert read.unseen_item_BTS is not None
+        assert told.unseen_item_BTS is not None
+        assert torch.equal(read.unseen_item_BTS, told.unseen_item_BTS)
+        for task, expected in told.unseen_soft_BTS.items():
+            torch.testing.assert_close(read.unseen_soft_BTS[task], expected, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
 def test_a_second_run_finds_everything_and_an_interrupted_one_goes_on(small, tmp_path: Path) -> None:

@@ -46,29 +46,6 @@ def predict(
     return merge(found) if found else empty_scores(model.schema, rank_items)
 
 
-def soft_labels(
-    model: Ranker, catalogue: Catalogue, batch: SequenceBatch, items_NW: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Event task -> float32 (B, T) streaming logits of every event, padding included: what a student learns from.
-
-    Pass ``items_NW = model.item_vectors(catalogue)`` to compute the item side once for many batches.
-    """
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        items_NW = model.item_vectors(catalogue.to(device)) if items_NW is None else items_NW
-        pieces = [piece.to(device) for piece in _pieces(batch)]
-        said = [model.score(model.user_state(p.events, items_NW), p.streaming(), items_NW) for p in pieces]
-        return {name: torch.cat([logits[name] for logits in said]).float() for name in model.event_tasks}
-
-
-def user_vectors(model: Ranker, catalogue: Catalogue, batch: SequenceBatch) -> Tensor:
-    """(B, R) retrieval vectors of users who may see everything but test events."""
-    with torch.inference_mode():
-        items_NW = model.item_vectors(catalogue)
-        state = model.user_state(batch.events, items_NW)
-        return model.retrieval(state, batch.test_from_B.unsqueeze(1)).squeeze(1)
-
-
 def _pieces(batch: SequenceBatch) -> Iterable[SequenceBatch]:
     sequences, length = batch.part_BT.shape
     pieces = min(max(1, -(-sequences * length // _PIECE)), sequences)

@@ -93,7 +93,8 @@ class _Rows:
         flat, targets = torch.zeros(len(self.names) + 1, device=device), None
         if batch is not None:
             batch = batch.to(device)
-            targets = training_targets(batch, torch.full_like(batch.valid_from_B, FAR))
+            unseen = noise.uniform("unseen", batch.row_BT) if objective.distillation else None
+            targets = training_targets(batch, torch.full_like(batch.valid_from_B, FAR), unseen)
             found = label_counts(targets, model.schema, objective)
             flat[:-1] = torch.stack([found[name] for name in self.names])
         flat[-1] = float(self.hooks.due())
@@ -181,6 +182,8 @@ def rows_of(batch: SequenceBatch) -> SequenceBatch:
         profile_B=dict.fromkeys(batch.profile_B, nobody),
         profile_hidden_B={name: value[sequence] for name, value in batch.profile_hidden_B.items()},
         soft_BT={name: pick(value) for name, value in batch.soft_BT.items()},
+        unseen_item_BTS=None if batch.unseen_item_BTS is None else pick(batch.unseen_item_BTS),
+        unseen_soft_BTS={name: pick(value) for name, value in batch.unseen_soft_BTS.items()},
     )
 
 

@@ -88,7 +88,10 @@ def label_counts(targets: Targets, schema: DatasetSchema, spec: ObjectiveSpec) -
 def event_losses(
     logits_BQ: Tensor, targets: Targets, task: EventTask, spec: ObjectiveSpec
 ) -> tuple[Tensor, Tensor | None]:
-    """Mixed (hard, soft) sums. A target with both labels weighs (1 - mix, mix), one without a soft label (1, 0)."""
+    """Mixed (hard, soft) sums.
+
+    A target with both labels weighs (1 - mix, mix), one without a soft label (1, 0), an unseen item (0, unseen).
+    """
     label_BQ = targets.labels_BQ[task.name]
     known_BQ = ~torch.isnan(label_BQ)
     weight_BQ = torch.ones_like(label_BQ)
@@ -97,8 +100,9 @@ def event_losses(
         soft_BQ = targets.soft_BQ[task.name]
         taught_BQ = ~torch.isnan(soft_BQ)
         weight_BQ = torch.where(taught_BQ, 1.0 - spec.distillation.mix, weight_BQ)
+        said_BQ = torch.where(targets.unseen_BQ, spec.distillation.unseen, spec.distillation.mix)
         values = soft_loss(logits_BQ[taught_BQ], soft_BQ[taught_BQ], task, spec)
-        soft = spec.distillation.mix * values.sum()
+        soft = (said_BQ[taught_BQ] * values).sum()
     values = hard_loss(logits_BQ[known_BQ], label_BQ[known_BQ], task, spec)
     return (weight_BQ[known_BQ] * values).sum(), soft
 

@@ -8,9 +8,12 @@ from rayrank.config import Config
 
 
 class DistillationSpec(Config):
-    """Soft labels of a teacher: (1 - mix) * hard + mix * soft (Hinton et al., 2015)."""
+    """Soft labels of a teacher: (1 - mix) * hard + mix * soft at rated items (Hinton et al., 2015), soft at others."""
 
-    mix: float = Field(0.5, ge=0, le=1, description="share of the soft term")
+    mix: float = Field(0.0, ge=0, le=1, description="share of the soft term at items that the user has labelled")
+    unseen: float = Field(
+        0.8, ge=0, description="weight of the soft term at sampled other items, where the labels hold any"
+    )
     temperature: float = Field(
         2.0, gt=0, description="divides both logits of binary tasks; the term is scaled by its square"
     )

@@ -20,6 +20,7 @@ class Targets:
     labels_BQ: Mapping[str, Tensor]  # event task -> float32, label units, NaN missing
     soft_BQ: Mapping[str, Tensor]  # event task -> float32 teacher logits, NaN missing
     asked_BQ: Tensor  # bool: real queries
+    unseen_BQ: Tensor  # bool: queries of items that only the teacher has judged
     place_BQ: Tensor  # int64: position of each query in the batch's events
     profile_B: Mapping[str, Tensor]  # multiclass task -> int64 class, -1 not asked
     profile_before_B: Tensor  # int32: the events that profile heads may see
@@ -36,8 +37,12 @@ def pack(queries: Queries, keep_BT: Tensor) -> tuple[Queries, Tensor, Tensor]:
     return Queries(item_BQ, time_BQ, before_BQ, context), asked_BQ, place_BQ
 
 
-def training_targets(batch: SequenceBatch, horizon_B: Tensor) -> Targets:
-    """The train targets of a batch. ``horizon_B`` (int32 request numbers) hides events at or after it."""
+def training_targets(batch: SequenceBatch, horizon_B: Tensor, unseen_BT: Tensor | None = None) -> Targets:
+    """The train targets of a batch. ``horizon_B`` (int32 request numbers) hides events at or after it.
+
+    ``unseen_BT`` (0..1 per position) draws one of the other items that the teacher judged there, if there are any:
+    each target is then asked a second time, of that item, with soft labels only.
+    """
     streaming = batch.streaming()
     before_BT = torch.minimum(streaming.visible_before_BQ, horizon_B.unsqueeze(1))
     queries, asked_BQ, place_BQ = pack(replace(streaming, visible_before_BQ=before_BT), batch.part_BT == TRAIN)
@@ -47,14 +52,46 @@ def training_targets(batch: SequenceBatch, horizon_B: Tensor) -> Targets:
         return {n: torch.where(asked_BQ, v.gather(1, place_BQ), missing) for n, v in values.items()}
 
     profile_B = {n: torch.where(batch.profile_hidden_B[n], -1, v) for n, v in batch.profile_B.items()}
-    return Targets(
+    targets = Targets(
         queries,
         take(batch.events.labels_BT),
         take(batch.soft_BT),
         asked_BQ,
+        torch.zeros_like(asked_BQ),
         place_BQ,
         profile_B,
         torch.minimum(batch.valid_from_B, batch.test_from_B),
+    )
+    if unseen_BT is None or batch.unseen_item_BTS is None:
+        return targets
+    drawn_BT1 = (unseen_BT * batch.unseen_item_BTS.shape[-1]).long().unsqueeze(-1)
+    item_BT = batch.unseen_item_BTS.gather(-1, drawn_BT1).squeeze(-1)
+    said = {n: v.gather(-1, drawn_BT1).squeeze(-1) for n, v in batch.unseen_soft_BTS.items()}
+    return _with_unseen(targets, item_BT.gather(1, place_BQ) * asked_BQ, take(said))
+
+
+def _with_unseen(targets: Targets, item_BQ: Tensor, soft_BQ: Mapping[str, Tensor]) -> Targets:
+    """Every query once more, of other items."""
+    first = targets.queries
+
+    def twice(value: Tensor) -> Tensor:
+        return torch.cat([value, value], dim=1)
+
+    queries = Queries(
+        torch.cat([first.item_BQ, item_BQ], dim=1),
+        twice(first.time_BQ),
+        twice(first.visible_before_BQ),
+        {name: twice(value) for name, value in first.context.items()},
+    )
+    nothing = {n: torch.full_like(v, float("nan")) for n, v in targets.labels_BQ.items()}
+    return replace(
+        targets,
+        queries=queries,
+        labels_BQ={n: torch.cat([v, nothing[n]], dim=1) for n, v in targets.labels_BQ.items()},
+        soft_BQ={n: torch.cat([targets.soft_BQ.get(n, nothing[n]), v], dim=1) for n, v in soft_BQ.items()},
+        asked_BQ=twice(targets.asked_BQ),
+        unseen_BQ=torch.cat([torch.zeros_like(targets.asked_BQ), targets.asked_BQ], dim=1),
+        place_BQ=twice(targets.place_BQ),
     )
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from rayrank.batch import SequenceBatch
 from rayrank.learning.plan import GroupInfo, GroupRef, micro_batches, plan, steps
 from rayrank.learning.spec import LearningSpec
-from rayrank.on_ray.stream import Group, GroupStream
+from rayrank.on_ray.stream import LABELS, Group, GroupStream
 from rayrank.sources.collate import collate
 from rayrank.sources.manifest import Manifest
 
@@ -55,7 +55,7 @@ class Feed:
         return map(self._collate, self._stream.tables(order))
 
     def _collate(self, table: pa.Table) -> SequenceBatch:
-        soft = [name for name in table.column_names if name.startswith("soft_")]
+        soft = [name for name in table.column_names if name.startswith(LABELS)]
         labels = table.select(["key", *soft]) if soft else None
         return collate(table.drop_columns(soft), self._manifest.dataset_schema, labels)
 

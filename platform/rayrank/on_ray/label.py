@@ -14,11 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from rayrank.config import Config, ConfigError, parse
+from rayrank.learning.labels import Teacher as TeacherModel
+from rayrank.learning.labels import Unseen, taught
 from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.on_ray.stream import (
     Group,
@@ -32,22 +37,23 @@ from rayrank.on_ray.stream import (
     read_place,
     split_by_place,
 )
+from rayrank.schema import TRAIN
 from rayrank.sources import storage
 from rayrank.sources.manifest import Manifest
 
 FILE = "manifest.json"
 KEY = "key.json"
-_PIECE = 16_384
-"""Padded positions scored at once."""
 
 
 class LabelKey(Config):
     """What labels are of; other labels in the same folder are replaced."""
 
-    format: int = Field(1, description="version of the layout")
+    format: int = Field(2, description="version of the layout")
     bundle_id: str = Field(description="the teacher")
     data_fingerprint: str = Field(description="the shards")
     tasks: tuple[str, ...] = Field(description="event tasks, each a soft_<task> column")
+    samples: int = Field(description="unseen items labelled at each train target")
+    sample_power: float = Field(description="they are drawn in proportion to (training count + 1) to this power")
 
 
 def read_label_key(folder: str) -> LabelKey:
@@ -78,6 +84,8 @@ class LabelTask(Config):
     output: str = Field(description="folder of the labels")
     actors: int = Field(description="teacher processes; 0: in this process")
     threads: int = Field(1, description="torch threads of each")
+    samples: int = Field(0, description="unseen items labelled at each train target")
+    sample_power: float = Field(0.5, description="how they are drawn")
     groups_per_task: int = Field(4, description="row groups scored per call")
     stall_s: float = Field(1800.0, description="longest wait for the next labels, s")
 
@@ -124,40 +132,35 @@ class Teacher:
     """A loaded teacher that labels row groups; one per process."""
 
     def __init__(self, task: dict[str, Any]) -> None:
-        import torch
-
         from rayrank.bundle import load_bundle
 
         spec = parse(LabelTask, task, "label worker")
         torch.set_num_threads(spec.threads)
         self._bundle = load_bundle(spec.teacher, verify=False)
+        self._teacher = TeacherModel(self._bundle.model, self._bundle.items_NW)
+        self._unseen = Unseen(spec.samples, spec.sample_power)
 
     def label(self, place: Place) -> pa.Table:
-        """``key`` and, aligned with ``item``, ``soft_<task>`` logits of every target (NaN elsewhere)."""
-        import torch
+        """The columns of labels of a row group.
 
-        from rayrank.learning.plan import take
-        from rayrank.objectives.targets import pack
+        ``key``; aligned with ``item``, ``soft_<task>`` logits of every target (NaN elsewhere); for each train target in
+        turn S unseen items (``unseen_item``) and their logits (``unseen_<task>``).
+        """
         from rayrank.sources.collate import collate
 
         table = read_place(place)
         batch = collate(table, self._bundle.info.data_schema)
-        model, items = self._bundle.model, self._bundle.items_NW
-        target_BT = batch.part_BT > 0
-        logits = {name: torch.full(batch.part_BT.shape, torch.nan) for name in model.event_tasks}
-        with torch.inference_mode():
-            for rows in _pieces(*batch.part_BT.shape):
-                piece = take(batch, rows)
-                queries, asked_BQ, _ = pack(piece.streaming(), target_BT[rows])
-                found = model.score(model.user_state(piece.events, items), queries, items)
-                for name, logits_BQ in found.items():
-                    values_BT = logits[name][rows]
-                    values_BT[target_BT[rows]] = logits_BQ[asked_BQ].float()
-                    logits[name][rows] = values_BT
-        offsets = _offsets(table)
+        found = taught([self._teacher], batch, self._bundle.catalogue().count_N, self._unseen)
+        offsets = _offsets(pa.compute.list_value_length(table.column("item")).to_numpy())
         columns = {"key": table.column("key").combine_chunks()}
-        for name, logits_BT in logits.items():
-            columns[f"soft_{name}"] = _lists(logits_BT.numpy(), offsets)
+        for name, logits_BT in found.soft_BT.items():
+            columns[f"soft_{name}"] = _lists(logits_BT[found.row_BT >= 0], offsets)
+        if found.unseen_item_BTS is not None:
+            train_BT = batch.part_BT == TRAIN
+            offsets = _offsets(train_BT.sum(1).numpy() * self._unseen.samples)
+            columns["unseen_item"] = _lists(found.unseen_item_BTS[train_BT].flatten().int(), offsets)
+            for name, logits_BTS in found.unseen_soft_BTS.items():
+                columns[f"unseen_{name}"] = _lists(logits_BTS[train_BT].flatten(), offsets)
         return pa.table(columns)
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
@@ -221,25 +224,9 @@ def _write(folder: str, order: Sequence[Group], tables: Iterable[pa.Table]) -> I
         yield shard, rows
 
 
-def _pieces(sequences: int, length: int) -> Iterator[Any]:
-    """Row numbers of a row group in pieces of bounded padded size."""
-    import torch
-
-    pieces = min(max(1, -(-sequences * length // _PIECE)), sequences)
-    yield from torch.tensor_split(torch.arange(sequences), pieces)
-
-
-def _offsets(table: pa.Table) -> Any:
-    import numpy as np
-
-    lengths = pa.compute.list_value_length(table.column("item")).to_numpy()
+def _offsets(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
-def _lists(values_BT: Any, offsets: Any) -> pa.ListArray:
-    """Rows of a padded matrix cut to the lengths that the offsets tell."""
-    import numpy as np
-
-    lengths = np.diff(offsets)
-    kept = np.arange(values_BT.shape[1]) < lengths[:, None]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values_BT[kept], pa.float32()))
+def _lists(values: Tensor, offsets: np.ndarray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.numpy()))

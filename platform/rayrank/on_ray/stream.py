@@ -23,6 +23,8 @@ from rayrank.sources.manifest import read_manifest
 if TYPE_CHECKING:
     import ray
 
+LABELS = ("soft_", "unseen_")
+"""Prefixes of the columns that hold a teacher's labels."""
 PLACE = "__place"
 """Column that carries the place of a row group in the order asked for, through Ray Data's blocks."""
 
@@ -74,7 +76,7 @@ class Shards:
 
 
 def read_place(place: Place) -> pa.Table:
-    """A row group; ``soft_<task>`` columns are appended when there are labels.
+    """A row group; the columns of labels are appended when there are any.
 
     Raises:
         ConfigError: the labels do not belong to these shards.
@@ -103,11 +105,11 @@ def label_file(shard: int) -> str:
 
 
 def join_labels(table: pa.Table, labels: pa.Table, where: str) -> pa.Table:
-    """Append the ``soft_*`` columns; both tables must hold the same keys in the same order."""
+    """Append the columns of labels; both tables must hold the same keys in the same order."""
     if not table.column("key").equals(labels.column("key")):
         raise ConfigError(where, None, "teacher labels must have the keys of the shards", "run label again")
     for name in labels.column_names:
-        if name.startswith("soft_"):
+        if name.startswith(LABELS):
             table = table.append_column(name, labels.column(name))
     return table
 

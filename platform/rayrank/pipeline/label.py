@@ -25,6 +25,12 @@ class LabelConfig(Config):
     output: DataPath = Field(description="folder of the labels; those of another teacher or dataset are replaced")
     actors: int = Field(2, ge=0, description="teacher processes, one logical CPU each; 0: this process, without Ray")
     threads: int = Field(1, ge=1, description="torch threads of each")
+    samples: int = Field(
+        4, ge=0, description="items that the user was not shown, labelled too at each train target; 0: none"
+    )
+    sample_power: float = Field(
+        0.5, ge=0, description="they are drawn in proportion to (training count + 1) to this power"
+    )
     groups_per_task: int = Field(4, ge=1, description="row groups that one call scores")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="which Ray they run on")
 
@@ -61,6 +67,8 @@ def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
         bundle_id=bundle_id(config.teacher),
         data_fingerprint=manifest.data_fingerprint,
         tasks=tuple(task.name for task in manifest.dataset_schema.event_tasks),
+        samples=config.samples,
+        sample_power=config.sample_power,
     )
     named = {name: getattr(config, name) for name in LabelTask.model_fields if name != "stall_s"}
     task = LabelTask(**named, stall_s=config.cluster.stall_s)

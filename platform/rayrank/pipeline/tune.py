@@ -13,7 +13,7 @@ from rayrank.config import Config, ConfigError, DataPath, digest, replace, to_ya
 from rayrank.objectives.losses import task_weights
 from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
 from rayrank.on_ray.items import bundle_id
-from rayrank.on_ray.space import LogUniform, Sampler, Space, Uniform, check_space, read_space
+from rayrank.on_ray.space import LogUniform, Sampler, Space, check_space, read_space
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.tune import Found, SearchSpec, SearchTask, Trial, search
 from rayrank.pipeline.distill import DistillConfig
@@ -113,8 +113,8 @@ def space_of(config: TuneConfig, schema: DatasetSchema) -> Space:
         f"{WEIGHTS}{task.name}": LogUniform(low=0.3 * even, high=4.0 * even) for task in schema.event_tasks
     }
     if config.distill.objective.distillation:
-        space["objective.distillation.temperature"] = LogUniform(low=1.0, high=6.0)
-        space["objective.distillation.mix"] = Uniform(low=0.2, high=0.95)
+        space["objective.distillation.temperature"] = LogUniform(low=1.0, high=4.0)
+        space["objective.distillation.unseen"] = LogUniform(low=0.2, high=2.0)
     return space
 
 

@@ -5,6 +5,8 @@ Knows the shard's columns; knows nothing about files or models.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from rayrank.batch import FAR, Events, SequenceBatch
 from rayrank.config import ConfigError
-from rayrank.schema import CategoricalFeature, DatasetSchema, MulticlassTask
+from rayrank.schema import TRAIN, CategoricalFeature, DatasetSchema, MulticlassTask
 from rayrank.sources.dataset import feature_tensor, pad_list_array
 
 
@@ -23,7 +25,8 @@ def collate(table: pa.Table, schema: DatasetSchema, labels: pa.Table | None = No
     Args:
         table: rows of a shard (all columns).
         schema: of the dataset.
-        labels: the same rows of the teacher's label files (``key``, ``soft_<task>``), or None.
+        labels: the same rows of the teacher's label files, or None: ``key``, ``soft_<task>`` aligned with ``item``,
+            and S unseen items for each train target in turn (``unseen_item``, ``unseen_<task>``).
 
     Raises:
         ConfigError: ``labels`` belong to other rows.
@@ -54,7 +57,7 @@ def collate(table: pa.Table, schema: DatasetSchema, labels: pa.Table | None = No
         test_from_B=_flat(table, "test_from", np.int32),
         profile_B={t.name: _flat(table, f"profile_{t.name}", np.int64) for t in profiles},
         profile_hidden_B={t.name: _flat(table, f"hidden_{t.name}", np.bool_) for t in profiles},
-        soft_BT=_soft(labels, table) if labels is not None else {},
+        **(_Soft(labels, table, lists.padded("part", np.int8, 0) == TRAIN).fields() if labels is not None else {}),
     )
 
 
@@ -69,15 +72,38 @@ class _Lists:
         return torch.from_numpy(pad_list_array(_one(self.table[name]), self.width, dtype, fill))
 
 
-def _soft(labels: pa.Table, table: pa.Table) -> dict[str, Tensor]:
-    if not _one(labels["key"]).equals(_one(table["key"])):
-        raise ConfigError("labels", None, "rows must be those of the shard, in order", "run label again")
-    width = int(pc.max(pc.list_value_length(table["item"])).as_py() or 0)
-    names = [n for n in labels.column_names if n.startswith("soft_")]
-    return {
-        n.removeprefix("soft_"): torch.from_numpy(pad_list_array(_one(labels[n]), width, np.float32, np.nan))
-        for n in names
-    }
+class _Soft:
+    """A teacher's labels of the same rows."""
+
+    def __init__(self, labels: pa.Table, table: pa.Table, train_BT: Tensor) -> None:
+        if not _one(labels["key"]).equals(_one(table["key"])):
+            raise ConfigError("labels", None, "rows must be those of the shard, in order", "run label again")
+        self.labels, self.train_BT = labels, train_BT
+
+    def fields(self) -> dict[str, Any]:
+        """The batch's fields that hold soft labels."""
+        width, names = self.train_BT.shape[1], self.labels.column_names
+        soft = {
+            n.removeprefix("soft_"): torch.from_numpy(pad_list_array(_one(self.labels[n]), width, np.float32, np.nan))
+            for n in names
+            if n.startswith("soft_")
+        }
+        if "unseen_item" not in names:
+            return {"soft_BT": soft}
+        return {
+            "soft_BT": soft,
+            "unseen_item_BTS": self._spread("unseen_item", torch.int64, 0),
+            "unseen_soft_BTS": {n: self._spread(f"unseen_{n}", torch.float32, float("nan")) for n in soft},
+        }
+
+    def _spread(self, name: str, dtype: torch.dtype, fill: float) -> Tensor:
+        """(B, T, S) from S values for each train target, in order."""
+        values = torch.from_numpy(pc.list_flatten(_one(self.labels[name])).to_numpy(zero_copy_only=False).copy())
+        targets = int(self.train_BT.sum())
+        samples = len(values) // max(targets, 1)
+        spread = torch.full((*self.train_BT.shape, samples), fill, dtype=dtype)
+        spread[self.train_BT] = values.to(dtype).view(targets, samples)
+        return spread
 
 
 def _flat(table: pa.Table, name: str, dtype: type) -> Tensor:

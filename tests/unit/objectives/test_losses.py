@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ def targets(soft: dict[str, list[float]] | None = None) -> Targets:
         labels_BQ={"like": torch.tensor([[1.0, 0.0, NAN]]), "stars": torch.tensor([[5.0, NAN, 2.0]])},
         soft_BQ={name: torch.tensor([value]) for name, value in (soft or {}).items()},
         asked_BQ=torch.ones(size, dtype=torch.bool),
+        unseen_BQ=torch.zeros(size, dtype=torch.bool),
         place_BQ=torch.arange(3).unsqueeze(0),
         profile_B={"age": torch.tensor([1])},
         profile_before_B=torch.tensor([5], dtype=torch.int32),
@@ -142,3 +144,14 @@ def test_weights_are_uniform_unless_given() -> None:
     assert task_weights(ObjectiveSpec(weights={"b": 3.0}), ("a", "b")) == {"a": 0.0, "b": 3.0}
     with pytest.raises(ValueError, match="unknown tasks"):
         task_weights(ObjectiveSpec(weights={"c": 1.0}), ("a", "b"))
+
+
+def test_unseen_items_weigh_what_is_asked_for() -> None:
+    """The third query has no label: with soft labels of an unseen item it weighs ``unseen``, whatever ``mix`` is."""
+    spec = ObjectiveSpec(distillation=DistillationSpec(mix=0.0, unseen=0.7, temperature=1.0))
+    said, soft = torch.tensor([[0.3, -0.2, 0.9]]), {"like": [NAN, NAN, -1.5]}
+    given = replace(targets(soft), unseen_BQ=torch.tensor([[False, False, True]]))
+    terms = compute(outputs(said, torch.zeros(1, 3)), given, SCHEMA, spec)
+    assert float(terms.sums["like", "hard"]) == pytest.approx(cross_entropy(1, 0.3) + cross_entropy(0, -0.2), rel=1e-5)
+    assert float(terms.sums["like", "soft"]) == pytest.approx(0.7 * cross_entropy(sigmoid(-1.5), 0.9), rel=1e-5)
+    assert float(terms.counts["like"]) == 3

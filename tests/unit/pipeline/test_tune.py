@@ -39,8 +39,8 @@ def test_changing_one_weight_leaves_the_others_as_they_are() -> None:
 def test_default_space_is_the_event_tasks_and_the_distillation() -> None:
     space = space_of(_config(), SCHEMA)
     assert sorted(space) == [
-        "objective.distillation.mix",
         "objective.distillation.temperature",
+        "objective.distillation.unseen",
         "objective.weights.like",
         "objective.weights.rating",
     ]
