@@ -130,13 +130,42 @@ class BoundarySplit(Config):
 Split = Annotated[UserSplit | TimeSplit | BoundarySplit, Field(discriminator="kind")]
 
 
+class HistoryRule(Config):
+    """Which of a user's events later requests see. Events left out are targets all the same."""
+
+    show: Literal["all", "positives"] = Field("all", description="positives: events with label 1 in one of the tasks")
+    tasks: tuple[str, ...] = Field((), description="binary tasks whose positives are shown; none named: all of them")
+    last: int | None = Field(
+        None, ge=1, description="at most so many when serving; in training up to one chunk more (see `chunk`)"
+    )
+
+
+class UniformNegatives(Config):
+    """Every item is drawn equally often."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+class PopularityNegatives(Config):
+    """Items are drawn by (training events)^beta (Mikolov et al. 2013 use 0.75); items never trained are not drawn."""
+
+    kind: Literal["popularity"] = "popularity"
+    beta: float = Field(0.75, ge=0, le=2, description="0: uniform over trained items; 1: as often as they occur")
+
+
+NegativeSampling = Annotated[UniformNegatives | PopularityNegatives, Field(discriminator="kind")]
+
+
 class DatasetSchema(Config):
     """What the columns of a dataset mean. One YAML file; see docs/data_format.md."""
 
     name: str = Field(description="name that every table of results shows, e.g. ml1m-user")
     user_id: str = Field("user_id", description="user key column")
     item_id: str = Field("item_id", description="item key column")
-    timestamp: str = Field("timestamp", description="event time column")
+    timestamp: str | None = Field("timestamp", description="event time column; null: the data has no times")
+    order: Literal["row", "none"] = Field(
+        "row", description="without times: row: file order; none: no event of a user sees another"
+    )
     time_unit: Literal["s", "ms", "us", "ns"] = Field("s", description="unit of the time column")
     request_id: str | None = Field(None, description="column that groups one request's impressions, if any")
     tasks: tuple[Task, ...] = Field(description="what is predicted", min_length=1)
@@ -146,7 +175,9 @@ class DatasetSchema(Config):
     text: str | None = Field(None, description="item text template over item columns, e.g. '{title}. {plot}'")
     title: str | None = Field(None, description="item column shown to people")
     split: Split = Field(default_factory=UserSplit, description="how targets divide into train, valid and test")
-    sampled_negatives: int = Field(0, ge=0, description="uniform unseen items added per positive (clicks-only data)")
+    history: HistoryRule = Field(default_factory=HistoryRule, description="which events later requests see")
+    sampled_negatives: int = Field(0, ge=0, description="unseen items added per event (clicks-only data)")
+    negative_sampling: NegativeSampling = Field(default_factory=UniformNegatives, description="how they are drawn")
 
     @model_validator(mode="after")
     def _consistent(self) -> DatasetSchema:
@@ -156,6 +187,14 @@ class DatasetSchema(Config):
         for task in self.tasks:
             if isinstance(task, RetrievalTask) and task.positive not in {t.name for t in self.of_kind(BinaryTask)}:
                 raise ValueError(f"retrieval task '{task.name}': positive '{task.positive}' is no binary task")
+        binary = {t.name for t in self.of_kind(BinaryTask)}
+        for name in self.history.tasks:
+            if name not in binary:
+                raise ValueError(f"history.tasks: '{name}' is no binary task; there are {sorted(binary)}")
+        if self.history.show == "positives" and not binary:
+            raise ValueError("history.show 'positives' needs a binary task")
+        if self.timestamp is None and isinstance(self.split, BoundarySplit):
+            raise ValueError("a boundary split needs times; give timestamp, or split by user")
         for features in (self.user_features, self.item_features, self.context_features):
             found = [f.name for f in features]
             if len(set(found)) != len(found):
@@ -170,6 +209,11 @@ class DatasetSchema(Config):
     def event_tasks(self) -> tuple[EventTask, ...]:
         """Tasks with one label per event, in order: their labels are also shown in the history."""
         return tuple(t for t in self.tasks if isinstance(t, BinaryTask | RegressionTask))
+
+    @property
+    def history_tasks(self) -> tuple[str, ...]:
+        """Binary tasks whose positives the history shows under rule ``positives``."""
+        return self.history.tasks or tuple(t.name for t in self.of_kind(BinaryTask))
 
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON; equal schemas have equal fingerprints."""

@@ -21,6 +21,7 @@ from rayrank.on_ray.feed import first_need, left_over, train_groups
 from rayrank.on_ray.fit import Fitted, Listeners, fit
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.train import Workers, run_distributed, run_in_process
+from rayrank.sources.manifest import read_manifest, write_manifest
 
 ALONE = Workers(count=0, gpu="never")
 
@@ -58,7 +59,15 @@ def _without_labels(dataset: str, target: Path, task: str) -> str:
         with pq.ParquetWriter(file, tables[0].schema) as writer:
             for table in tables:
                 writer.write_table(table, row_group_size=max(1, len(table)))
+    _rewrite_manifest(str(target))
     return str(target)
+
+
+def _rewrite_manifest(dataset: str) -> None:
+    """Sizes of the shards as they are now; the fingerprint stays that of the data the teacher was trained on."""
+    manifest = read_manifest(dataset)
+    shards = [s.model_copy(update={"bytes": Path(dataset, s.file).stat().st_size}) for s in manifest.shards]
+    write_manifest(dataset, manifest.model_copy(update={"shards": tuple(shards)}))
 
 
 @pytest.mark.slow

@@ -33,7 +33,9 @@ class KeyConfig(Config):
 class InitConfig(Config):
     """Which files to look at and where to write."""
 
-    interactions: DataPath = Field(description="interactions: a Parquet, CSV or JSON-lines file, folder or glob")
+    interactions: DataPath = Field(
+        description="a Parquet, CSV or JSON-lines file, folder or glob; or the folder of MovieLens, KuaiRand or MIND"
+    )
     items: DataPath | None = Field(None, description="items, the same formats")
     users: DataPath | None = Field(None, description="users, the same formats")
     out: DataPath = Field("rayrank-dataset", description="local folder for dataset.yaml and prepare.yaml")
@@ -44,7 +46,7 @@ class InitConfig(Config):
 
 @dataclass(frozen=True)
 class InitResult:
-    """What was written."""
+    """What was written; ``dataset`` is empty for a published layout, which describes itself."""
 
     dataset: str
     prepare: str
@@ -54,7 +56,7 @@ class InitResult:
     def summary(self) -> list[str]:
         """Where the files are and what to do next."""
         verb = "wrote" if self.written else "unchanged:"
-        lines = [f"{verb} {self.dataset}", f"{verb} {self.prepare}"]
+        lines = [f"{verb} {path}" for path in (self.dataset, self.prepare) if path]
         lines += [f"warning: {w}" for w in self.warnings]
         return [*lines, f"next: read the comments, then python -m jobs.validate {self.prepare}"]
 
@@ -80,19 +82,38 @@ def init(config: InitConfig, progress: Progress) -> InitResult:
     """
     if "://" in config.out:
         raise ConfigError("out", config.out, "init writes to a local folder", "give a local folder")
+    dataset, prepare = Path(config.out, "dataset.yaml"), Path(config.out, "prepare.yaml")
+    kind = published_layout(config.interactions)
+    if kind is not None:
+        progress(f"this folder is {kind} in its published layout")
+        written = _write({prepare: _published_yaml(config, kind)}, config.overwrite)
+        return InitResult("", str(prepare), written, ())
     progress("reading a sample of the files")
     found = _guess(config)
-    dataset, prepare = Path(config.out, "dataset.yaml"), Path(config.out, "prepare.yaml")
     texts = {dataset: _dataset_yaml(found), prepare: _prepare_yaml(config, found, str(dataset))}
+    written = _write(texts, config.overwrite)
+    load(DatasetSchema, dataset)
+    return InitResult(str(dataset), str(prepare), written, found.warnings)
+
+
+def published_layout(folder: str) -> str | None:
+    """The kind of source whose published files lie in a folder; None: somebody's own tables."""
+    for kind, name in (("movielens", "ratings.dat"), ("mind", "behaviors.tsv"), ("kuairand", "log_standard_*.csv")):
+        if storage.found(storage.join(folder, name)):
+            return kind
+    return None
+
+
+def _write(texts: Mapping[Path, str], overwrite: bool) -> bool:
+    """Write what changed; refuse to replace what differs unless told to."""
     changed = [p for p, text in texts.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     kept = [p for p in changed if p.is_file()]
-    if kept and not config.overwrite:
+    if kept and not overwrite:
         fix = "keep it and go on with validate, choose another out, or set overwrite=true"
         raise ConfigError(str(kept[0]), None, "this file exists and differs from what init would write", fix)
     for path in changed:
         storage.write_bytes(str(path), texts[path].encode())
-    load(DatasetSchema, dataset)
-    return InitResult(str(dataset), str(prepare), bool(changed), found.warnings)
+    return bool(changed)
 
 
 def _guess(config: InitConfig) -> _Found:
@@ -250,6 +271,17 @@ def _prepare_yaml(config: InitConfig, found: _Found, dataset: str) -> str:
     lines = ["# python -m jobs.prepare THIS_FILE", "source:"]
     lines += [f"  {key}: {_value(value)}" for key, value in rows.items()]
     lines += [f"path: {_value(str(Path(config.out, 'shards')))}  # where the prepared dataset goes"]
+    return "\n".join(lines) + "\n"
+
+
+def _published_yaml(config: InitConfig, kind: str) -> str:
+    lines = [
+        "# python -m jobs.validate THIS_FILE, then python -m jobs.prepare THIS_FILE",
+        "source:",
+        f"  kind: {kind}  # columns, tasks and split are those of docs/data_format.md; every key may be set here",
+        f"  path: {_value(config.interactions)}",
+        f"path: {_value(str(Path(config.out, 'shards')))}  # where the prepared dataset goes",
+    ]
     return "\n".join(lines) + "\n"
 
 

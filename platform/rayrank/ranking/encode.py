@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rayrank.features.encode import encode_categorical, encode_numeric, index_of, is_multi, pad_lists
+from rayrank.features.history import shown_events
 from rayrank.features.state import FeatureState, TableState
 from rayrank.features.text import item_text
 from rayrank.messages import HistoryEvent, TextItem
@@ -95,11 +96,15 @@ class RequestEncoder:
         stamped = np.asarray([events[i].time is not None for i in order], bool)
         same = np.zeros(len(events), bool)
         same[1:] = stamped[1:] & stamped[:-1] & (times[1:] == times[:-1])
+        if self.schema.timestamp is None:  # they order the events, the models were trained without
+            times = np.zeros_like(times)
         labels = {
             task: np.asarray([events[i].labels.get(task, np.nan) for i in order], np.float32) for task in self.tasks
         }
-        rows = self.rows(events, cold)[order]
-        return History(rows.astype(np.int32), np.cumsum(~same).astype(np.int32), times, labels)
+        rows, request = self.rows(events, cold)[order], np.cumsum(~same)
+        shown = shown_events(self.schema, labels, len(events))
+        labels = {task: values[shown] for task, values in labels.items()}
+        return History(rows[shown].astype(np.int32), request[shown].astype(np.int32), times[shown], labels)
 
     def label_problems(self, events: Sequence[HistoryEvent]) -> list[tuple[str, str]]:
         """(field, rule) of labels that no task of the release could have."""

@@ -46,6 +46,8 @@ class UserStage:
         if problems:
             return Rejected(tuple(ErrorField(field=f, problem=p) for f, p in problems[:20]))
         time = request.time if request.time is not None else now
+        if self._schema.timestamp is None:  # trained without times
+            time = 0
         cold, warnings = ColdBuilder(self.encoder), list[str]()
         history, warning = self._history(request, time, cold)
         candidates = None

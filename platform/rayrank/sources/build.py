@@ -11,6 +11,8 @@ The tasks are run by a function given from outside: a plain loop (:func:`run_her
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +21,7 @@ from rayrank.config import ConfigError, digest
 from rayrank.features.encode import is_multi
 from rayrank.features.state import FeatureState
 from rayrank.features.text import template_fields
-from rayrank.schema import DatasetSchema, MulticlassTask, Split, TimeSplit
+from rayrank.schema import DatasetSchema, MulticlassTask, PopularityNegatives, Split, TimeSplit
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
 from rayrank.sources.entities import (
@@ -28,10 +30,11 @@ from rayrank.sources.entities import (
 )
 from rayrank.sources.fitting import write_entities
 from rayrank.sources.manifest import FILE, Counts, Manifest, ShardInfo, data_fingerprint, read_manifest, write_manifest
+from rayrank.sources.negatives import draw_weights
 from rayrank.sources.oracle import BIASES, TRUTH, oracle_auc
 from rayrank.sources.sequence import users_file
 from rayrank.sources.source import EVERY_ROW, Part, Source
-from rayrank.sources.spec import BuildSpec, Result, Run, Task, items_file, work_folder
+from rayrank.sources.spec import BuildSpec, Result, Run, Task, items_file, popularity_file, weights_file, work_folder
 from rayrank.sources.spill import distinct_items
 from rayrank.sources.split import Cuts, find_cuts
 from rayrank.sources.tasks import perform
@@ -77,7 +80,11 @@ def _build(spec: BuildSpec, run: Run, progress: Progress) -> Manifest:
     seen = distinct_items(work_folder(spec.path), spilled)
     item_ids, orphan_items = index_ids(items, "item_id", seen, "items")
     storage.write_arrow(items_file(spec.path), pa.table({"item_id": item_ids}))
-    made = _sequence_all(spec, parts, spilled, cuts, (run, progress))
+    passes = _Passes(spec, parts, spilled, cuts)
+    if source.schema.sampled_negatives:
+        _write_weights(passes, source.schema, len(item_ids), run)
+    progress(f"sorting {passes.buckets} buckets of users")
+    made = list(run(spec, passes.tasks("sequence")))
     active = [storage.read_arrow(users_file(work_folder(spec.path), b)) for b in range(len(made))]
     seen = pa.concat_tables(active)["user_id"].combine_chunks()
     user_ids, orphan_users = index_ids(users, "user_id", seen, "users")
@@ -128,7 +135,7 @@ def _commit(
         counts=counts,
         shards=shards,
         tables=tables,
-        window=spec.window,
+        window=spec.history_window(schema),
         oracle=_oracle(made, TRUTH),
         oracle_biases=_oracle(made, BIASES),
         source=spec.source.model_dump(mode="json"),
@@ -139,16 +146,34 @@ def _commit(
     return manifest
 
 
-def _sequence_all(
-    spec: BuildSpec, parts: Sequence[Part], spilled: list[int], cuts: Cuts | None, how: tuple[Run, Progress]
-) -> list[Result]:
-    run, progress = how
-    total = sum(p.rows for p in parts)
-    buckets = _buckets(spec, total)
-    progress(f"sorting {buckets} buckets of users")
-    numbers = tuple(spilled)
-    tasks = [Task(stage="sequence", number=b, parts=numbers, cuts=cuts, total_rows=total) for b in range(buckets)]
-    return list(run(spec, tasks))
+@dataclass(frozen=True)
+class _Passes:
+    """What the tasks over buckets are told."""
+
+    spec: BuildSpec
+    parts: Sequence[Part]
+    spilled: Sequence[int]
+    cuts: Cuts | None
+
+    @property
+    def buckets(self) -> int:
+        return _buckets(self.spec, sum(p.rows for p in self.parts))
+
+    def tasks(self, stage: Literal["popularity", "sequence"]) -> list[Task]:
+        numbers, total = tuple(self.spilled), sum(p.rows for p in self.parts)
+        return [
+            Task(stage=stage, number=b, parts=numbers, cuts=self.cuts, total_rows=total) for b in range(self.buckets)
+        ]
+
+
+def _write_weights(passes: _Passes, schema: DatasetSchema, items: int, run: Run) -> None:
+    """How likely each item is to be drawn as a negative; popularity takes a pass of its own over the buckets."""
+    counts, path = np.zeros(items), passes.spec.path
+    if isinstance(schema.negative_sampling, PopularityNegatives):
+        for number, _ in enumerate(run(passes.spec, passes.tasks("popularity"))):
+            table = storage.read_arrow(popularity_file(path, number))
+            counts[table["item"].to_numpy() - 1] += table["count"].to_numpy()
+    storage.write_arrow(weights_file(path), pa.table({"p": draw_weights(schema, counts)}))
 
 
 def _spill_all(
@@ -174,7 +199,8 @@ def _spill_all(
         return np.asarray(np.sum([r["counts"] for r in run(spec, asked)], axis=0))
 
     low, high = min(spilled[i]["low"] for i in full), max(spilled[i]["high"] for i in full)
-    return full, find_cuts(split, total, low, high, histogram)
+    logged = total - sum(r["before"] for r in spilled)
+    return full, find_cuts(split, logged, low, high, histogram, total - 1)
 
 
 def _oracle(made: Sequence[Result], prefix: str) -> dict[str, float]:

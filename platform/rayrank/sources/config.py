@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, assert_never
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError
+from rayrank.sources.kuairand import KuaiRand, KuaiRandConfig
+from rayrank.sources.mind import Mind, MindConfig
 from rayrank.sources.movielens import MovieLens, MovieLensConfig
 from rayrank.sources.source import Source
 from rayrank.sources.synthetic import Synthetic, SyntheticConfig
@@ -24,7 +26,8 @@ class PythonSourceConfig(Config):
 
 
 SourceConfig = Annotated[
-    MovieLensConfig | SyntheticConfig | TablesConfig | PythonSourceConfig, Field(discriminator="kind")
+    MovieLensConfig | KuaiRandConfig | MindConfig | SyntheticConfig | TablesConfig | PythonSourceConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -37,6 +40,10 @@ def open_source(config: SourceConfig) -> Source:
     match config:
         case MovieLensConfig():
             return MovieLens(config)
+        case KuaiRandConfig():
+            return KuaiRand(config)
+        case MindConfig():
+            return Mind(config)
         case SyntheticConfig():
             return Synthetic(config)
         case TablesConfig():

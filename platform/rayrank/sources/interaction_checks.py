@@ -16,7 +16,7 @@ from rayrank.sources.checks import FeatureCheck, Finding, KeyCheck, LabelCheck, 
 from rayrank.sources.files import Wanted, file_parts, read_part
 from rayrank.sources.relations import boundaries
 from rayrank.sources.row_sample import RowSample, hashed
-from rayrank.sources.source import EVERY_ROW, Source, context_column, key_text, label_column, to_seconds
+from rayrank.sources.source import BEFORE, EVERY_ROW, Source, context_column, key_text, label_column, to_seconds
 from rayrank.sources.tables import Tables, interaction_columns
 
 Check = KeyCheck | TimeCheck | LabelCheck | FeatureCheck
@@ -54,7 +54,7 @@ class InteractionChecks:
         steps: list[tuple[str, str, Check]] = [
             (schema.user_id, "user_id", self.keys["user"]),
             (schema.item_id, "item_id", self.keys["item"]),
-            (schema.timestamp, "timestamp", self.times),
+            *([(schema.timestamp, "timestamp", self.times)] if schema.timestamp is not None else []),
             *((c.task.column, label_column(c.task.name), c) for c in self.labels),
             *((c.feature.column, context_column(c.feature.name), c) for c in self.features),
         ]
@@ -78,6 +78,8 @@ class InteractionChecks:
             seen["request"] = hashed(key_text(table[request], "interactions", str(request)))
         elif request is not None:
             self._missing(str(schema.request_id), table, first_row)
+        if schema.timestamp is None:
+            seen["timestamp"] = seen["row"]
         if {"user", "item", "timestamp"} <= set(seen):
             seen["time"] = seen.pop("timestamp")
             self.sample.add(seen)
@@ -100,7 +102,8 @@ class InteractionChecks:
                 yield from read_part(part, wanted)
         else:
             for part in self.source.parts():
-                yield from self.source.read(part)
+                for table in self.source.read(part):  # earlier events are no interactions: they have no time
+                    yield table.filter(table[BEFORE].is_null()) if BEFORE in table.column_names else table
 
     def _column(self, table: pa.Table, name: str) -> pa.ChunkedArray:
         if name not in table.column_names:

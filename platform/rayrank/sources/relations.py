@@ -110,7 +110,7 @@ def _repeats(rows: Rows) -> Finding | None:
 def _backwards(rows: Rows, schema: DatasetSchema) -> Finding | None:
     sane = (rows.time >= FIRST_INSTANT) & (rows.time <= LAST_INSTANT)  # the others have a finding of their own
     back = rows.same_user & (rows.time[1:] < rows.time[:-1]) & sane[1:] & sane[:-1]
-    steps = int(rows.same_user.sum())
+    steps = int((rows.same_user & (rows.time[1:] != rows.time[:-1])).sum())
     if not back.any():
         return None
     at = np.flatnonzero(back) + 1

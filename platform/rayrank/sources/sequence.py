@@ -12,21 +12,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayrank.features.history import shown_events
 from rayrank.features.state import Moments, count_categories, count_moments
 from rayrank.schema import FAR, TEST, TRAIN, VALID, CategoricalFeature, DatasetSchema
 from rayrank.sources import storage
 from rayrank.sources.negatives import add_negatives
 from rayrank.sources.oracle import oracle_columns, oracle_histograms
-from rayrank.sources.source import context_column, label_column
+from rayrank.sources.source import BEFORE, context_column, label_column
 from rayrank.sources.split import Cuts, assign_parts
 from rayrank.sources.storage import write_arrow
+
+EARLIER_S = 86_400
+"""Earlier events of unknown time are dated so long before the user's first logged one."""
 
 
 @dataclass(frozen=True)
 class Sequences:
     """Events of a bucket sorted by (user, time, row), with the users they belong to."""
 
-    events: pa.Table  # item, request, time, row, part, history, label_*, context_* (raw)
+    events: pa.Table  # item, request, time, row, part, history, sampled, label_*, context_* (raw)
     users: pa.Table  # user_id, start, stop (event range), train_count, valid_from, test_from
 
 
@@ -46,7 +50,12 @@ def statistics_file(work: str, bucket: int) -> str:
 
 
 def build_sequences(
-    rows: pa.Table, schema: DatasetSchema, items: pa.Array, cuts: Cuts | None, total_rows: int
+    rows: pa.Table,
+    schema: DatasetSchema,
+    items: pa.Array,
+    cuts: Cuts | None,
+    total_rows: int,
+    weights: np.ndarray | None = None,
 ) -> Sequences:
     """Sort, split and number the requests of one bucket.
 
@@ -56,29 +65,64 @@ def build_sequences(
         items: item ids in index order (index i + 1).
         cuts: of the time split.
         total_rows: interactions of the whole source: sampled negatives are numbered from there on.
+        weights: probability of each item (index − 1) to be drawn as a negative; None: no negatives are sampled.
     """
-    ids = np.array(pc.unique(rows["user_id"]).to_pylist(), dtype=object)
-    names = pa.array(np.sort(ids), pa.string())
+    rows, before = _earlier_once(rows)
+    names = pa.array(np.sort(np.array(pc.unique(rows["user_id"]).to_pylist(), dtype=object)), pa.string())
     code = pc.index_in(rows["user_id"], value_set=names).to_numpy()
-    time, row = rows["timestamp"].to_numpy(), rows["row"].to_numpy()
-    order = np.lexsort((row, time, code))
+    time, row = _earlier_times(rows["timestamp"].to_numpy(), code, before), rows["row"].to_numpy()
+    order = np.lexsort((row, time, ~before, code))
     rows = rows.take(pa.array(order)).combine_chunks()
-    code, time, row = code[order], time[order], row[order]
+    code, time, row, before = code[order], time[order], row[order], before[order]
     starts = np.searchsorted(code, np.arange(len(names) + 1))
+    part = np.zeros(len(row), dtype=np.int8)
+    logged = np.concatenate([[0], np.cumsum(~before)])[starts]
+    part[~before] = assign_parts(schema.split, cuts, logged, time[~before], row[~before])
+    labels = {t.name: rows[label_column(t.name)].to_numpy() for t in schema.event_tasks}
     columns = {
         "item": _indices(rows["item_id"], items),
-        "request": request_numbers(starts, time, _request_codes(rows)),
-        "time": time,
+        "request": _requests(schema, starts, time, _request_codes(rows)),
+        "time": time if schema.timestamp is not None else np.zeros(len(row), dtype=np.int64),
         "row": row,
-        "part": assign_parts(schema.split, cuts, starts, time, row),
-        "history": np.ones(len(row), dtype=bool),
+        "part": part,
+        "history": shown_events(schema, labels, len(row)) | before,
+        "sampled": np.zeros(len(row), dtype=bool),
     }
     kept = [label_column(t.name) for t in schema.event_tasks]
     kept += [context_column(f.name) for f in schema.context_features] + oracle_columns(rows)
     events = pa.table({**columns, **{name: rows[name] for name in kept}})
-    if schema.sampled_negatives:
-        events, starts = add_negatives(events, starts, schema, len(items), total_rows)
+    if schema.sampled_negatives and weights is not None:
+        events, starts = add_negatives(events, starts, schema, weights, total_rows)
     return Sequences(events, _users(names, starts, events))
+
+
+def _earlier_once(rows: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """Rows with one list of earlier events per user (the first that the source tells), and which rows those are."""
+    if BEFORE not in rows.column_names:
+        return rows, np.zeros(rows.num_rows, dtype=bool)
+    number = rows[BEFORE].fill_null(-1).to_numpy()
+    before = number >= 0
+    user = rows["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    first = np.full(int(user.max(initial=0)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, user[before], number[before])
+    keep = ~before | (number == first[user])
+    return rows.filter(pa.array(keep)), before[keep]
+
+
+def _earlier_times(time: np.ndarray, user: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Times with those of earlier events (nobody knows them) set to a day before the user's first logged event."""
+    if not before.any():
+        return time
+    first = np.full(int(user.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, user, np.where(before, np.iinfo(np.int64).max, time))
+    alone = first == np.iinfo(np.int64).max  # no logged event at all: the source's time will do
+    return np.where(before & ~alone[user], first[user] - EARLIER_S, time)
+
+
+def _requests(schema: DatasetSchema, starts: np.ndarray, time: np.ndarray, request: np.ndarray | None) -> np.ndarray:
+    if schema.timestamp is None and schema.order == "none":
+        return np.zeros(len(time), dtype=np.int32)
+    return request_numbers(starts, time, request)
 
 
 def request_numbers(starts: np.ndarray, time: np.ndarray, request: np.ndarray | None) -> np.ndarray:
@@ -111,12 +155,12 @@ def request_numbers(starts: np.ndarray, time: np.ndarray, request: np.ndarray | 
 
 
 def count_items(events: pa.Table, schema: DatasetSchema) -> pa.Table:
-    """Per item index seen in training: ``train_count`` (events of the history) and each task's label count and sum."""
+    """Per item index seen in training: ``train_count`` (logged events) and each task's label count and sum."""
     train = events.filter(pc.equal(events["part"], TRAIN))
     item = train["item"].to_numpy()
     index, inverse = np.unique(item, return_inverse=True)
     size = len(index)
-    counts = np.bincount(inverse, weights=train["history"].to_numpy().astype(np.float64), minlength=size)
+    counts = np.bincount(inverse, weights=(~train["sampled"].to_numpy()).astype(np.float64), minlength=size)
     columns: dict[str, np.ndarray] = {"item": index, "train_count": counts}
     for task in schema.event_tasks:
         label = train[label_column(task.name)].to_numpy()
@@ -129,7 +173,7 @@ def count_items(events: pa.Table, schema: DatasetSchema) -> pa.Table:
 
 def count_context(events: pa.Table, schema: DatasetSchema) -> dict[str, Any]:
     """Category counts and moments of the context features over training events, JSON-able."""
-    train = events.filter(pc.and_(pc.equal(events["part"], TRAIN), events["history"]))
+    train = events.filter(pc.and_(pc.equal(events["part"], TRAIN), pc.invert(events["sampled"])))
     found: dict[str, Any] = {}
     for feature in schema.context_features:
         column = train[context_column(feature.name)]
@@ -163,7 +207,7 @@ def save_sequences(work: str, bucket: int, made: Sequences, schema: DatasetSchem
     part = made.events["part"].to_numpy()
     return {
         "events": made.events.num_rows,
-        "negatives": int((~made.events["history"].to_numpy()).sum()),
+        "negatives": int(made.events["sampled"].to_numpy().sum()),
         "users": made.users.num_rows,
         "train": int((part == TRAIN).sum()),
         "valid": int((part == VALID).sum()),
@@ -176,9 +220,9 @@ def save_sequences(work: str, bucket: int, made: Sequences, schema: DatasetSchem
 def _users(names: pa.Array, starts: np.ndarray, events: pa.Table) -> pa.Table:
     part, request = events["part"].to_numpy(), events["request"].to_numpy()
     user = np.repeat(np.arange(len(names)), np.diff(starts))
-    history = events["history"].to_numpy()
+    logged = ~events["sampled"].to_numpy()
     columns = {"user_id": names, "start": starts[:-1], "stop": starts[1:]}
-    columns["train_count"] = np.bincount(user[(part == TRAIN) & history], minlength=len(names))
+    columns["train_count"] = np.bincount(user[(part == TRAIN) & logged], minlength=len(names))
     for name, value in (("valid_from", VALID), ("test_from", TEST)):
         first = np.full(len(names), FAR, dtype=np.int32)
         np.minimum.at(first, user[part == value], request[part == value])

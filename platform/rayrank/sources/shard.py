@@ -125,6 +125,8 @@ def _event_columns(
     for task in schema.event_tasks:
         label = taken[label_column(task.name)].combine_chunks()
         values[label_column(task.name)] = label.fill_null(np.float32("nan"))
+    if schema.sampled_negatives:
+        values["sampling_p"] = taken["sampling_p"].combine_chunks()
     for feature in schema.context_features:
         name = context_column(feature.name)
         values[name] = encode_column(feature, state.context, taken[name])

@@ -18,6 +18,11 @@ from rayrank.schema import DatasetSchema
 EVERY_ROW = "*"
 """Label column of a clicks-only binary task: every interaction is a positive."""
 
+BEFORE = "before"
+"""Column of sources that tell a user's earlier events without times: the number of the list (≥ 0) that a row is of;
+null: a logged interaction. Of a user's lists the one with the smallest number is used: as history, never as targets.
+"""
+
 ROWS_PER_PART = 500_000
 
 
@@ -69,6 +74,7 @@ def canonical(schema: DatasetSchema, raw: pa.Table, first_row: int, where: str) 
 
     ``user_id``, ``item_id`` string; ``timestamp`` int64 seconds; ``row`` int64 global row number; ``request_id``
     string when the schema has one; ``label_<task>`` float32, null where missing; ``context_<feature>`` as in the file.
+    A source may append ``before`` int64 (:data:`BEFORE`).
 
     Raises:
         ConfigError: a column is missing, a key or time is null, or a cell is no number.
@@ -77,7 +83,7 @@ def canonical(schema: DatasetSchema, raw: pa.Table, first_row: int, where: str) 
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "user_id": key_text(_column(raw, schema.user_id, where), where, schema.user_id),
         "item_id": key_text(_column(raw, schema.item_id, where), where, schema.item_id),
-        "timestamp": to_seconds(_column(raw, schema.timestamp, where), schema.time_unit, where, schema.timestamp),
+        "timestamp": _times(schema, raw, rows, where),
         "row": rows,
     }
     for name in ("user_id", "item_id", "timestamp"):
@@ -94,6 +100,13 @@ def canonical(schema: DatasetSchema, raw: pa.Table, first_row: int, where: str) 
     for feature in schema.context_features:
         columns[context_column(feature.name)] = _column(raw, feature.column, where)
     return pa.table(columns)
+
+
+def _times(schema: DatasetSchema, raw: pa.Table, rows: pa.Array, where: str) -> pa.Array | pa.ChunkedArray:
+    """Seconds; row numbers where there are no times: sorting and splitting then follow the files."""
+    if schema.timestamp is None:
+        return rows
+    return to_seconds(_column(raw, schema.timestamp, where), schema.time_unit, where, schema.timestamp)
 
 
 def key_text(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rayrank.config import Config, DataPath
+from rayrank.schema import DatasetSchema
 from rayrank.sources import storage
 from rayrank.sources.config import SourceConfig
 from rayrank.sources.source import Part
@@ -27,12 +28,16 @@ class BuildSpec(Config):
     max_events: int = Field(8192, ge=1, description="padded events of a row group, the unit of a micro-batch")
     max_sequences: int = Field(64, ge=1, description="sequences of a row group")
 
+    def history_window(self, schema: DatasetSchema) -> int:
+        """``window``, or fewer where the schema's history rule says so."""
+        return min(self.window, schema.history.last or self.window)
+
 
 class Task(Config):
     """One unit of work for a worker: which pass, and on what."""
 
-    stage: Literal["spill", "histogram", "sequence", "shard"] = Field(description="which function runs")
-    number: int = Field(description="part (spill, histogram) or bucket (sequence, shard)")
+    stage: Literal["spill", "histogram", "popularity", "sequence", "shard"] = Field(description="which function runs")
+    number: int = Field(description="part (spill, histogram) or bucket (the others)")
     part: Part | None = Field(None, description="the part to read (spill)")
     buckets: int = Field(1, description="number of buckets (spill)")
     parts: tuple[int, ...] = Field((), description="numbers of the spilled parts (sequence)")
@@ -54,3 +59,13 @@ def work_folder(path: str) -> str:
 def items_file(path: str) -> str:
     """Arrow file of the item ids in index order."""
     return storage.join(work_folder(path), "items.arrow")
+
+
+def weights_file(path: str) -> str:
+    """Arrow file of the items' probabilities to be drawn as negatives, in index order."""
+    return storage.join(work_folder(path), "weights.arrow")
+
+
+def popularity_file(path: str, bucket: int) -> str:
+    """Arrow file of a bucket's training events per item."""
+    return storage.join(work_folder(path), f"popularity-{bucket:05d}.arrow")

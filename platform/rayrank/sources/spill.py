@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from rayrank.sources import storage
 from rayrank.sources.hashing import text_hash
-from rayrank.sources.source import Part, Source
+from rayrank.sources.source import BEFORE, Part, Source
 
 
 def spill_file(work: str, part: int) -> str:
@@ -36,7 +36,7 @@ def spill(source: Source, part: Part, number: int, work: str, buckets: int) -> d
     tables = list(source.read(part))
     table = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries() if tables else None
     if table is None or table.num_rows == 0:
-        return {"rows": 0, "low": 0, "high": 0}
+        return {"rows": 0, "before": 0, "low": 0, "high": 0}
     bucket = user_buckets(table["user_id"], buckets)
     order = np.argsort(bucket, kind="stable")
     starts = np.searchsorted(bucket[order], np.arange(buckets + 1))
@@ -48,7 +48,8 @@ def spill(source: Source, part: Part, number: int, work: str, buckets: int) -> d
             out.write_batch(rows[0] if rows else _empty(table.schema))
     storage.write_arrow(_ids_file(work, number), pa.table({"item_id": pc.unique(table["item_id"])}))
     time = pc.min_max(table["timestamp"]).as_py()
-    return {"rows": table.num_rows, "low": time["min"], "high": time["max"]}
+    before = pc.count(table[BEFORE]).as_py() if BEFORE in table.column_names else 0
+    return {"rows": table.num_rows, "before": before, "low": time["min"], "high": time["max"]}
 
 
 def gather(work: str, parts: list[int], bucket: int) -> pa.Table:
@@ -68,11 +69,13 @@ def time_histogram(work: str, part: int, at_time: int | None, edges: np.ndarray)
     with system.open_input_file(inside) as file:
         reader = pa.ipc.open_file(file)
         names = reader.schema.names
-        wanted = [names.index("timestamp"), names.index("row")]
+        wanted = [names.index(name) for name in ("timestamp", "row", BEFORE) if name in names]
         file.seek(0)
         reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=wanted))
         for b in range(reader.num_record_batches):
             batch = reader.get_batch(b)
+            if BEFORE in names:  # earlier events are no targets
+                batch = batch.filter(batch.column(BEFORE).is_null())
             time, values = batch.column("timestamp").to_numpy(), batch.column("row").to_numpy()
             values = time if at_time is None else values[time == at_time]
             counts += np.histogram(values, bins=edges)[0] if len(values) else 0

@@ -39,10 +39,13 @@ def share_of(counts: np.ndarray | int, share: float) -> np.ndarray:
     return np.ceil(np.round(np.asarray(counts, dtype=np.float64) * share, 9)).astype(np.int64)
 
 
-def find_cuts(split: TimeSplit, total: int, low: int, high: int, histogram: Histogram) -> Cuts:
+def find_cuts(
+    split: TimeSplit, total: int, low: int, high: int, histogram: Histogram, last_row: int | None = None
+) -> Cuts:
     """Cuts of the time split: the last ⌈test⌉ of all interactions test, the ⌈valid⌉ before them validate.
 
-    ``low``..``high`` are the smallest and largest time of the data.
+    ``low``..``high`` are the smallest and largest time of the data; rows are
+    numbered up to ``last_row`` (None: ``total`` − 1).
     """
     test_rank = total - int(share_of(total, split.test))
     valid_rank = max(test_rank - int(share_of(total, split.valid)), 0)
@@ -52,7 +55,7 @@ def find_cuts(split: TimeSplit, total: int, low: int, high: int, histogram: Hist
             cuts.append(Cut(time=high + 1))
             continue
         time, before = _select(None, rank, low, high, histogram)
-        row, _ = _select(time, rank - before, 0, total - 1, histogram)
+        row, _ = _select(time, rank - before, 0, total - 1 if last_row is None else last_row, histogram)
         cuts.append(Cut(time=time, row=row))
     return Cuts(valid=cuts[0], test=cuts[1])
 

@@ -47,6 +47,14 @@ def exists(path: str) -> bool:
     return bool(system.get_file_info(inside).type != fs.FileType.NotFound)
 
 
+def found(path: str) -> bool:
+    """Whether a file, folder or glob matches anything."""
+    try:
+        return bool(list_files(path))
+    except (ConfigError, NotADirectoryError):
+        return False
+
+
 def list_files(path: str, suffixes: tuple[str, ...] = ()) -> list[str]:
     """Files of a file, folder (recursive) or glob, sorted; hidden ones and other suffixes are left out.
 

@@ -103,7 +103,7 @@ class Tables:
 
 def interaction_columns(schema: DatasetSchema) -> Wanted:
     """The interaction columns a schema names, and how a CSV must read them."""
-    names = [schema.user_id, schema.item_id, schema.timestamp]
+    names = [schema.user_id, schema.item_id, *([schema.timestamp] if schema.timestamp is not None else [])]
     types: dict[str, pa.DataType] = {name: pa.string() for name in names}
     if schema.request_id is not None:
         names.append(schema.request_id)

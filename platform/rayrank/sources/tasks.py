@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
 from rayrank.features.state import FeatureState
+from rayrank.schema import TRAIN
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
 from rayrank.sources.sequence import Sequences, build_sequences, save_sequences, sequences_file, users_file
 from rayrank.sources.shard import chunk_table, write_shard
-from rayrank.sources.spec import BuildSpec, Result, Task, items_file, work_folder
+from rayrank.sources.spec import BuildSpec, Result, Task, items_file, popularity_file, weights_file, work_folder
 from rayrank.sources.spill import gather, spill, time_histogram
 from rayrank.sources.storage import read_arrow
 
@@ -33,6 +35,8 @@ def _perform(spec: BuildSpec, task: Task) -> Result:
         case "histogram":
             counts = time_histogram(work, task.number, task.at_time, np.array(task.edges))
             return {"counts": counts.tolist()}
+        case "popularity":
+            return _popularity_task(spec, task, work)
         case "sequence":
             return _sequence_task(spec, task, work)
         case "shard":
@@ -43,14 +47,27 @@ def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
     schema = open_source(spec.source).schema
     items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
     rows = gather(work, list(task.parts), task.number)
-    return save_sequences(work, task.number, build_sequences(rows, schema, items, task.cuts, task.total_rows), schema)
+    weights = read_arrow(weights_file(spec.path))["p"].to_numpy() if schema.sampled_negatives else None
+    made = build_sequences(rows, schema, items, task.cuts, task.total_rows, weights)
+    return save_sequences(work, task.number, made, schema)
+
+
+def _popularity_task(spec: BuildSpec, task: Task, work: str) -> Result:
+    """Training events of each item in one bucket: what popularity sampling draws by."""
+    schema = open_source(spec.source).schema
+    items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
+    rows = gather(work, list(task.parts), task.number)
+    events = build_sequences(rows, schema, items, task.cuts, task.total_rows).events
+    index, counts = np.unique(events["item"].to_numpy()[events["part"].to_numpy() == TRAIN], return_counts=True)
+    storage.write_arrow(popularity_file(spec.path, task.number), pa.table({"item": index, "count": counts}))
+    return {}
 
 
 def _shard_task(spec: BuildSpec, task: Task, work: str) -> Result:
     schema = open_source(spec.source).schema
     state = FeatureState.model_validate_json(storage.read_bytes(storage.join(work, "features.json")))
     made = Sequences(read_arrow(sequences_file(work, task.number)), read_arrow(users_file(work, task.number)))
-    table = chunk_table(made, schema, state, spec.window, spec.chunk)
+    table = chunk_table(made, schema, state, spec.history_window(schema), spec.chunk)
     storage.make_folder(storage.join(spec.path, "shards"))
     path = storage.join(spec.path, "shards", f"part-{task.number:05d}.parquet")
     return {"shard": write_shard(path, table, spec.max_events, spec.max_sequences).model_dump(mode="json")}

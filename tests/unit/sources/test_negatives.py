@@ -39,7 +39,7 @@ def _events(items: list[int], rows: list[int]) -> pa.Table:
 
 def test_negatives_follow_their_event_and_are_unseen() -> None:
     events, starts = _events([1, 2, 5, 1], [0, 1, 2, 3]), np.array([0, 3, 4])
-    widened, new_starts = add_negatives(events, starts, SCHEMA, num_items=9, first_row=100)
+    widened, new_starts = add_negatives(events, starts, SCHEMA, np.full(9, 1 / 9), first_row=100)
     rows = widened.to_pylist()
     assert new_starts.tolist() == [0, 9, 12]
     assert [r["history"] for r in rows] == [True, False, False] * 4
@@ -57,14 +57,14 @@ def test_negatives_follow_their_event_and_are_unseen() -> None:
 
 
 def test_the_draw_depends_on_the_row_alone() -> None:
-    one, _ = add_negatives(_events([1, 2], [7, 8]), np.array([0, 2]), SCHEMA, 50, 100)
-    two, _ = add_negatives(_events([2], [8]), np.array([0, 1]), SCHEMA, 50, 100)
+    one, _ = add_negatives(_events([1, 2], [7, 8]), np.array([0, 2]), SCHEMA, np.full(50, 0.02), 100)
+    two, _ = add_negatives(_events([2], [8]), np.array([0, 1]), SCHEMA, np.full(50, 0.02), 100)
     assert one["item"].to_pylist()[3:] == two["item"].to_pylist()
 
 
 def test_every_unseen_item_is_about_equally_likely() -> None:
     n = 4000
-    widened, _ = add_negatives(_events([1] * n, list(range(n))), np.arange(n + 1), SCHEMA, 9, n)
+    widened, _ = add_negatives(_events([1] * n, list(range(n))), np.arange(n + 1), SCHEMA, np.full(9, 1 / 9), n)
     counts = np.bincount(widened.filter(pa.compute.invert(widened["history"]))["item"].to_numpy(), minlength=10)
     assert counts[:2].tolist() == [0, 0]
     assert counts.sum() == 2 * n
@@ -72,10 +72,10 @@ def test_every_unseen_item_is_about_equally_likely() -> None:
 
 
 def test_a_user_who_knows_everything_gets_fewer() -> None:
-    widened, starts = add_negatives(_events([1, 2], [0, 1]), np.array([0, 2]), SCHEMA, 3, 100)
+    widened, starts = add_negatives(_events([1, 2], [0, 1]), np.array([0, 2]), SCHEMA, np.full(3, 1 / 3), 100)
     assert starts.tolist() == [0, 4]
     assert [r["item"] for r in widened.to_pylist() if not r["history"]] == [3, 3]
-    nothing, starts = add_negatives(_events([1, 2], [0, 1]), np.array([0, 2]), SCHEMA, 2, 100)
+    nothing, starts = add_negatives(_events([1, 2], [0, 1]), np.array([0, 2]), SCHEMA, np.full(2, 0.5), 100)
     assert nothing.num_rows == 2
 
 

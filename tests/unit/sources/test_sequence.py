@@ -69,6 +69,7 @@ def test_only_training_labels_are_counted() -> None:
             "item": [1, 2, 1, 1],
             "part": pa.array([1, 1, 1, 3], pa.int8()),
             "history": [True, True, False, True],
+            "sampled": [False, False, True, False],
             "label_like": pa.array([1, 0, 0, 1], pa.float32()),
             "label_stars": pa.array([4, None, None, 5], pa.float32()),
             "context_tab": ["a", "b", "z", "z"],
