@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ import yaml
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = (ROOT / "cluster.yaml").read_text()
 SERVE = [sys.executable, "-m", "ray.serve.scripts"]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 CONFIG = """\
@@ -131,8 +134,10 @@ def test_a_submitted_job_writes_below_the_base_and_not_into_its_working_copy(hea
 
 
 SHORT = "learning={epochs: 1, rows: {epochs: 1}}"
+DATA = ["source.num_users=80", "source.num_items=60", "source.num_rows=2500", "engine=ray"]
 SMALL = {
-    "prepare": ["source.num_users=80", "source.num_items=60", "source.num_rows=2500", "engine=ray"],
+    "validate": DATA,
+    "prepare": DATA,
     "train_teacher": ["encoder={kind: tiny, width: 16}", SHORT, "workers.count=1"],
     "label": ["actors=1"],
     "tune": ["trials=1", f"distill.{SHORT}", f"space={ROOT}/tune_spaces/distill.yaml"],
@@ -153,19 +158,35 @@ MADE = {
 }
 
 
+WAVES = (
+    ("validate", "prepare"),
+    ("train_teacher",),
+    ("label",),
+    ("tune",),
+    ("distill",),
+    ("evaluate", "promote"),
+    ("score",),
+)
+"""What does not wait for each other is submitted together."""
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_every_job_of_the_cluster_file_runs_there_with_the_shipped_configs(head: HeadNode, tmp_path: Path) -> None:
-    """The whole path, a submission per job; the last line of each says where its result is."""
+    """The whole path, a submission per job, then the Serve application."""
     made = tmp_path / "runs" / "synthetic"
-    configs = {name: f"jobs/configs/synthetic/{name}.yaml" for name in MADE} | {"distill": str(made / "tune/best.yaml")}
-    configs["validate"] = configs["prepare"]
-    for name in ("validate", *MADE):
-        entry = ["env", f"RAYRANK_BASE={tmp_path}", "python", "-m", f"jobs.{name}", configs[name]]
-        done = head.submit(*entry, *SMALL.get(name, SMALL["prepare"] if name == "validate" else []))
+    assert {name for wave in WAVES for name in wave} == set(re.findall(r"\bjobs\.(\w+)", CLUSTER)), "cluster.yaml"
+
+    def submit(name: str) -> None:
+        config = {"distill": str(made / "tune" / "best.yaml"), "validate": "jobs/configs/synthetic/prepare.yaml"}
+        entry = ["env", f"RAYRANK_BASE={tmp_path}", "python", "-m", f"jobs.{name}"]
+        done = head.submit(*entry, config.get(name, f"jobs/configs/synthetic/{name}.yaml"), *SMALL.get(name, []))
         assert done.returncode == 0, f"{name}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-        if name in MADE:
-            assert (made / MADE[name]).is_file(), f"{name}\n{done.stdout[-2000:]}"
+        assert name not in MADE or (made / MADE[name]).is_file(), f"{name}\n{done.stdout[-2000:]}"
+
+    with ThreadPoolExecutor(2) as two:
+        for wave in WAVES:
+            list(two.map(submit, wave))
     assert (tmp_path / "runs" / "mlflow.db").is_file()
     copies = [copy for copy in (head.folder / "ray").rglob("_ray_pkg_*") if copy.is_dir()]
     assert copies

