@@ -31,6 +31,12 @@ class BinaryTask(Config):
     name: str = Field(description="task name, unique")
     column: str = Field(description="interaction column that holds the label")
     at_least: float | None = Field(None, description="label is 1 where column >= this; None: the column is already 0/1")
+    available_after_s: int | None = Field(
+        None, ge=0, description="seconds until the label is known (None: at once); no history shows it earlier"
+    )
+    time_column: str | None = Field(
+        None, description="interaction column with the instant the label became known; empty: after available_after_s"
+    )
 
 
 class RegressionTask(Config):
@@ -41,6 +47,12 @@ class RegressionTask(Config):
     column: str = Field(description="interaction column that holds the label")
     low: float = Field(0.0, description="smallest label; scores are scaled to 0..1 between low and high for fusion")
     high: float = Field(1.0, description="largest label")
+    available_after_s: int | None = Field(
+        None, ge=0, description="seconds until the label is known (None: at once); no history shows it earlier"
+    )
+    time_column: str | None = Field(
+        None, description="interaction column with the instant the label became known; empty: after available_after_s"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> RegressionTask:
@@ -176,6 +188,9 @@ class DatasetSchema(Config):
     title: str | None = Field(None, description="item column shown to people")
     split: Split = Field(default_factory=UserSplit, description="how targets divide into train, valid and test")
     history: HistoryRule = Field(default_factory=HistoryRule, description="which events later requests see")
+    history_lag_s: int = Field(
+        0, ge=0, description="a label enters a history only when it was known so long before the request"
+    )
     sampled_negatives: int = Field(0, ge=0, description="unseen items added per event (clicks-only data)")
     negative_sampling: NegativeSampling = Field(default_factory=UniformNegatives, description="how they are drawn")
 
@@ -195,6 +210,11 @@ class DatasetSchema(Config):
             raise ValueError("history.show 'positives' needs a binary task")
         if self.timestamp is None and isinstance(self.split, BoundarySplit):
             raise ValueError("a boundary split needs times; give timestamp, or split by user")
+        for task in self.event_tasks:
+            if task.time_column is not None and task.available_after_s is None:
+                raise ValueError(f"task '{task.name}': time_column needs available_after_s, for labels without a time")
+            if self.timestamp is None and (task.available_after_s or task.time_column or self.history_lag_s):
+                raise ValueError(f"task '{task.name}': labels that arrive late need times; give timestamp")
         for features in (self.user_features, self.item_features, self.context_features):
             found = [f.name for f in features]
             if len(set(found)) != len(found):
@@ -216,6 +236,18 @@ class DatasetSchema(Config):
         return self.history.tasks or tuple(t.name for t in self.of_kind(BinaryTask))
 
     def fingerprint(self) -> str:
-        """sha256 of the canonical JSON; equal schemas have equal fingerprints."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """sha256 of the canonical JSON; equal schemas have equal fingerprints.
+
+        Keys left at their default do not count: a key that a later version adds changes no fingerprint.
+        """
+        text = json.dumps(_said(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _said(value: object) -> object:
+    """What a config says beyond its defaults, as plain JSON; ``kind`` always, since it tells classes apart."""
+    if isinstance(value, Config):
+        fields = type(value).model_fields.items()
+        found = {name: (getattr(value, name), field.get_default(call_default_factory=True)) for name, field in fields}
+        return {name: _said(v) for name, (v, default) in found.items() if name == "kind" or v != default}
+    return [_said(v) for v in value] if isinstance(value, list | tuple) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,22 @@ def test_yaml_round_trip_keeps_the_fingerprint(tmp_path: Path) -> None:
     again = load(DatasetSchema, file)
     assert again.split == TimeSplit()
     assert again.fingerprint() == schema(split={"kind": "time"}).fingerprint()
+
+
+def test_keys_left_at_their_default_do_not_change_the_fingerprint() -> None:
+    """A key that a later version adds and nobody sets must not make datasets and bundles strangers."""
+    raw = {"name": "x", "tasks": [{"kind": "binary", "name": "a", "column": "a"}]}
+    plain = parse(DatasetSchema, raw).fingerprint()
+    text = '{"name":"x","tasks":[{"column":"a","kind":"binary","name":"a"}]}'
+    assert plain == hashlib.sha256(text.encode()).hexdigest(), "what a schema without the newer keys hashes to"
+    written = raw | {"history_lag_s": 0, "history": {"show": "all"}, "split": {"kind": "user", "valid": 0.1}}
+    assert parse(DatasetSchema, written).fingerprint() == plain
+    assert parse(DatasetSchema, raw | {"history_lag_s": 1}).fingerprint() != plain
+
+
+def test_the_kind_counts_in_the_fingerprint() -> None:
+    binary, regression = (
+        parse(DatasetSchema, {"name": "x", "tasks": [{"kind": k, "name": "a", "column": "a"}]}).fingerprint()
+        for k in ("binary", "regression")
+    )
+    assert binary != regression

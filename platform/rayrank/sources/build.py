@@ -76,11 +76,11 @@ def _build(spec: BuildSpec, run: Run, progress: Progress) -> Manifest:
     _check(source.schema, items, users, parts)
     _clean(spec.path)
     storage.make_folder(work_folder(spec.path))
-    spilled, cuts = _spill_all(spec, source.schema.split, parts, run, progress)
+    spilled, cuts, last_time = _spill_all(spec, source.schema.split, parts, run, progress)
     seen = distinct_items(work_folder(spec.path), spilled)
     item_ids, orphan_items = index_ids(items, "item_id", seen, "items")
     storage.write_arrow(items_file(spec.path), pa.table({"item_id": item_ids}))
-    passes = _Passes(spec, parts, spilled, cuts)
+    passes = _Passes(spec, parts, spilled, cuts, last_time)
     if source.schema.sampled_negatives:
         _write_weights(passes, source.schema, len(item_ids), run)
     progress(f"sorting {passes.buckets} buckets of users")
@@ -154,16 +154,17 @@ class _Passes:
     parts: Sequence[Part]
     spilled: Sequence[int]
     cuts: Cuts | None
+    last_time: int
 
     @property
     def buckets(self) -> int:
         return _buckets(self.spec, sum(p.rows for p in self.parts))
 
     def tasks(self, stage: Literal["popularity", "sequence"]) -> list[Task]:
-        numbers, total = tuple(self.spilled), sum(p.rows for p in self.parts)
-        return [
-            Task(stage=stage, number=b, parts=numbers, cuts=self.cuts, total_rows=total) for b in range(self.buckets)
-        ]
+        total = sum(p.rows for p in self.parts)
+        task = Task(stage=stage, number=0, cuts=self.cuts, total_rows=total, last_time=self.last_time)
+        task = task.model_copy(update={"parts": tuple(self.spilled)})
+        return [task.model_copy(update={"number": b}) for b in range(self.buckets)]
 
 
 def _write_weights(passes: _Passes, schema: DatasetSchema, items: int, run: Run) -> None:
@@ -178,8 +179,8 @@ def _write_weights(passes: _Passes, schema: DatasetSchema, items: int, run: Run)
 
 def _spill_all(
     spec: BuildSpec, split: Split, parts: Sequence[Part], run: Run, progress: Progress
-) -> tuple[list[int], Cuts | None]:
-    """Deal all parts into buckets; returns the parts that hold rows, and where the time split cuts."""
+) -> tuple[list[int], Cuts | None, int]:
+    """Deal all parts into buckets; returns the parts that hold rows, where the time split cuts, and the last time."""
     total = sum(p.rows for p in parts)
     progress(f"reading {total:,} interactions in {len(parts)} parts")
     buckets = _buckets(spec, total)
@@ -190,17 +191,17 @@ def _spill_all(
     if found != total:
         fix = "let nothing write the files meanwhile; a CSV with line breaks inside quotes must lose them"
         raise ConfigError("source", found, f"{total} rows were counted but {found} read", fix)
+    low, high = min(spilled[i]["low"] for i in full), max(spilled[i]["high"] for i in full)
     if not isinstance(split, TimeSplit):
-        return full, None
+        return full, None, high
 
     def histogram(at_time: int | None, edges: np.ndarray) -> np.ndarray:
         bounds = tuple(edges.tolist())
         asked = [Task(stage="histogram", number=n, at_time=at_time, edges=bounds) for n in full]
         return np.asarray(np.sum([r["counts"] for r in run(spec, asked)], axis=0))
 
-    low, high = min(spilled[i]["low"] for i in full), max(spilled[i]["high"] for i in full)
     logged = total - sum(r["before"] for r in spilled)
-    return full, find_cuts(split, logged, low, high, histogram, total - 1)
+    return full, find_cuts(split, logged, low, high, histogram, total - 1), high
 
 
 def _oracle(made: Sequence[Result], prefix: str) -> dict[str, float]:

@@ -66,10 +66,20 @@ class _Lists:
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
-        self.width = int(pc.max(pc.list_value_length(table["item"])).as_py() or 0)
+        lengths = pc.list_value_length(_one(table["item"])).to_numpy(zero_copy_only=False)
+        self.shape = (len(lengths), int(lengths.max(initial=0)))
+        # Places of the flat values in the padded matrix, computed once for all columns.
+        first = np.arange(len(lengths)) * self.shape[1] - (np.cumsum(lengths) - lengths)
+        self.places = np.arange(int(lengths.sum())) + np.repeat(first, lengths)
 
     def padded(self, name: str, dtype: type, fill: float) -> Tensor:
-        return torch.from_numpy(pad_list_array(_one(self.table[name]), self.width, dtype, fill))
+        lists = _one(self.table[name])
+        flat = pc.list_flatten(lists).to_numpy(zero_copy_only=False)
+        if len(flat) != len(self.places):
+            raise ValueError(f"column '{name}' must have the lengths of 'item'")
+        out = np.full(self.shape, fill, dtype=dtype)
+        out.reshape(-1)[self.places] = flat
+        return torch.from_numpy(out)
 
 
 class _Soft:

@@ -5,7 +5,7 @@ Knows arrays of one bucket; knows nothing about encoding or chunks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ from rayrank.features.history import shown_events
 from rayrank.features.state import Moments, count_categories, count_moments
 from rayrank.schema import FAR, TEST, TRAIN, VALID, CategoricalFeature, DatasetSchema
 from rayrank.sources import storage
+from rayrank.sources.late import COPY, Known, late_tasks, ready_column, split_late
 from rayrank.sources.negatives import add_negatives
 from rayrank.sources.oracle import oracle_columns, oracle_histograms
 from rayrank.sources.source import BEFORE, context_column, label_column
-from rayrank.sources.split import Cuts, assign_parts
+from rayrank.sources.split import assign_parts, fixed_cuts
 from rayrank.sources.storage import write_arrow
 
 EARLIER_S = 86_400
@@ -53,8 +54,7 @@ def build_sequences(
     rows: pa.Table,
     schema: DatasetSchema,
     items: pa.Array,
-    cuts: Cuts | None,
-    total_rows: int,
+    known: Known,
     weights: np.ndarray | None = None,
 ) -> Sequences:
     """Sort, split and number the requests of one bucket.
@@ -63,8 +63,7 @@ def build_sequences(
         rows: canonical rows of the bucket, any order.
         schema: the dataset.
         items: item ids in index order (index i + 1).
-        cuts: of the time split.
-        total_rows: interactions of the whole source: sampled negatives are numbered from there on.
+        known: cuts of the time split, the log's end, and its rows: sampled negatives are numbered from there on.
         weights: probability of each item (index − 1) to be drawn as a negative; None: no negatives are sampled.
     """
     rows, before = _earlier_once(rows)
@@ -77,7 +76,7 @@ def build_sequences(
     starts = np.searchsorted(code, np.arange(len(names) + 1))
     part = np.zeros(len(row), dtype=np.int8)
     logged = np.concatenate([[0], np.cumsum(~before)])[starts]
-    part[~before] = assign_parts(schema.split, cuts, logged, time[~before], row[~before])
+    part[~before] = assign_parts(schema.split, known.cuts, logged, time[~before], row[~before])
     labels = {t.name: rows[label_column(t.name)].to_numpy() for t in schema.event_tasks}
     columns = {
         "item": _indices(rows["item_id"], items),
@@ -90,9 +89,14 @@ def build_sequences(
     }
     kept = [label_column(t.name) for t in schema.event_tasks]
     kept += [context_column(f.name) for f in schema.context_features] + oracle_columns(rows)
+    kept += [ready_column(t.name) for t in schema.event_tasks if t.time_column is not None]
     events = pa.table({**columns, **{name: rows[name] for name in kept}})
     if schema.sampled_negatives and weights is not None:
-        events, starts = add_negatives(events, starts, schema, weights, total_rows)
+        events, starts = add_negatives(events, starts, schema, weights, known.total_rows)
+    if late_tasks(schema):
+        events, starts = split_late(events, starts, schema, replace(known, cuts=known.cuts or fixed_cuts(schema.split)))
+        number = request_numbers(starts, events["time"].to_numpy(), events["request"].to_numpy())
+        events = events.set_column(events.column_names.index("request"), "request", pa.array(number))
     return Sequences(events, _users(names, starts, events))
 
 
@@ -205,8 +209,9 @@ def save_sequences(work: str, bucket: int, made: Sequences, schema: DatasetSchem
     write_arrow(users_file(work, bucket), made.users)
     write_arrow(statistics_file(work, bucket), count_items(made.events, schema))
     part = made.events["part"].to_numpy()
+    copies = int(made.events[COPY].to_numpy().sum()) if COPY in made.events.column_names else 0
     return {
-        "events": made.events.num_rows,
+        "events": made.events.num_rows - copies,
         "negatives": int(made.events["sampled"].to_numpy().sum()),
         "users": made.users.num_rows,
         "train": int((part == TRAIN).sum()),

@@ -73,7 +73,8 @@ def canonical(schema: DatasetSchema, raw: pa.Table, first_row: int, where: str) 
     """Raw interaction columns to the canonical ones.
 
     ``user_id``, ``item_id`` string; ``timestamp`` int64 seconds; ``row`` int64 global row number; ``request_id``
-    string when the schema has one; ``label_<task>`` float32, null where missing; ``context_<feature>`` as in the file.
+    string when the schema has one; ``label_<task>`` float32, null where missing; ``context_<feature>`` as in the file;
+    ``ready_<task>`` int64 seconds for tasks with a ``time_column``.
     A source may append ``before`` int64 (:data:`BEFORE`).
 
     Raises:
@@ -97,6 +98,9 @@ def canonical(schema: DatasetSchema, raw: pa.Table, first_row: int, where: str) 
         columns["request_id"] = _column(raw, schema.request_id, where).cast(pa.string())
     for task in schema.event_tasks:
         columns[label_column(task.name)] = _labels(raw, task.column, getattr(task, "at_least", None), where)
+        if task.time_column is not None:
+            told = _column(raw, task.time_column, where)
+            columns[f"ready_{task.name}"] = to_seconds(told, schema.time_unit, where, task.time_column)
     for feature in schema.context_features:
         columns[context_column(feature.name)] = _column(raw, feature.column, where)
     return pa.table(columns)

@@ -43,6 +43,7 @@ class Task(Config):
     parts: tuple[int, ...] = Field((), description="numbers of the spilled parts (sequence)")
     cuts: Cuts | None = Field(None, description="of the time split (sequence)")
     total_rows: int = Field(0, description="interactions of the source (sequence)")
+    last_time: int = Field(0, description="latest time of the source, unix seconds (sequence)")
     at_time: int | None = Field(None, description="count rows of this time only (histogram)")
     edges: tuple[int, ...] = Field((), description="bin edges (histogram)")
 

@@ -77,10 +77,18 @@ def assign_parts(split: Split, cuts: Cuts | None, starts: np.ndarray, time: np.n
             assert cuts is not None
             return _by_cuts(cuts, time, row)
         case BoundarySplit():
-            cuts = Cuts(valid=Cut(time=split.valid_from), test=Cut(time=split.test_from))
+            cuts = fixed_cuts(split)
+            assert cuts is not None
             return _by_cuts(cuts, time, row)
         case _:
             assert_never(split)
+
+
+def fixed_cuts(split: Split) -> Cuts | None:
+    """Cuts of the boundary split; None for the others."""
+    if not isinstance(split, BoundarySplit):
+        return None
+    return Cuts(valid=Cut(time=split.valid_from), test=Cut(time=split.test_from))
 
 
 def _per_user(split: UserSplit, starts: np.ndarray) -> np.ndarray:

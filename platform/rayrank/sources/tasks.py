@@ -9,6 +9,7 @@ from rayrank.features.state import FeatureState
 from rayrank.schema import TRAIN
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
+from rayrank.sources.late import Known
 from rayrank.sources.sequence import Sequences, build_sequences, save_sequences, sequences_file, users_file
 from rayrank.sources.shard import chunk_table, write_shard
 from rayrank.sources.spec import BuildSpec, Result, Task, items_file, popularity_file, weights_file, work_folder
@@ -48,7 +49,7 @@ def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
     items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
     rows = gather(work, list(task.parts), task.number)
     weights = read_arrow(weights_file(spec.path))["p"].to_numpy() if schema.sampled_negatives else None
-    made = build_sequences(rows, schema, items, task.cuts, task.total_rows, weights)
+    made = build_sequences(rows, schema, items, _known(task), weights)
     return save_sequences(work, task.number, made, schema)
 
 
@@ -57,10 +58,14 @@ def _popularity_task(spec: BuildSpec, task: Task, work: str) -> Result:
     schema = open_source(spec.source).schema
     items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
     rows = gather(work, list(task.parts), task.number)
-    events = build_sequences(rows, schema, items, task.cuts, task.total_rows).events
+    events = build_sequences(rows, schema, items, _known(task)).events
     index, counts = np.unique(events["item"].to_numpy()[events["part"].to_numpy() == TRAIN], return_counts=True)
     storage.write_arrow(popularity_file(spec.path, task.number), pa.table({"item": index, "count": counts}))
     return {}
+
+
+def _known(task: Task) -> Known:
+    return Known(task.cuts, task.last_time, task.total_rows)
 
 
 def _shard_task(spec: BuildSpec, task: Task, work: str) -> Result:

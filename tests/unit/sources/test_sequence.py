@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from rayrank.batch import FAR
 from rayrank.schema import BinaryTask, CategoricalFeature, DatasetSchema, NumericFeature, RegressionTask
+from rayrank.sources.late import Known
 from rayrank.sources.sequence import add_context, build_sequences, count_context, count_items, request_numbers
 
 SCHEMA = DatasetSchema(
@@ -45,7 +46,7 @@ def test_rows_in_any_order_become_sorted_sequences() -> None:
     rows = _rows(
         user_id=["b", "a", "b", "a", "b"], item_id=["i2", "i1", "i1", "i3", "i3"], timestamp=[30, 20, 10, 10, 30]
     )
-    made = build_sequences(rows, SCHEMA, pa.array(["i1", "i2", "i3"]), None, 5)
+    made = build_sequences(rows, SCHEMA, pa.array(["i1", "i2", "i3"]), Known(None, 9, 5))
     assert made.users["user_id"].to_pylist() == ["a", "b"]
     assert made.events["item"].to_pylist() == [3, 1, 1, 2, 3]  # equal times keep the file order
     assert made.events["row"].to_pylist() == [3, 1, 2, 0, 4]
@@ -58,7 +59,7 @@ def test_rows_in_any_order_become_sorted_sequences() -> None:
 
 def test_a_user_without_a_part_starts_it_never() -> None:
     rows = _rows(user_id=["a"], item_id=["i1"], timestamp=[1])
-    made = build_sequences(rows, SCHEMA, pa.array(["i1"]), None, 1)
+    made = build_sequences(rows, SCHEMA, pa.array(["i1"]), Known(None, 9, 1))
     assert made.users["valid_from"].to_pylist() == [FAR]
     assert made.users["test_from"].to_pylist() == [0]
 
