@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from rayrank.config import ConfigError
 from rayrank.learning.spec import LearningSpec
+from rayrank.on_ray import stream
 from rayrank.on_ray.feed import Feed, part_groups
 from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.on_ray.stream import PLACE, Group, GroupStream, Shards, StreamSpec, join_labels, split_by_place
@@ -61,14 +63,18 @@ def test_epochs_differ_and_repeat(small) -> None:
     assert sorted(first) == sorted(second)
 
 
-def test_kept_row_groups_are_those_read(small) -> None:
+def test_kept_row_groups_are_those_read(small, monkeypatch) -> None:
     shards = Shards(small.dataset)
-    groups = part_groups(shards.manifest, "valid")
-    kept = GroupStream(shards, StreamSpec(through="direct"))
-    plain = GroupStream(shards, StreamSpec(through="direct", cache_mb=0))
-    for order in (groups, groups[::-1], groups[:2]):
-        for a, b in zip(kept.tables(order), plain.tables(order), strict=True):
-            assert a.equals(b)
+    kept = Feed(GroupStream(shards, StreamSpec(through="direct")), LEARNING, (0, 1))
+    plain = Feed(GroupStream(shards, StreamSpec(through="direct", cache_mb=0)), LEARNING, (0, 1))
+    for part in ("valid", "test", "valid"):
+        for a, b in zip(kept.evaluated(part), plain.evaluated(part), strict=True):
+            assert torch.equal(a.row_BT, b.row_BT)
+            assert torch.equal(a.events.item_BT, b.events.item_BT)
+    monkeypatch.setattr(stream, "read_here", None)  # nothing is read any more
+    assert len(list(kept.evaluated("test"))) == len(part_groups(shards.manifest, "test"))
+    with pytest.raises(TypeError):
+        list(plain.evaluated("test"))
 
 
 def test_blocks_that_ray_joined_or_split_become_row_groups_again() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,10 @@ def micro_batches(batch: SequenceBatch, ref: GroupRef) -> Iterator[SequenceBatch
     """The row group shuffled and cut as its reference says, each piece trimmed to what training can reach."""
     size = batch.part_BT.shape[0]
     order = torch.from_numpy(np.random.default_rng(ref.seed).permutation(size))
+    shuffled = take(batch, order)  # once; the pieces are views
     for piece in np.array_split(np.arange(size), ref.splits):
-        yield trim(take(batch, order[torch.from_numpy(piece)]))
+        rows = slice(int(piece[0]), int(piece[-1]) + 1)
+        yield trim(_map(shuffled, itemgetter(rows)))
 
 
 def steps(lanes: Sequence[Iterable[SequenceBatch]]) -> Iterator[list[SequenceBatch]]:

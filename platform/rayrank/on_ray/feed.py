@@ -6,11 +6,12 @@ depends on seed, epoch and lanes only, so the numbers do not depend on how many 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import islice
 
 import pyarrow as pa
+from torch import Tensor
 
 from rayrank.batch import SequenceBatch
 from rayrank.learning.plan import GroupInfo, GroupRef, micro_batches, plan, steps
@@ -26,6 +27,8 @@ class Feed:
     def __init__(self, stream: GroupStream, spec: LearningSpec, place: tuple[int, int]) -> None:
         self._stream, self._manifest, self._spec = stream, stream.shards.manifest, spec
         self._rank, self._world = place
+        self._kept: dict[Group, SequenceBatch] = {}
+        self._room = stream.spec.cache_mb * 2**20
         self._begun: tuple[tuple[int, int], Iterator[list[SequenceBatch]]] | None = None
 
     def begin(self, epoch: int, start: int = 0) -> None:
@@ -51,8 +54,21 @@ class Feed:
         return self._batches(groups)
 
     def _batches(self, order: Sequence[Group]) -> Iterator[SequenceBatch]:
-        """Collated row groups; reading starts now."""
-        return map(self._collate, self._stream.tables(order))
+        """Collated row groups; reading starts now. What there is room for is remembered."""
+        known = self._kept.keys() & set(order)
+        fresh = self._stream.read([group for group in order if group not in known], self._collate)
+        return self._merged(list(order), known, fresh)
+
+    def _merged(self, order: list[Group], known: set[Group], fresh: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
+        for group in order:
+            if group in known:
+                yield self._kept[group]
+                continue
+            batch = next(fresh)
+            if group not in self._kept and (size := bytes_of(batch)) <= self._room:
+                self._kept[group] = batch
+                self._room -= size
+            yield batch
 
     def _collate(self, table: pa.Table) -> SequenceBatch:
         soft = [name for name in table.column_names if name.startswith(LABELS)]
@@ -66,6 +82,17 @@ class Rest:
 
     ref: GroupRef
     done: int
+
+
+def bytes_of(value: object) -> int:
+    """Memory of all tensors of a batch."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(bytes_of, value.values()))
+    if is_dataclass(value) and not isinstance(value, type):
+        return sum(bytes_of(getattr(value, f.name)) for f in fields(value))
+    return 0
 
 
 def left_over(lane: Sequence[GroupRef], start: int) -> list[Rest]:

@@ -7,8 +7,9 @@ its assignment is neither seeded nor resumable. Knows nothing about models or tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,8 +24,11 @@ from rayrank.sources.manifest import read_manifest
 if TYPE_CHECKING:
     import ray
 
+T = TypeVar("T")
 LABELS = ("soft_", "unseen_")
 """Prefixes of the columns that hold a teacher's labels."""
+_OPEN = 16
+"""Files kept open at a time, of shards and of labels."""
 PLACE = "__place"
 """Column that carries the place of a row group in the order asked for, through Ray Data's blocks."""
 
@@ -45,7 +49,7 @@ class StreamSpec(Config):
     task_cpus: float = Field(0.25, gt=0, description="logical CPUs that one reading task holds")
     tasks: int = Field(2, ge=1, description="reading tasks at a time, per worker")
     wait_s: float = Field(900.0, gt=0, description="longest wait for the next row group, s")
-    cache_mb: int = Field(256, ge=0, description="decoded row groups kept in memory between epochs, MB; 0: none")
+    cache_mb: int = Field(256, ge=0, description="collated row groups kept in memory between epochs, MB; 0: none")
 
 
 class Place(NamedTuple):
@@ -81,18 +85,25 @@ def read_place(place: Place) -> pa.Table:
     Raises:
         ConfigError: the labels do not belong to these shards.
     """
-    table = _row_group(place.file, place.group)
+    return _read(place, _open)
+
+
+def _read(place: Place, opened: Callable[[str], pq.ParquetFile]) -> pa.Table:
+    table = _row_group(place.file, place.group, opened)
     if not place.labels:
         return table
-    return join_labels(table, _row_group(place.labels, place.group), place.labels)
+    return join_labels(table, _row_group(place.labels, place.group, opened), place.labels)
 
 
-def _row_group(path: str, group: int) -> pa.Table:
+def _open(path: str) -> pq.ParquetFile:
     # Not sources.dataset: that imports torch, which costs every reading process more than a second.
     system, inside = storage.locate(path)
+    return pq.ParquetFile(system.open_input_file(inside))
+
+
+def _row_group(path: str, group: int, opened: Callable[[str], pq.ParquetFile]) -> pa.Table:
     try:
-        with system.open_input_file(inside) as file:
-            return pq.ParquetFile(file).read_row_group(group, use_threads=False)
+        return opened(path).read_row_group(group, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         rule = f"shard must be readable ({str(error).splitlines()[0]})"
         fix = "run prepare again, or validate with on_bad_shard=quarantine to go on without it"
@@ -115,37 +126,29 @@ def join_labels(table: pa.Table, labels: pa.Table, where: str) -> pa.Table:
 
 
 class GroupStream:
-    """Yields row groups in any order asked for; remembers decoded ones up to ``cache_mb``."""
+    """Yields row groups in any order asked for."""
 
     def __init__(self, shards: Shards, spec: StreamSpec) -> None:
-        self.shards, self._spec = shards, spec
-        self._kept: dict[Group, pa.Table] = {}
-        self._room = spec.cache_mb * 2**20
+        self.shards, self.spec = shards, spec
 
-    def tables(self, order: Sequence[Group]) -> Iterator[pa.Table]:
-        """The row groups of ``order``, one table each, in that order. Reading starts at once, not at the first use."""
-        missing = [self.shards.place(g) for g in order if g not in self._kept]
-        depth = self._spec.prefetch * self._spec.groups_per_task
-        limit = Limit("stream.wait_s", self._spec.wait_s, "row group")
-        fresh = ReadAhead(self._fetch(missing), depth, limit) if missing else iter(())
-        return self._merged(list(order), set(order) & self._kept.keys(), fresh)
+    def read(self, order: Sequence[Group], decode: Callable[[pa.Table], T]) -> Iterator[T]:
+        """The row groups of ``order``, decoded, in that order.
 
-    def _merged(self, order: Sequence[Group], kept: set[Group], fresh: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        for group in order:
-            if group in kept:
-                yield self._kept[group]
-                continue
-            table = next(fresh)
-            self._keep(group, table)
-            yield table
+        A thread reads and decodes ahead; it starts at once, not at the first use.
+        """
+        places = [self.shards.place(group) for group in order]
+        if not places:
+            return iter(())
+        tables = stream_tables(places, self.spec) if self.spec.through == "ray" else read_here(places)
+        limit = Limit("stream.wait_s", self.spec.wait_s, "row group")
+        return ReadAhead(map(decode, tables), self.spec.prefetch * self.spec.groups_per_task, limit)
 
-    def _keep(self, group: Group, table: pa.Table) -> None:
-        if group not in self._kept and table.nbytes <= self._room:
-            self._kept[group] = table
-            self._room -= table.nbytes
 
-    def _fetch(self, order: Sequence[Place]) -> Iterator[pa.Table]:
-        return stream_tables(order, self._spec) if self._spec.through == "ray" else map(read_place, order)
+def read_here(order: Iterable[Place]) -> Iterator[pa.Table]:
+    """Row groups read in this process; the files used last stay open."""
+    opened = lru_cache(_OPEN)(_open)
+    for place in order:
+        yield _read(place, opened)
 
 
 def stream_tables(order: Sequence[Place], spec: StreamSpec) -> Iterator[pa.Table]:

@@ -68,17 +68,16 @@ class _Lists:
         self.table = table
         lengths = pc.list_value_length(_one(table["item"])).to_numpy(zero_copy_only=False)
         self.shape = (len(lengths), int(lengths.max(initial=0)))
-        # Places of the flat values in the padded matrix, computed once for all columns.
-        first = np.arange(len(lengths)) * self.shape[1] - (np.cumsum(lengths) - lengths)
-        self.places = np.arange(int(lengths.sum())) + np.repeat(first, lengths)
+        self.filled = np.arange(self.shape[1]) < lengths[:, None]  # once for all columns
+        self.events = int(lengths.sum())
 
     def padded(self, name: str, dtype: type, fill: float) -> Tensor:
         lists = _one(self.table[name])
         flat = pc.list_flatten(lists).to_numpy(zero_copy_only=False)
-        if len(flat) != len(self.places):
+        if len(flat) != self.events:
             raise ValueError(f"column '{name}' must have the lengths of 'item'")
-        out = np.full(self.shape, fill, dtype=dtype)
-        out.reshape(-1)[self.places] = flat
+        out: np.ndarray = np.full(self.shape, fill, dtype=dtype)
+        out[self.filled] = flat
         return torch.from_numpy(out)
 
 

@@ -1,0 +1,183 @@
+"""How fast the training iterator gives batches, against reading the same files and against torch's DataLoader.
+
+Arms, interleaved round by round on one thread each, counted in events: raw pyarrow reading of every row group (no
+batches made of it); our iterator cold (decode, shuffle, collate, cut into micro-batches) and warm (the second epoch,
+decoded row groups still in memory); the DataLoader with two worker processes that read and collate the same plan. All
+batches of our arms and of the DataLoader are compared by checksum of every tensor.
+
+    python -m benchmarks.ingest [--rows 2000000] [--rounds 5] [--through direct|ray]
+    python -m benchmarks.ingest --quick      200,000 rows, 3 rounds
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from benchmarks import results
+from rayrank.batch import SequenceBatch
+from rayrank.config import parse
+from rayrank.learning.plan import micro_batches, plan
+from rayrank.learning.spec import LearningSpec
+from rayrank.on_ray.feed import Feed, train_groups
+from rayrank.on_ray.stream import GroupStream, Shards, StreamSpec
+from rayrank.sources.build import build, run_here
+from rayrank.sources.collate import collate
+from rayrank.sources.dataset import Dataset
+from rayrank.sources.spec import BuildSpec
+
+SPEC = LearningSpec()
+CACHE_MB = 4096
+
+
+def raw(dataset: str) -> int:
+    """Events read by pyarrow, one record batch per row group."""
+    shards, events = Shards(dataset), 0
+    for shard in shards.manifest.shards:
+        with pq.ParquetFile(f"{dataset}/{shard.file}") as file:
+            for group in range(file.num_row_groups):
+                events += len(file.read_row_group(group, use_threads=False)["item"].combine_chunks().flatten())
+    return events
+
+
+def epoch(feed: Feed, number: int = 0) -> Iterator[SequenceBatch]:
+    """Micro-batches of our iterator."""
+    for step in feed.steps(number):
+        yield from step
+
+
+class Loader(IterableDataset[SequenceBatch]):
+    """The same plan read by DataLoader workers, each its share of the lanes."""
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[SequenceBatch]:
+        torch.set_num_threads(1)
+        opened, info = Dataset.open(self.dataset), get_worker_info()
+        dealt = plan(train_groups(opened.manifest), SPEC.seed, 0, SPEC.lanes, SPEC.batch_events)
+        rank, world = (info.id, info.num_workers) if info else (0, 1)
+        for lane in dealt.of_rank(rank, world):
+            for ref in lane:
+                batch = collate(opened.read_group(ref.shard, ref.group), opened.schema)
+                yield from micro_batches(batch, ref)
+
+
+def loader(dataset: str) -> Iterable[SequenceBatch]:
+    """Two workers, as a competent user would set them."""
+    return DataLoader(Loader(dataset), batch_size=None, num_workers=2, prefetch_factor=4)
+
+
+def events_of(batches: Iterable[SequenceBatch], sums: dict[int, float] | None = None) -> int:
+    """Events in all batches; checksums by first key when asked for."""
+    events = 0
+    for batch in batches:
+        events += int((batch.row_BT >= 0).sum())
+        if sums is not None:
+            sums[int(batch.events.key_B[0])] = checksum(batch)
+    return events
+
+
+def checksum(batch: SequenceBatch) -> float:
+    """A number that moves with any entry of any tensor of the batch, and with its place in it."""
+    return sum(_sum(value, n) for n, value in enumerate(_tensors(batch), start=1))
+
+
+def _sum(value: torch.Tensor, salt: int) -> float:
+    flat = value.to(torch.float64).nan_to_num(-7.0).flatten()
+    return float((flat * torch.linspace(1.0, 2.0, len(flat), dtype=torch.float64)).sum()) * salt
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for name in sorted(value):
+            yield from _tensors(value[name])
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from _tensors(getattr(value, name))
+
+
+def timed(work: Callable[[], int]) -> tuple[float, int]:
+    """Events per second, and events."""
+    began = time.perf_counter()
+    events = work()
+    return events / (time.perf_counter() - began), events
+
+
+def run(dataset: str, rounds: int, through: str) -> dict[str, Any]:
+    """Rates by arm, and the claims."""
+    shards = Shards(dataset)
+    ours, theirs = dict[int, float](), dict[int, float]()
+    feed = Feed(GroupStream(shards, StreamSpec(through="direct", cache_mb=0)), SPEC, (0, 1))
+    assert events_of(epoch(feed), ours) == events_of(loader(dataset), theirs)
+    if ours != theirs:
+        raise AssertionError("the DataLoader's batches differ from ours")
+    rates: dict[str, list[float]] = {name: [] for name in ("pyarrow", "cold", "warm", "dataloader")}
+    for number in range(rounds):
+        _say(f"round {number + 1} of {rounds}")
+        feed = Feed(GroupStream(shards, StreamSpec(through=through, cache_mb=CACHE_MB)), SPEC, (0, 1))
+        arms: dict[str, Callable[[], int]] = {
+            "pyarrow": lambda: raw(dataset),
+            "cold": lambda feed=feed: events_of(epoch(feed)),  # type: ignore[misc]
+            "warm": lambda feed=feed: events_of(epoch(feed)),  # type: ignore[misc]
+            "dataloader": lambda: events_of(loader(dataset)),
+        }
+        for name, work in arms.items():
+            rates[name].append(timed(work)[0])
+    middle = {name: median(found) for name, found in rates.items()}
+    ratios = {f"{name}_vs_pyarrow": [a / b for a, b in zip(rates[name], rates["pyarrow"], strict=True)]
+              for name in ("cold", "warm")}  # fmt: skip
+    ratios["vs_dataloader"] = [a / b for a, b in zip(rates["cold"], rates["dataloader"], strict=True)]
+    claims: dict[str, Any] = {name: round(median(found), 3) for name, found in ratios.items()}
+    claims |= {f"{name}_range": [round(min(found), 3), round(max(found), 3)] for name, found in ratios.items()}
+    return {**claims, "events_per_s": {name: round(rate) for name, rate in middle.items()}}
+
+
+def made(folder: Path, rows: int) -> str:
+    """A synthetic dataset of so many events."""
+    users = max(50, rows // 200)
+    source = {"kind": "synthetic", "num_rows": rows, "num_users": users, "num_items": 5000}
+    build(parse(BuildSpec, {"source": source, "path": str(folder / "dataset")}), run_here, _say)
+    return str(folder / "dataset")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measure and print the claims."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small; the same arms")
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--through", choices=("direct", "ray"), default="ray", help="how our arm reads")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, rounds = (200_000, 3) if options.quick else (options.rows, options.rounds)
+    with tempfile.TemporaryDirectory(prefix="rayrank-ingest-") as folder:
+        dataset = made(Path(folder), rows)
+        if options.through == "ray":
+            from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
+
+            with ensure_cluster(ClusterConfig()):
+                claims = run(dataset, rounds, "ray")
+        else:
+            claims = run(dataset, rounds, "direct")
+    results.last_line({"benchmark": "ingest", **claims, "rows": rows, "through": options.through})
+
+
+if __name__ == "__main__":
+    main()
