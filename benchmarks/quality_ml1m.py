@@ -40,7 +40,7 @@ ARMS = ("id-only student", "undistilled student", "student with item table", "di
 ALONE = ("id-only student", "undistilled student")
 """Arms that take nothing from the teacher."""
 HARD = {"objective": {"distillation": None}, "learning": {"rows": {"epochs": 5}}}
-"""Labels alone. Of 3, 5 and 8 epochs of rows each kind of student has its best on valid: 8 with unseen items, 5 without."""
+"""Labels alone. Of 3, 5 and 8 epochs of rows, 5 were best on valid without unseen items, 8 with them."""
 _PLACES = frozenset(
     {"dataset", "output", "labels", "teacher", "cache", "tracking", "cluster", "again", "parent_run"}
     | {"workers", "stream", "threads"}
