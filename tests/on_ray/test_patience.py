@@ -86,10 +86,15 @@ def test_every_job_gives_up_on_workers_that_are_too_slow(small: Any, tmp_path: P
     from rayrank.on_ray.cluster import ClusterConfig
     from rayrank.pipeline.distill import DistillConfig
     from rayrank.pipeline.label import LabelConfig, label
+    from rayrank.pipeline.prepare import PrepareConfig, prepare
     from rayrank.pipeline.train_teacher import TrainTeacherConfig, train_teacher
     from rayrank.pipeline.tune import TuneConfig, tune
 
     hurried, off = ClusterConfig(stall_s=0.1), {"kind": "none"}
+    source = {"kind": "synthetic", "num_users": 40, "num_items": 60, "num_rows": 1000}
+    preparing = {"source": source, "path": str(tmp_path / "d"), "engine": "ray", "cluster": hurried}
+    with pytest.raises(ConfigError, match=r"cluster\.stall_s.*no part of the dataset"):
+        prepare(PrepareConfig.model_validate(preparing), lambda _: None)
     labelling = LabelConfig(
         dataset=small.dataset, teacher=small.teacher, output=str(tmp_path / "labels"), actors=1, cluster=hurried
     )

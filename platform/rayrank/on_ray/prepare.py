@@ -11,23 +11,24 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rayrank.config import ConfigError, parse
+from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.sources.spec import BuildSpec, Result, Task
 from rayrank.sources.tasks import perform
 
 
-def run_on_ray(spec: BuildSpec, tasks: Sequence[Task]) -> Iterable[Result]:
+def run_on_ray(spec: BuildSpec, tasks: Sequence[Task], stall_s: float = 1800.0) -> Iterable[Result]:
     """Run tasks on the initialised Ray cluster; results come in the tasks' order, however they were scheduled.
 
     Raises:
-        ConfigError: a task found a mistake in config or input.
+        ConfigError: a task found a mistake in config or input, or no task ended for ``stall_s``.
     """
     import ray
 
     text = spec.model_dump_json()
     rows = [{"at": at, "spec": text, "task": task.model_dump_json()} for at, task in enumerate(tasks)]
-    done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_run_row).take_all()
+    done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_run_row).iter_rows()
     results: list[Result] = [{} for _ in tasks]
-    for row in done:
+    for row in list(ReadAhead(iter(done), 16, Limit("cluster.stall_s", stall_s, "part of the dataset"))):
         answer = json.loads(row["answer"])
         if "error" in answer:
             raise ConfigError(**answer["error"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -63,7 +64,8 @@ def prepare(config: PrepareConfig, progress: Progress) -> PrepareResult:
     else:
         with ensure_cluster(config.cluster) as cluster:
             check_capacity(cluster, 0, "cluster.logical_cpus")
-            manifest, written = build(spec, run_on_ray, progress)
+            run = partial(run_on_ray, stall_s=config.cluster.stall_s)
+            manifest, written = build(spec, run, progress)
     return PrepareResult(config.path, manifest, written, tuple(warnings_of(manifest)))
 
 
