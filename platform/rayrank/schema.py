@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -95,18 +95,32 @@ class CategoricalFeature(Config):
     separator: str | None = Field(None, description="splits a multi-valued cell (e.g. '|'); None: one value a cell")
     max_values: int = Field(1, ge=1, description="values kept per cell of a multi-valued feature")
     min_count: int = Field(1, ge=1, description="rarer categories share index 0")
+    hash_buckets: int | None = Field(
+        None, ge=2, description="hash categories into so many indices instead of a vocabulary; missing is 0"
+    )
+    train_only: bool = Field(False, description="context only: known in training, missing elsewhere (a position)")
 
 
 class NumericFeature(Config):
-    """A number, standardised with the training mean and deviation; missing becomes 0 after scaling."""
+    """A number, standardised with the training mean and deviation or by training quantiles; missing becomes 0."""
 
     kind: Literal["numeric"] = "numeric"
     name: str = Field(description="feature name, unique within its table")
     column: str = Field(description="source column")
     log: bool = Field(False, description="use log(1 + x) first")
+    quantiles: int | None = Field(
+        None, ge=2, le=1000, description="use the share of training values below x, from so many quantiles"
+    )
+    element: int | None = Field(None, ge=0, description="the column holds lists of numbers: which element to use")
+    train_only: bool = Field(False, description="context only: known in training, missing elsewhere (a position)")
 
 
 Feature = Annotated[CategoricalFeature | NumericFeature, Field(discriminator="kind")]
+
+
+CLOCK_COLUMNS = ("@hour", "@weekday")
+USER_COLUMNS = ("@gap", "@events")
+"""Computed context columns; ``@item_events`` and ``@item_<task>`` are told of the item's past."""
 
 
 class UserSplit(Config):
@@ -184,6 +198,9 @@ class DatasetSchema(Config):
     user_features: tuple[Feature, ...] = Field((), description="features of the users table")
     item_features: tuple[Feature, ...] = Field((), description="features of the items table")
     context_features: tuple[Feature, ...] = Field((), description="features of the interaction itself")
+    past_period_s: int = Field(
+        86_400, ge=1, description="@item_ columns know whole periods of so many seconds, the running one never"
+    )
     text: str | None = Field(None, description="item text template over item columns, e.g. '{title}. {plot}'")
     title: str | None = Field(None, description="item column shown to people")
     split: Split = Field(default_factory=UserSplit, description="how targets divide into train, valid and test")
@@ -193,6 +210,32 @@ class DatasetSchema(Config):
     )
     sampled_negatives: int = Field(0, ge=0, description="unseen items added per event (clicks-only data)")
     negative_sampling: NegativeSampling = Field(default_factory=UniformNegatives, description="how they are drawn")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _embeddings(cls, raw: Any) -> Any:
+        """``{kind: embedding, name, column, width}`` is short for one number per element of a list column."""
+        if not isinstance(raw, dict):
+            return raw
+        changed = dict(raw)
+        for key in ("user_features", "item_features"):
+            if isinstance(raw.get(key), list | tuple):
+                changed[key] = [made for feature in raw[key] for made in _elements(feature)]
+        return changed
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> DatasetSchema:
+        items = ("@item_events", *(f"@item_{t.name}" for t in self.event_tasks))
+        computed = (*CLOCK_COLUMNS, *USER_COLUMNS, *items)
+        for feature in self.context_features:
+            if feature.column.startswith("@") and feature.column not in computed:
+                raise ValueError(f"'{feature.column}': computed columns are {', '.join(computed)}")
+            if feature.column.startswith("@") and self.timestamp is None:
+                raise ValueError(f"'{feature.column}' needs times; give timestamp")
+        for feature in (*self.user_features, *self.item_features):
+            if feature.column.startswith("@") or feature.train_only:
+                raise ValueError(f"'{feature.name}': computed columns and train_only are for context_features")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> DatasetSchema:
@@ -242,6 +285,27 @@ class DatasetSchema(Config):
         """
         text = json.dumps(_said(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def derived_columns(schema: DatasetSchema) -> tuple[str, ...]:
+    """Computed context columns of a schema, each once."""
+    return tuple(dict.fromkeys(f.column for f in schema.context_features if f.column.startswith("@")))
+
+
+def item_columns_needed(schema: DatasetSchema) -> tuple[str, ...]:
+    """Those of them that are told of an item's past."""
+    return tuple(name for name in derived_columns(schema) if name.startswith("@item"))
+
+
+def _elements(feature: Any) -> list[Any]:
+    if not isinstance(feature, dict) or feature.get("kind") != "embedding":
+        return [feature]
+    width = feature.get("width")
+    known = {"kind", "name", "column", "width"}
+    if set(feature) != known or not isinstance(width, int) or not 0 < width <= 1024:
+        raise ValueError(f"an embedding feature has the keys {sorted(known)} and a width of 1..1024, got {feature}")
+    common = {"kind": "numeric", "column": feature["column"]}
+    return [common | {"name": f"{feature['name']}_{k}", "element": k} for k in range(width)]
 
 
 def _said(value: object) -> object:

@@ -5,6 +5,7 @@ Knows nothing about files, Arrow or requests' shapes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,8 +24,29 @@ def index_of(vocabulary: Sequence[str]) -> dict[str, int]:
     return {value: i + 1 for i, value in enumerate(vocabulary)}
 
 
+class Hashed:
+    """Index of a category by its hash: 1..buckets, the same everywhere and for categories never seen before."""
+
+    def __init__(self, buckets: int) -> None:
+        self._buckets = buckets
+
+    def get(self, value: str, _default: int = UNKNOWN) -> int:
+        """The index of ``value``."""
+        number = int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little")
+        return number % self._buckets + 1
+
+
+Index = Mapping[str, int] | Hashed
+
+
+def index_for(feature: CategoricalFeature, state: TableState) -> Index:
+    """How a feature's categories become indices under a fitted state."""
+    buckets = state.buckets.get(feature.name)
+    return index_of(state.categories[feature.name]) if buckets is None else Hashed(buckets)
+
+
 def encode_categorical(
-    feature: CategoricalFeature, index: Mapping[str, int], cells: Sequence[object]
+    feature: CategoricalFeature, index: Index, cells: Sequence[object]
 ) -> list[int] | list[list[int]]:
     """Index of each cell; for a multi-valued feature the known indices of each cell in order, at most max_values.
 
@@ -37,7 +59,14 @@ def encode_categorical(
 
 
 def encode_numeric(feature: NumericFeature, scale: Scale, cells: Sequence[object] | np.ndarray) -> np.ndarray:
-    """Standardised float32; missing becomes 0 (the training mean)."""
+    """Standardised float32; missing becomes 0 (the training mean or median).
+
+    With knots: the share of training values below x, from −√3 to √3 (deviation 1 over the training values).
+    """
+    if scale.knots:
+        values = numeric_values(feature, cells)
+        rank = np.interp(values, scale.knots, np.linspace(0.0, 1.0, len(scale.knots)))
+        return np.nan_to_num((rank - 0.5) * 12**0.5, nan=0.0).astype(np.float32)
     scaled = (numeric_values(feature, cells) - scale.mean) / scale.std
     return np.clip(np.nan_to_num(scaled, nan=0.0), -SCALED_LIMIT, SCALED_LIMIT).astype(np.float32)
 
@@ -49,9 +78,9 @@ def encode_row(features: Sequence[Feature], state: TableState, row: Mapping[str,
     """
     encoded: dict[str, Encoded] = {}
     for feature in features:
-        cells = [row.get(feature.column)]
+        cells = [None if feature.train_only else row.get(feature.column)]
         if isinstance(feature, CategoricalFeature):
-            encoded[feature.name] = encode_categorical(feature, index_of(state.categories[feature.name]), cells)[0]
+            encoded[feature.name] = encode_categorical(feature, index_for(feature, state), cells)[0]
         else:
             encoded[feature.name] = float(encode_numeric(feature, state.scales[feature.name], cells)[0])
     return encoded

@@ -18,6 +18,9 @@ from rayrank.config import Config
 from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, NumericFeature
 
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
+POINTS = 2048
+"""Points that a distribution is kept in while it is summed over shards."""
+
 CellValue = str | int | float | bool | None
 
 
@@ -26,6 +29,7 @@ class Scale(Config):
 
     mean: float = Field(description="training mean, after log(1 + x) where the feature asks for it")
     std: float = Field(gt=0, description="training deviation; 1 where the training values are constant")
+    knots: tuple[float, ...] = Field((), description="training quantiles, ascending; empty: mean and std are used")
 
 
 class TableState(Config):
@@ -33,10 +37,11 @@ class TableState(Config):
 
     categories: dict[str, tuple[str, ...]] = Field({}, description="feature -> values; index i + 1, 0 is unknown")
     scales: dict[str, Scale] = Field({}, description="feature -> standardisation")
+    buckets: dict[str, int] = Field({}, description="hashed feature -> number of indices beside 0")
 
     def size(self, feature: str) -> int:
         """Number of indices of a categorical feature, unknown included."""
-        return len(self.categories[feature]) + 1
+        return self.buckets.get(feature, len(self.categories[feature])) + 1
 
 
 class FeatureState(Config):
@@ -53,10 +58,14 @@ class Moments(Config):
     count: int = Field(0, description="values seen")
     total: float = Field(0.0, description="sum")
     squares: float = Field(0.0, description="sum of squares")
+    points: tuple[tuple[float, float], ...] = Field((), description="(value, weight) points of the distribution")
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
-            count=self.count + other.count, total=self.total + other.total, squares=self.squares + other.squares
+            count=self.count + other.count,
+            total=self.total + other.total,
+            squares=self.squares + other.squares,
+            points=thinned((*self.points, *other.points)),
         )
 
 
@@ -106,7 +115,12 @@ def fit_categories(feature: CategoricalFeature, counts: Mapping[str, int]) -> tu
 
 
 def numeric_values(feature: NumericFeature, cells: Sequence[object] | np.ndarray) -> np.ndarray:
-    """Cells as float64 before scaling, NaN where missing, not finite or not a number; log(1 + x) where asked for."""
+    """Cells as float64 before scaling, NaN where missing, not finite or not a number; log(1 + x) where asked for.
+
+    Of a cell that is a list, ``feature.element`` is meant (missing where the list is shorter).
+    """
+    if feature.element is not None and not isinstance(cells, np.ndarray):
+        cells = [_element(cell, feature.element) for cell in cells]
     values = np.array([_number(c) for c in cells], dtype=np.float64) if not isinstance(cells, np.ndarray) else cells
     values = np.where(np.isfinite(values.astype(np.float64)), values.astype(np.float64), np.nan)
     return np.log1p(np.maximum(values, 0.0)) if feature.log else values
@@ -116,7 +130,37 @@ def count_moments(feature: NumericFeature, cells: Sequence[object] | np.ndarray)
     """Moments of the values that are present."""
     values = numeric_values(feature, cells)
     values = values[~np.isnan(values)]
-    return Moments(count=int(values.size), total=float(values.sum()), squares=float((values * values).sum()))
+    points: tuple[tuple[float, float], ...] = ()
+    if feature.quantiles is not None:
+        distinct, counts = np.unique(values, return_counts=True)
+        points = thinned(tuple(zip(distinct.tolist(), counts.astype(float).tolist(), strict=True)))
+    total, squares = float(values.sum()), float((values * values).sum())
+    return Moments(count=int(values.size), total=total, squares=squares, points=points)
+
+
+def thinned(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    """At most POINTS points of about equal weight in place of more; exact while there are few.
+
+    A point stands for its neighbours at their weighted mean: quantiles are off by at most one part in POINTS per merge.
+    """
+    if len(points) <= POINTS:
+        return points
+    value, weight = np.array(sorted(points)).T
+    group = np.minimum((np.cumsum(weight) - weight / 2) / weight.sum() * POINTS, POINTS - 1).astype(np.int64)
+    weights = np.bincount(group, weights=weight, minlength=POINTS)
+    values = np.bincount(group, weights=weight * value, minlength=POINTS)
+    kept = weights > 0
+    return tuple(zip((values[kept] / weights[kept]).tolist(), weights[kept].tolist(), strict=True))
+
+
+def fit_knots(feature: NumericFeature, moments: Moments) -> tuple[float, ...]:
+    """Training quantiles of a feature that asks for them, distinct and ascending; empty otherwise."""
+    if feature.quantiles is None or not moments.points:
+        return ()
+    value, weight = np.array(sorted(moments.points)).T
+    rank = (np.cumsum(weight) - weight / 2) / weight.sum()
+    asked = np.interp(np.linspace(0, 1, feature.quantiles + 1), rank, value)
+    return tuple(np.unique(asked).tolist())
 
 
 def fit_scale(moments: Moments) -> Scale:
@@ -133,9 +177,16 @@ def fit_table(
     features: Sequence[Feature], counts: Mapping[str, Mapping[str, int]], moments: Mapping[str, Moments]
 ) -> TableState:
     """The state of one table from summed counts (by feature name)."""
-    categories = {f.name: fit_categories(f, counts[f.name]) for f in features if isinstance(f, CategoricalFeature)}
-    scales = {f.name: fit_scale(moments[f.name]) for f in features if isinstance(f, NumericFeature)}
-    return TableState(categories=categories, scales=scales)
+    categories, buckets, scales = {}, {}, {}
+    for feature in features:
+        if not isinstance(feature, CategoricalFeature):
+            made = moments[feature.name]
+            scales[feature.name] = fit_scale(made).model_copy(update={"knots": fit_knots(feature, made)})
+        elif feature.hash_buckets is None:
+            categories[feature.name] = fit_categories(feature, counts[feature.name])
+        else:
+            categories[feature.name], buckets[feature.name] = (), feature.hash_buckets
+    return TableState(categories=categories, scales=scales, buckets=buckets)
 
 
 def check_state(state: FeatureState, schema: DatasetSchema) -> list[str]:
@@ -151,6 +202,10 @@ def check_state(state: FeatureState, schema: DatasetSchema) -> list[str]:
         for f in features
         if f.name not in (table.categories if isinstance(f, CategoricalFeature) else table.scales)
     ]
+
+
+def _element(cell: object, at: int) -> object:
+    return cell[at] if isinstance(cell, list | tuple | np.ndarray) and at < len(cell) else None
 
 
 def _number(cell: object) -> float:

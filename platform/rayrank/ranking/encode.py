@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rayrank.features.encode import encode_categorical, encode_numeric, index_of, is_multi, pad_lists
+from rayrank.features.encode import encode_categorical, encode_numeric, index_for, is_multi, pad_lists
 from rayrank.features.history import shown_events
 from rayrank.features.state import FeatureState, TableState
 from rayrank.features.text import item_text
@@ -28,13 +28,13 @@ class TableEncoder:
     def __init__(self, features: Sequence[Feature], state: TableState) -> None:
         self.features = tuple(features)
         self._state = state
-        self._index = {name: index_of(values) for name, values in state.categories.items()}
+        self._index = {f.name: index_for(f, state) for f in self.features if isinstance(f, CategoricalFeature)}
 
     def __call__(self, rows: Sequence[Mapping[str, object]]) -> dict[str, np.ndarray]:
         """Feature -> int64 (R,) or (R, V), or float32 (R,); absent columns count as missing."""
         encoded: dict[str, np.ndarray] = {}
         for feature in self.features:
-            cells = [row.get(feature.column) for row in rows]
+            cells = [None if feature.train_only else row.get(feature.column) for row in rows]
             if not isinstance(feature, CategoricalFeature):
                 encoded[feature.name] = encode_numeric(feature, self._state.scales[feature.name], cells)
                 continue

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rayrank.bundle import Bundle
+from rayrank.features.derived import request_columns
 from rayrank.messages import ErrorField, RankRequest, RecommendRequest
 from rayrank.ranking.context import Prepared, UserContext
 from rayrank.ranking.encode import ColdBuilder, RequestEncoder
@@ -62,7 +63,7 @@ class UserStage:
             time=time,
             user=row,
             features=self._user_features(row, request.user),
-            context=self.encoder.context.one(request.context),
+            context=self.encoder.context.one(request_columns(self._schema, time, history.time) | dict(request.context)),
             older=history.item[: -self._window],
         )
         return Prepared(context, cold.build(), candidates, tuple(warnings))

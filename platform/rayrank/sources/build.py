@@ -21,9 +21,10 @@ from rayrank.config import ConfigError, digest
 from rayrank.features.encode import is_multi
 from rayrank.features.state import FeatureState
 from rayrank.features.text import template_fields
-from rayrank.schema import DatasetSchema, MulticlassTask, PopularityNegatives, Split, TimeSplit
+from rayrank.schema import DatasetSchema, MulticlassTask, PopularityNegatives, Split, TimeSplit, item_columns_needed
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
+from rayrank.sources.derive import PAST_FILE, sum_past
 from rayrank.sources.entities import (
     check_columns,
     index_ids,
@@ -34,13 +35,23 @@ from rayrank.sources.negatives import draw_weights
 from rayrank.sources.oracle import BIASES, TRUTH, oracle_auc
 from rayrank.sources.sequence import users_file
 from rayrank.sources.source import EVERY_ROW, Part, Source
-from rayrank.sources.spec import BuildSpec, Result, Run, Task, items_file, popularity_file, weights_file, work_folder
+from rayrank.sources.spec import (
+    BuildSpec,
+    Result,
+    Run,
+    Task,
+    amounts_file,
+    items_file,
+    popularity_file,
+    weights_file,
+    work_folder,
+)
 from rayrank.sources.spill import distinct_items
 from rayrank.sources.split import Cuts, find_cuts
 from rayrank.sources.tasks import perform
 
 Progress = Callable[[str], None]
-_NAMES = (FILE, "items.parquet", "users.parquet", "shards", "_work")
+_NAMES = (FILE, "items.parquet", "users.parquet", PAST_FILE, "shards", "_work")
 """What a build writes into the dataset's folder; the manifest goes first when it is removed."""
 
 
@@ -83,6 +94,8 @@ def _build(spec: BuildSpec, run: Run, progress: Progress) -> Manifest:
     passes = _Passes(spec, parts, spilled, cuts, last_time)
     if source.schema.sampled_negatives:
         _write_weights(passes, source.schema, len(item_ids), run)
+    if item_columns_needed(source.schema):
+        _write_past(passes, source.schema, run)
     progress(f"sorting {passes.buckets} buckets of users")
     made = list(run(spec, passes.tasks("sequence")))
     active = [storage.read_arrow(users_file(work_folder(spec.path), b)) for b in range(len(made))]
@@ -126,7 +139,8 @@ def _commit(
 ) -> Manifest:
     """Write the manifest, then remove the work folder."""
     shards, made, identity = written
-    tables = {name: storage.sha256(storage.join(spec.path, name)) for name in ("items.parquet", "users.parquet")}
+    names = ["items.parquet", "users.parquet", *([PAST_FILE] if item_columns_needed(schema) else [])]
+    tables = {name: storage.sha256(storage.join(spec.path, name)) for name in names}
     manifest = Manifest(
         schema=schema,
         fingerprint=schema.fingerprint(),
@@ -160,7 +174,7 @@ class _Passes:
     def buckets(self) -> int:
         return _buckets(self.spec, sum(p.rows for p in self.parts))
 
-    def tasks(self, stage: Literal["popularity", "sequence"]) -> list[Task]:
+    def tasks(self, stage: Literal["popularity", "past", "sequence"]) -> list[Task]:
         total = sum(p.rows for p in self.parts)
         task = Task(stage=stage, number=0, cuts=self.cuts, total_rows=total, last_time=self.last_time)
         task = task.model_copy(update={"parts": tuple(self.spilled)})
@@ -175,6 +189,13 @@ def _write_weights(passes: _Passes, schema: DatasetSchema, items: int, run: Run)
             table = storage.read_arrow(popularity_file(path, number))
             counts[table["item"].to_numpy() - 1] += table["count"].to_numpy()
     storage.write_arrow(weights_file(path), pa.table({"p": draw_weights(schema, counts)}))
+
+
+def _write_past(passes: _Passes, schema: DatasetSchema, run: Run) -> None:
+    """What was known of each item by period; a pass of its own over the buckets."""
+    path = passes.spec.path
+    tables = [storage.read_arrow(amounts_file(path, b)) for b, _ in enumerate(run(passes.spec, passes.tasks("past")))]
+    storage.write_table(storage.join(path, PAST_FILE), sum_past(tables, schema))
 
 
 def _spill_all(

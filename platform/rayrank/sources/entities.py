@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayrank.config import ConfigError
-from rayrank.features.encode import encode_categorical, encode_numeric, index_of, is_multi
+from rayrank.features.encode import encode_categorical, encode_numeric, index_for, index_of, is_multi
 from rayrank.features.state import TableState, count_categories, count_moments, fit_table
 from rayrank.features.text import item_text, item_title, template_fields
 from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, MulticlassTask
@@ -71,10 +71,13 @@ def fit_entities(table: pa.Table | None, features: Sequence[Feature], trained: n
 def encode_column(feature: Feature, state: TableState, column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Encoded column: int32, list<int32> (multi-valued) or float32; each distinct category is encoded once."""
     if not isinstance(feature, CategoricalFeature):
+        if feature.element is not None and pa.types.is_nested(column.type):
+            longer = pc.greater(pc.list_value_length(column), feature.element)
+            column = pc.list_element(pc.if_else(longer, column, pa.scalar(None, column.type)), feature.element)
         values = column.to_numpy(zero_copy_only=False) if _is_number(column.type) else column.to_pylist()
         return pa.array(encode_numeric(feature, state.scales[feature.name], values), pa.float32())
     kind = pa.list_(pa.int32()) if is_multi(feature) else pa.int32()
-    index = index_of(state.categories[feature.name])
+    index = index_for(feature, state)
     if pa.types.is_nested(column.type):
         return pa.array(encode_categorical(feature, index, column.to_pylist()), kind)
     flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -85,6 +88,28 @@ def encode_column(feature: Feature, state: TableState, column: pa.Array | pa.Chu
     flat = flat.dictionary_encode(null_encoding="encode")
     codes = encode_categorical(feature, index, flat.dictionary.to_pylist())
     return pa.array(codes, kind).take(flat.indices)
+
+
+def without_hidden(table: pa.Table | None, ids: pa.Array, schema: DatasetSchema) -> pa.Table | None:
+    """The users table as the rankers may know it: the profile of the evaluated users is nobody's input.
+
+    A user feature that reads the column of a profile task is missing for the users hidden in that task; otherwise the
+    ranker (and whoever reads its scores) would be told what training must not know of them.
+    """
+    if table is None:
+        return None
+    read = {f.column for f in schema.user_features}
+    for task in schema.of_kind(MulticlassTask):
+        if task.column in read:
+            hidden = pa.array(hidden_users(ids.slice(0, table.num_rows), task))
+            kept = pc.if_else(hidden, pa.scalar(None, table[task.column].type), table[task.column])
+            table = table.set_column(table.column_names.index(task.column), task.column, kept)
+    return table
+
+
+def hidden_users(ids: pa.Array, task: MulticlassTask) -> np.ndarray:
+    """bool: users whose profile label of this task training never sees."""
+    return unit(text_hash(ids.to_pylist()), HIDDEN_SALT) < task.hidden_share
 
 
 def encode_entities(
@@ -115,14 +140,13 @@ def profile_columns(
     table: pa.Table | None, ids: pa.Array, tasks: Sequence[MulticlassTask]
 ) -> dict[str, pa.Array | np.ndarray]:
     """``profile_<task>`` int16 (−1: missing) and ``hidden_<task>`` bool of every user."""
-    share = unit(text_hash(ids.to_pylist()), HIDDEN_SALT) if tasks else np.zeros(0)
     columns: dict[str, pa.Array | np.ndarray] = {}
     for task in tasks:
         feature = CategoricalFeature(name=task.name, column=task.column)
         cells = table[task.column].to_pylist() if table is not None else []
         classes = encode_categorical(feature, index_of(task.classes), cells + [None] * (len(ids) - len(cells)))
         columns[f"profile_{task.name}"] = np.asarray(classes, dtype=np.int16) - np.int16(1)
-        columns[f"hidden_{task.name}"] = share < task.hidden_share
+        columns[f"hidden_{task.name}"] = hidden_users(ids, task)
     return columns
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from rayrank.features.state import FeatureState, Moments, TableState, fit_table
 from rayrank.schema import CategoricalFeature, DatasetSchema, MulticlassTask
 from rayrank.sources import storage
-from rayrank.sources.entities import encode_entities, fit_entities, item_columns, profile_columns
+from rayrank.sources.entities import encode_entities, fit_entities, item_columns, profile_columns, without_hidden
 from rayrank.sources.sequence import add_context, statistics_file, users_file
 from rayrank.sources.spec import BuildSpec, Result, work_folder
 
@@ -39,19 +39,20 @@ def write_entities(
         counted: every bucket's users and what its task returned.
     """
     buckets, made = counted
+    shown = without_hidden(users[0], users[1], schema)
     item_counts = _item_counts(spec.path, schema, len(items[1]), len(made))
     index = pc.index_in(pa.concat_tables(buckets)["user_id"].combine_chunks(), value_set=users[1]).to_numpy()
     user_counts = np.zeros(len(users[1]), dtype=np.int32)
     user_counts[index] = pa.concat_tables(buckets)["train_count"].to_numpy()
     state = FeatureState(
         items=fit_entities(items[0], schema.item_features, item_counts["train_count"] > 0),
-        users=fit_entities(users[0], schema.user_features, user_counts > 0),
+        users=fit_entities(shown, schema.user_features, user_counts > 0),
         context=_fit_context(schema, made),
     )
     encoded = encode_entities(items[0], schema.item_features, state.items, len(items[1]))
     table = pa.table(item_columns(items[0], items[1], schema) | encoded | item_counts)
     storage.write_table(storage.join(spec.path, "items.parquet"), table)
-    columns = encode_entities(users[0], schema.user_features, state.users, len(users[1]))
+    columns = encode_entities(shown, schema.user_features, state.users, len(users[1]))
     columns |= profile_columns(users[0], users[1], schema.of_kind(MulticlassTask))
     table = pa.table({"user_id": users[1], **columns, "train_count": user_counts})
     storage.write_table(storage.join(spec.path, "users.parquet"), table)

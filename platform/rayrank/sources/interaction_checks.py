@@ -37,7 +37,8 @@ class InteractionChecks:
         if not self.from_files:  # canonical labels are 0/1 already
             tasks = [t.model_copy(update={"at_least": None}) if isinstance(t, BinaryTask) else t for t in tasks]
         self.labels = [LabelCheck(f"interactions.{t.column}", t) for t in tasks]
-        self.features = [FeatureCheck(f"interactions.{f.column}", f) for f in schema.context_features]
+        read = [f for f in schema.context_features if not f.column.startswith("@")]  # the others are computed
+        self.features = [FeatureCheck(f"interactions.{f.column}", f) for f in read]
         self.broken: dict[str, Finding] = {}
 
     def run(self, max_rows: int | None) -> None:

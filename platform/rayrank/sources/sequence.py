@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayrank.features.derived import ItemPast
 from rayrank.features.history import shown_events
 from rayrank.features.state import Moments, count_categories, count_moments
 from rayrank.schema import FAR, TEST, TRAIN, VALID, CategoricalFeature, DatasetSchema
 from rayrank.sources import storage
+from rayrank.sources.derive import add_derived
 from rayrank.sources.late import COPY, Known, late_tasks, ready_column, split_late
 from rayrank.sources.negatives import add_negatives
 from rayrank.sources.oracle import oracle_columns, oracle_histograms
@@ -56,6 +58,7 @@ def build_sequences(
     items: pa.Array,
     known: Known,
     weights: np.ndarray | None = None,
+    past: ItemPast | None = None,
 ) -> Sequences:
     """Sort, split and number the requests of one bucket.
 
@@ -65,7 +68,23 @@ def build_sequences(
         items: item ids in index order (index i + 1).
         known: cuts of the time split, the log's end, and its rows: sampled negatives are numbered from there on.
         weights: probability of each item (index − 1) to be drawn as a negative; None: no negatives are sampled.
+        past: of items, when the schema has columns that tell it.
     """
+    names, starts, events = logged_events(rows, schema, items, known)
+    if schema.sampled_negatives and weights is not None:
+        events, starts = add_negatives(events, starts, schema, weights, known.total_rows)
+    if late_tasks(schema):
+        events, starts = split_late(events, starts, schema, replace(known, cuts=known.cuts or fixed_cuts(schema.split)))
+        number = request_numbers(starts, events["time"].to_numpy(), events["request"].to_numpy())
+        events = events.set_column(events.column_names.index("request"), "request", pa.array(number))
+    events = add_derived(events, starts, schema, past)
+    return Sequences(events, _users(names, starts, events))
+
+
+def logged_events(
+    rows: pa.Table, schema: DatasetSchema, items: pa.Array, known: Known
+) -> tuple[pa.Array, np.ndarray, pa.Table]:
+    """The bucket's events as they were logged, sorted by (user, time, row): user ids, starts and events."""
     rows, before = _earlier_once(rows)
     names = pa.array(np.sort(np.array(pc.unique(rows["user_id"]).to_pylist(), dtype=object)), pa.string())
     code = pc.index_in(rows["user_id"], value_set=names).to_numpy()
@@ -88,16 +107,11 @@ def build_sequences(
         "sampled": np.zeros(len(row), dtype=bool),
     }
     kept = [label_column(t.name) for t in schema.event_tasks]
-    kept += [context_column(f.name) for f in schema.context_features] + oracle_columns(rows)
+    kept += [context_column(f.name) for f in schema.context_features if not f.column.startswith("@")]
+    kept += oracle_columns(rows)
     kept += [ready_column(t.name) for t in schema.event_tasks if t.time_column is not None]
     events = pa.table({**columns, **{name: rows[name] for name in kept}})
-    if schema.sampled_negatives and weights is not None:
-        events, starts = add_negatives(events, starts, schema, weights, known.total_rows)
-    if late_tasks(schema):
-        events, starts = split_late(events, starts, schema, replace(known, cuts=known.cuts or fixed_cuts(schema.split)))
-        number = request_numbers(starts, events["time"].to_numpy(), events["request"].to_numpy())
-        events = events.set_column(events.column_names.index("request"), "request", pa.array(number))
-    return Sequences(events, _users(names, starts, events))
+    return names, starts, events
 
 
 def _earlier_once(rows: pa.Table) -> tuple[pa.Table, np.ndarray]:
@@ -186,7 +200,9 @@ def count_context(events: pa.Table, schema: DatasetSchema) -> dict[str, Any]:
             cells, weights = tally.field("values").to_pylist(), tally.field("counts").to_pylist()
             found[feature.name] = dict(count_categories(feature, cells, weights))
         else:
-            found[feature.name] = count_moments(feature, column.to_pylist()).model_dump()
+            found[feature.name] = count_moments(feature, column.to_pylist()).model_dump(
+                exclude_defaults=True, mode="json"
+            )
     return found
 
 
@@ -196,11 +212,16 @@ def add_context(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     for name, value in more.items():
         if name not in summed:
             summed[name] = value
-        elif set(value) == set(Moments.model_fields):
-            summed[name] = (Moments(**summed[name]) + Moments(**value)).model_dump()
+        elif {"count", "total", "squares"} <= set(value) <= set(Moments.model_fields):
+            summed[name] = _plain(Moments(**summed[name]) + Moments(**value))
         else:
             summed[name] = {k: summed[name].get(k, 0) + value.get(k, 0) for k in {*summed[name], *value}}
     return summed
+
+
+def _plain(moments: Moments) -> dict[str, Any]:
+    made = moments.model_dump(mode="json")
+    return made if moments.points else {name: value for name, value in made.items() if name != "points"}
 
 
 def save_sequences(work: str, bucket: int, made: Sequences, schema: DatasetSchema) -> dict[str, Any]:

@@ -15,10 +15,13 @@ from rayrank.schema import TEST, TRAIN, VALID, DatasetSchema
 from rayrank.sources import storage
 from rayrank.sources.chunks import Chunk, cut, last_train, row_groups
 from rayrank.sources.entities import encode_column
-from rayrank.sources.hashing import mix, text_hash
+from rayrank.sources.hashing import mix, text_hash, unit
 from rayrank.sources.manifest import GroupInfo, ShardInfo
 from rayrank.sources.sequence import Sequences
 from rayrank.sources.source import context_column, label_column
+
+DROPPED, _DROPPED_SALT = 0.1, 77
+"""Share of the training rows that do without a train-only context feature."""
 
 
 def chunk_table(made: Sequences, schema: DatasetSchema, state: FeatureState, window: int, targets: int) -> pa.Table:
@@ -129,5 +132,14 @@ def _event_columns(
         values["sampling_p"] = taken["sampling_p"].combine_chunks()
     for feature in schema.context_features:
         name = context_column(feature.name)
-        values[name] = encode_column(feature, state.context, taken[name])
+        cells = _train_only(taken, taken[name]) if feature.train_only else taken[name]
+        values[name] = encode_column(feature, state.context, cells)
     return {name: pa.ListArray.from_arrays(pa.array(offsets), pa.array(v)) for name, v in values.items()}
+
+
+def _train_only(events: pa.Table, cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Cells that only training knows: missing in valid and test, as when serving, and in a tenth of the training rows,
+    so that "missing" is learned too."""
+    part, row = events["part"].to_numpy(), events["row"].to_numpy()
+    known = (part == TRAIN) & (unit(row.astype(np.uint64), _DROPPED_SALT) >= DROPPED)
+    return pc.if_else(pa.array(known), cells, pa.scalar(None, cells.type))

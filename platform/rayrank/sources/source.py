@@ -101,7 +101,7 @@ def canonical(schema: DatasetSchema, raw: pa.Table, first_row: int, where: str) 
         if task.time_column is not None:
             told = _column(raw, task.time_column, where)
             columns[f"ready_{task.name}"] = to_seconds(told, schema.time_unit, where, task.time_column)
-    for feature in schema.context_features:
+    for feature in (f for f in schema.context_features if not f.column.startswith("@")):
         columns[context_column(feature.name)] = _column(raw, feature.column, where)
     return pa.table(columns)
 

@@ -36,7 +36,9 @@ class BuildSpec(Config):
 class Task(Config):
     """One unit of work for a worker: which pass, and on what."""
 
-    stage: Literal["spill", "histogram", "popularity", "sequence", "shard"] = Field(description="which function runs")
+    stage: Literal["spill", "histogram", "popularity", "past", "sequence", "shard"] = Field(
+        description="which function runs"
+    )
     number: int = Field(description="part (spill, histogram) or bucket (the others)")
     part: Part | None = Field(None, description="the part to read (spill)")
     buckets: int = Field(1, description="number of buckets (spill)")
@@ -70,3 +72,8 @@ def weights_file(path: str) -> str:
 def popularity_file(path: str, bucket: int) -> str:
     """Arrow file of a bucket's training events per item."""
     return storage.join(work_folder(path), f"popularity-{bucket:05d}.arrow")
+
+
+def amounts_file(path: str, bucket: int) -> str:
+    """Arrow file of what a bucket adds to the items' pasts."""
+    return storage.join(work_folder(path), f"amounts-{bucket:05d}.arrow")

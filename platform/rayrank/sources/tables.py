@@ -110,7 +110,7 @@ def interaction_columns(schema: DatasetSchema) -> Wanted:
         types[schema.request_id] = pa.string()
     names += [t.column for t in schema.event_tasks if t.column != EVERY_ROW]
     instants = [t.time_column for t in schema.event_tasks if t.time_column is not None]
-    names += [*instants, *(f.column for f in schema.context_features)]
+    names += [*instants, *(f.column for f in schema.context_features if not f.column.startswith("@"))]
     types |= dict.fromkeys(instants, pa.string())
     labels = {t.column for t in schema.event_tasks}
     types |= {n: t for n, t in column_types(schema.context_features).items() if n not in labels}

@@ -6,13 +6,30 @@ import numpy as np
 import pyarrow as pa
 
 from rayrank.features.state import FeatureState
-from rayrank.schema import TRAIN
+from rayrank.schema import TRAIN, item_columns_needed
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
+from rayrank.sources.derive import PAST_FILE, item_amounts, read_past
 from rayrank.sources.late import Known
-from rayrank.sources.sequence import Sequences, build_sequences, save_sequences, sequences_file, users_file
+from rayrank.sources.sequence import (
+    Sequences,
+    build_sequences,
+    logged_events,
+    save_sequences,
+    sequences_file,
+    users_file,
+)
 from rayrank.sources.shard import chunk_table, write_shard
-from rayrank.sources.spec import BuildSpec, Result, Task, items_file, popularity_file, weights_file, work_folder
+from rayrank.sources.spec import (
+    BuildSpec,
+    Result,
+    Task,
+    amounts_file,
+    items_file,
+    popularity_file,
+    weights_file,
+    work_folder,
+)
 from rayrank.sources.spill import gather, spill, time_histogram
 from rayrank.sources.storage import read_arrow
 
@@ -38,6 +55,8 @@ def _perform(spec: BuildSpec, task: Task) -> Result:
             return {"counts": counts.tolist()}
         case "popularity":
             return _popularity_task(spec, task, work)
+        case "past":
+            return _past_task(spec, task, work)
         case "sequence":
             return _sequence_task(spec, task, work)
         case "shard":
@@ -49,7 +68,8 @@ def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
     items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
     rows = gather(work, list(task.parts), task.number)
     weights = read_arrow(weights_file(spec.path))["p"].to_numpy() if schema.sampled_negatives else None
-    made = build_sequences(rows, schema, items, _known(task), weights)
+    past = read_past(storage.join(spec.path, PAST_FILE), schema) if item_columns_needed(schema) else None
+    made = build_sequences(rows, schema, items, _known(task), weights, past)
     return save_sequences(work, task.number, made, schema)
 
 
@@ -58,9 +78,19 @@ def _popularity_task(spec: BuildSpec, task: Task, work: str) -> Result:
     schema = open_source(spec.source).schema
     items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
     rows = gather(work, list(task.parts), task.number)
-    events = build_sequences(rows, schema, items, _known(task)).events
+    _, _, events = logged_events(rows, schema, items, _known(task))
     index, counts = np.unique(events["item"].to_numpy()[events["part"].to_numpy() == TRAIN], return_counts=True)
     storage.write_arrow(popularity_file(spec.path, task.number), pa.table({"item": index, "count": counts}))
+    return {}
+
+
+def _past_task(spec: BuildSpec, task: Task, work: str) -> Result:
+    """What one bucket adds to the items' pasts."""
+    schema = open_source(spec.source).schema
+    items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
+    rows = gather(work, list(task.parts), task.number)
+    _, _, events = logged_events(rows, schema, items, _known(task))
+    storage.write_arrow(amounts_file(spec.path, task.number), item_amounts(events, schema))
     return {}
 
 

@@ -66,7 +66,7 @@ def test_time_split_end_to_end(movielens: Path, tmp_path: Path) -> None:
 
 
 def test_features_are_fitted_on_training_entities(movielens: Path, tmp_path: Path) -> None:
-    dataset = _build(_spec(movielens, tmp_path / "out"))
+    dataset = _build(_spec(movielens, tmp_path / "out", source={"hidden_share": 0.01}))  # nobody is hidden
     state = dataset.manifest.features
     # training events: user 1 on film 30; user 3 on films 10 and 20
     assert state.users.categories["gender"] == ("F", "M")
@@ -87,6 +87,38 @@ def test_features_are_fitted_on_training_entities(movielens: Path, tmp_path: Pat
     assert catalogue.count_N.tolist() == [0, 1, 0, 1, 0], "likes in training, unknown item first"
     assert catalogue.features["genres"].shape == (5, 6)
     assert catalogue.features["genres"][1].tolist() == [1, 4, 0, 0, 0, 0]
+
+
+def test_the_profiles_of_hidden_users_are_nobodys_input(movielens: Path, tmp_path: Path) -> None:
+    """Users 1 and 3 are hidden at a share of 0.2: gender and age become unknown, in the table, the shards, the fit."""
+    dataset = _build(_spec(movielens, tmp_path / "out"))
+    users = dataset.users_table().to_pydict()
+    assert users["user_id"] == ["1", "2", "3", "4"]
+    assert users["hidden_gender"] == users["hidden_age"] == [True, False, True, False]
+    assert users["gender"] == users["age"] == [0, 0, 0, 0], "only hidden users were trained: nothing is known of others"
+    assert dataset.manifest.features.users.categories == {"gender": (), "age": (), "occupation": ("10", "15")}
+    assert users["occupation"] == [1, 0, 2, 0], "what is no profile label stays"
+    assert users["profile_gender"] == [0, 1, 1, 0], "the label itself stays, for evaluation"
+    ((shard, group),) = dataset.groups()
+    batch = collate(dataset.read_group(shard, group), dataset.schema)
+    for name in ("gender", "age"):
+        assert batch.events.user_features[name].tolist() == [0, 0, 0]
+    assert batch.events.user_features["occupation"].tolist() == [0, 1, 2]
+
+
+def test_every_hidden_user_and_no_other_is_unknown(tmp_path: Path) -> None:
+    source = {"kind": "synthetic", "num_users": 300, "num_rows": 6000, "num_items": 200}
+    dataset = _build(BuildSpec(source=source, path=str(tmp_path / "out")))  # type: ignore[arg-type]
+    users = dataset.users_table()
+    hidden, feature = users["hidden_age_group"].to_numpy(), users["age_group"].to_numpy()
+    assert 30 < hidden.sum() < 90
+    assert (feature[hidden] == 0).all()
+    assert (feature[~hidden] > 0).all()
+    assert (users["profile_age_group"].to_numpy() >= 0).all()
+    for place in dataset.groups():
+        batch = collate(dataset.read_group(*place), dataset.schema)
+        unknown = batch.events.user_features["age_group"] == 0
+        assert torch.equal(unknown, batch.profile_hidden_B["age_group"])
 
 
 def test_profiles_are_asked_once_and_padding_is_inert(movielens: Path, tmp_path: Path) -> None:
