@@ -50,7 +50,7 @@ class QuickstartConfig(Config):
         0, ge=0, description="Ray Train workers of the student; 0: this process, which is faster on small data"
     )
     trials: int = Field(4, ge=1, description="Ray Tune trials over task weights and distillation temperature")
-    trial_epochs: int = Field(1, ge=1, description="epochs of a trial")
+    trial_epochs: int = Field(1, ge=1, description="epochs of a trial, in each of the two stages at most")
     fusion: dict[str, float] = Field({}, description="event task -> weight of the fused score; empty: the judged task")
     gates: GatesConfig = Field(default_factory=GatesConfig, description="what promotion asks for")
     requests: int = Field(30, ge=5, description="timed requests of each kind")
@@ -108,7 +108,7 @@ def plan(config: QuickstartConfig) -> Plan:
         ),
         label=LabelConfig(dataset=place["dataset"], teacher=place["teacher"], output=place["labels"], **shared),
         tune=TuneConfig(
-            distill=replace(distilling, {"learning.epochs": config.trial_epochs}),
+            distill=_shorter(distilling, config.trial_epochs),
             output=place["tune"],
             trials=config.trials,
             **recorded,
@@ -127,6 +127,12 @@ def plan(config: QuickstartConfig) -> Plan:
         serve=ServeConfig(releases=place["releases"], http=config.http, now=config.now, **shared),
         score=ScoreConfig(releases=place["releases"], output=place["scores"], now=config.now, **shared),
     )
+
+
+def _shorter(distilling: DistillConfig, epochs: int) -> DistillConfig:
+    """A trial: it needs no more than to rank settings."""
+    stages = {"learning.epochs": epochs, "learning.rows.epochs": min(epochs, distilling.learning.rows.epochs)}
+    return replace(distilling, stages)
 
 
 def write_plan(output: str, jobs: Plan) -> None:
