@@ -11,7 +11,7 @@ from pydantic import Field
 
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.prepare import run_on_ray
-from rayrank.schema import DatasetSchema
+from rayrank.schema import DatasetSchema, item_columns_needed
 from rayrank.sources.build import build, complete, run_here
 from rayrank.sources.manifest import Manifest
 from rayrank.sources.spec import BuildSpec
@@ -82,6 +82,11 @@ def warnings_of(manifest: Manifest) -> list[str]:
     for name, number in (("valid", counts.valid), ("test", counts.test), ("train", counts.train)):
         if not number:
             found.append(f"the split leaves no {name} target")
+    if item_columns_needed(schema):
+        names = ", ".join(item_columns_needed(schema))
+        found.append(
+            f"{names}: serving computes the clock and user columns itself, but must be told these in `context`"
+        )
     if schema.sampled_negatives:
         found.append(sampled_warning(schema))
     return found

@@ -47,7 +47,7 @@ def item_amounts(events: pa.Table, schema: DatasetSchema) -> pa.Table:
     for task in schema.event_tasks:
         if f"@item_{task.name}" not in item_columns_needed(schema):
             continue
-        label = events[label_column(task.name)].to_numpy()
+        label = events[label_column(task.name)].to_numpy().astype(np.float64)
         told = events[ready_column(task.name)].fill_null(-1).to_numpy() if task.time_column is not None else None
         known = ~np.isnan(label)
         amounts = {f"count_{task.name}": known.astype(float), f"sum_{task.name}": np.where(known, label, 0.0)}
