@@ -26,6 +26,7 @@ from typing import Any
 
 from rayrank.pipeline.probe import ask
 
+ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("haproxy", "stock")
 START_S, WARM_UP, CANDIDATES = 300.0, 20, 100
 
@@ -36,14 +37,11 @@ def served(releases: str, profile: str, log: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "jobs.serve", f"releases={releases}", f"http.profile={profile}"]
+    command = [sys.executable, "-m", "jobs.serve", str(ROOT / "jobs" / "configs" / "serve.yaml")]
+    command += [f"releases={releases}", "playground=null", f"http.profile={profile}", f"http.port={port}"]
+    command += [f"http.wait_s={START_S:.0f}", *(f"budgets.{stage}=10" for stage in ("retrieve", "student", "teacher"))]
     with log.open("w") as file:
-        job = subprocess.Popen(
-            [*command, f"http.port={port}", f"http.wait_s={START_S:.0f}"],
-            stdout=file,
-            stderr=file,
-            env=dict(os.environ),
-        )
+        job = subprocess.Popen(command, stdout=file, stderr=file, env=dict(os.environ))
     try:
         end = time.monotonic() + START_S
         while "is up at" not in log.read_text():
