@@ -192,7 +192,9 @@ class DatasetSchema(Config):
     order: Literal["row", "none"] = Field(
         "row", description="without times: row: file order; none: no event of a user sees another"
     )
-    time_unit: Literal["s", "ms", "us", "ns"] = Field("s", description="unit of the time column")
+    time_unit: Literal["s", "ms", "us", "ns", "auto"] = Field(
+        "s", description="unit of the time column; auto: each number by its magnitude"
+    )
     request_id: str | None = Field(None, description="column that groups one request's impressions, if any")
     tasks: tuple[Task, ...] = Field(description="what is predicted", min_length=1)
     user_features: tuple[Feature, ...] = Field((), description="features of the users table")

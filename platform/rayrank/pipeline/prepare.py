@@ -45,6 +45,11 @@ class PrepareResult:
             f"targets: {counts.train:,} train, {counts.valid:,} valid, {counts.test:,} test",
             f"data fingerprint {self.manifest.data_fingerprint[:16]}",
         ]
+        if counts.behaviours:
+            share = counts.unmatched_behaviours / counts.behaviours
+            lines.append(
+                f"{counts.unmatched_behaviours:,} of {counts.behaviours:,} behaviours ({share:.1%}) match no impression"
+            )
         lines += [f"oracle AUC of {task}: {auc:.4f}" for task, auc in self.manifest.oracle.items()]
         return lines + [f"warning: {w}" for w in self.warnings]
 

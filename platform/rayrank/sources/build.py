@@ -51,6 +51,7 @@ from rayrank.sources.split import Cuts, find_cuts
 from rayrank.sources.tasks import perform
 
 Progress = Callable[[str], None]
+_SUMMED = ("events", "negatives", "train", "valid", "test", "behaviours", "unmatched_behaviours")
 _NAMES = (FILE, "items.parquet", "users.parquet", PAST_FILE, "shards", "_work")
 """What a build writes into the dataset's folder; the manifest goes first when it is removed."""
 
@@ -105,7 +106,7 @@ def _build(spec: BuildSpec, run: Run, progress: Progress) -> Manifest:
     progress(f"writing {len(made)} shards")
     results = run(spec, [Task(stage="shard", number=b) for b in range(len(made))])
     counts = Counts(
-        **{name: sum(r[name] for r in made) for name in ("events", "negatives", "train", "valid", "test")},
+        **{name: sum(r[name] for r in made) for name in _SUMMED},
         users=len(user_ids),
         items=len(item_ids),
         active_users=len(seen),

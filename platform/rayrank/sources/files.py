@@ -77,9 +77,20 @@ def read_all(path: str, wanted: Wanted) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 
-def column_names(path: str) -> list[str]:
-    """Column names of the first file (of a JSON-lines file: those its first block uses)."""
-    first = storage.list_files(path, SUFFIXES)[0]
+def column_names(path: str) -> dict[str, list[str]]:
+    """File -> its column names (of a JSON-lines file: those its first block uses)."""
+    return {file: _names(file) for file in storage.list_files(path, SUFFIXES)}
+
+
+def place_of(name: str, have: Sequence[str]) -> str | None:
+    """The column that is meant by a name: the same, else the only one that differs in upper and lower case alone."""
+    if name in have:
+        return name
+    same = [column for column in have if column.casefold() == name.casefold()]
+    return same[0] if len(same) == 1 else None
+
+
+def _names(first: str) -> list[str]:
     if _is_csv(first):
         return _header(first)
     if _is_parquet(first):
@@ -90,16 +101,18 @@ def column_names(path: str) -> list[str]:
     return list(next(iter(read_part(part, Wanted())), pa.table({})).column_names)
 
 
-def require_columns(path: str, columns: Sequence[str], fix: str) -> None:
-    """Refuse files whose first one lacks a column.
+def require_columns(path: str, columns: Sequence[str], fix: str, everywhere: Sequence[str] = ()) -> None:
+    """Refuse files none of which has a column, or one of which lacks a column that all of them must have.
 
     Raises:
-        ConfigError: names the column and lists those that are there.
+        ConfigError: names the column and the file, and lists the columns that are there.
     """
-    have = column_names(path)
+    files = column_names(path)
     for name in columns:
-        if name not in have:
-            raise ConfigError(f"{path}: {name}", None, f"column is missing; the file has: {', '.join(have)}", fix)
+        lacking = [file for file, have in files.items() if place_of(name, have) is None]
+        if lacking and (len(lacking) == len(files) or name in everywhere):
+            rule = f"column is missing; the file has: {', '.join(files[lacking[0]])}"
+            raise ConfigError(f"{path if len(files) == 1 else lacking[0]}: {name}", None, rule, fix)
 
 
 def _row_groups(file: str) -> list[tuple[int, int, int]]:
@@ -116,30 +129,47 @@ def _read_parquet(part: Part, wanted: Wanted) -> Iterator[pa.Table]:
     system, inside = storage.locate(part.file)
     with system.open_input_file(inside) as opened:
         file = pq.ParquetFile(opened)
-        names = [n for n in wanted.columns if n in file.schema_arrow.names] if wanted.columns is not None else None
+        places = _places(wanted, file.schema_arrow.names)
+        names = list(places.values()) if places is not None else None
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=[part.start], columns=names, use_threads=False):
-            yield pa.Table.from_batches([batch])
+            yield _named(pa.Table.from_batches([batch]), places)
 
 
 def _read_csv(part: Part, wanted: Wanted) -> Iterator[pa.Table]:
     names = _header(part.file)
-    include = [n for n in wanted.columns if n in names] if wanted.columns is not None else names
+    places = _places(wanted, names)
+    include = list(places.values()) if places is not None else names
+    types = {(places or {}).get(n, n): t for n, t in wanted.types.items()}
     skip = 1 if part.start == 0 else 0
     for block in read_range(part.file, part.start, part.end):
-        yield pa_csv.read_csv(
+        table = pa_csv.read_csv(
             pa.BufferReader(block),
             read_options=pa_csv.ReadOptions(
                 column_names=names, skip_rows=skip, use_threads=False, block_size=len(block) + 1
             ),
             parse_options=pa_csv.ParseOptions(delimiter=_delimiter(part.file)),
             convert_options=pa_csv.ConvertOptions(
-                column_types={n: t for n, t in wanted.types.items() if n in include},
+                column_types={n: t for n, t in types.items() if n in include},
                 include_columns=include,
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=False,
             ),
         )
+        yield _named(table, places)
         skip = 0
+
+
+def _places(wanted: Wanted, have: Sequence[str]) -> dict[str, str] | None:
+    """Wanted name -> column of the file, for those it has; None: everything is wanted as it is."""
+    if wanted.columns is None:
+        return None
+    found = {name: place_of(name, have) for name in wanted.columns}
+    return {name: place for name, place in found.items() if place is not None}
+
+
+def _named(table: pa.Table, places: dict[str, str] | None) -> pa.Table:
+    """Columns under their wanted names (one column may be wanted under two)."""
+    return table if places is None else pa.table({name: table[place] for name, place in places.items()})
 
 
 def _header(file: str) -> list[str]:
@@ -155,10 +185,9 @@ def _header(file: str) -> list[str]:
 def _selected(table: pa.Table, wanted: Wanted) -> pa.Table:
     if wanted.columns is None:
         return table
-    for name in wanted.columns:
-        if name not in table.column_names:  # a key that no line of this block uses
-            table = table.append_column(name, pa.nulls(table.num_rows))
-    return table.select(list(wanted.columns))
+    places = _places(wanted, table.column_names) or {}
+    columns = {n: table[places[n]] if n in places else pa.nulls(table.num_rows) for n in wanted.columns}
+    return pa.table(columns)  # null: a key that no line of this block uses
 
 
 def _delimiter(file: str) -> str:

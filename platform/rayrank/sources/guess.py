@@ -88,13 +88,16 @@ def guess_time(profiles: Profiles, where: str) -> tuple[Guess, str]:
 
 
 def time_unit(column: ColumnProfile) -> str:
-    """Unit of unix times by their magnitude: 10⁹ is seconds, 10¹² ms, 10¹⁵ µs, 10¹⁸ ns (years 1973–5138)."""
+    """Unit of unix times by their magnitude: 10⁹ is seconds, 10¹² ms, 10¹⁵ µs, 10¹⁸ ns (years 1973–5138); or auto."""
     if column.kind != "number":
         return "s"
-    for unit, limit in (("s", 1e11), ("ms", 1e14), ("us", 1e17)):
-        if column.median < limit:
-            return unit
-    return "ns"
+    usual, extremes = _unit_of(column.median), {_unit_of(column.low), _unit_of(column.high)}
+    # a single zero or a typing error is for validate to find
+    return "auto" if column.low > 1e8 and extremes != {usual} else usual
+
+
+def _unit_of(time: float) -> str:
+    return next((unit for unit, limit in (("s", 1e11), ("ms", 1e14), ("us", 1e17)) if time < limit), "ns")
 
 
 def guess_request(profiles: Profiles) -> str | None:

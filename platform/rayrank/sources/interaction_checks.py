@@ -6,18 +6,19 @@ Knows which check looks at which column; knows nothing about how findings are sh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
 from rayrank.config import ConfigError
-from rayrank.schema import BinaryTask, CategoricalFeature
+from rayrank.schema import BinaryTask, CategoricalFeature, EventTask
 from rayrank.sources.checks import FeatureCheck, Finding, KeyCheck, LabelCheck, TimeCheck, numbers
 from rayrank.sources.files import Wanted, file_parts, read_part
 from rayrank.sources.relations import boundaries
 from rayrank.sources.row_sample import RowSample, hashed
 from rayrank.sources.source import BEFORE, EVERY_ROW, Source, context_column, key_text, label_column, to_seconds
-from rayrank.sources.tables import Tables, interaction_columns
+from rayrank.sources.tables import Tables
 
 Check = KeyCheck | TimeCheck | LabelCheck | FeatureCheck
 
@@ -33,7 +34,7 @@ class InteractionChecks:
             kind: KeyCheck(f"interactions.{getattr(schema, f'{kind}_id')}", False) for kind in ("user", "item")
         }
         self.times = TimeCheck(f"interactions.{schema.timestamp}", schema.time_unit)
-        tasks = [t for t in schema.event_tasks if t.column != EVERY_ROW]
+        tasks = [t for t in schema.event_tasks if t.column != EVERY_ROW and t not in _joined_tasks(source)]
         if not self.from_files:  # canonical labels are 0/1 already
             tasks = [t.model_copy(update={"at_least": None}) if isinstance(t, BinaryTask) else t for t in tasks]
         self.labels = [LabelCheck(f"interactions.{t.column}", t) for t in tasks]
@@ -70,15 +71,12 @@ class InteractionChecks:
                 check.see(column, first_row)
                 seen |= _sampled(check, column, canonical.removesuffix("_id"))
             except ConfigError as error:
-                finding = Finding(
-                    "error", f"interactions.{name}", error.rule, table.num_rows, first_row, None, error.fix
-                )
-                self.broken.setdefault(name, finding)
+                self._broken(name, error, table.num_rows, first_row)
         request = (schema.request_id if self.from_files else "request_id") if schema.request_id else None
         if request in table.column_names:
             seen["request"] = hashed(key_text(table[request], "interactions", str(request)))
         elif request is not None:
-            self._missing(str(schema.request_id), table, first_row)
+            self._broken(request, _absent(request, table), table.num_rows, first_row)
         if schema.timestamp is None:
             seen["timestamp"] = seen["row"]
         if {"user", "item", "timestamp"} <= set(seen):
@@ -88,7 +86,7 @@ class InteractionChecks:
     def findings(self) -> list[Finding]:
         """Everything found in single columns."""
         checks: list[Check] = [*self.keys.values(), self.times, *self.labels, *self.features]
-        found = [*self.broken.values(), *(f for check in checks for f in check.findings())]
+        found = [*self._absent_somewhere(), *(f for check in checks for f in check.findings())]
         if not self.rows:
             found.append(Finding("error", "interactions", "must not be empty", 0, None, None, "check the files"))
         if self.times.check.rows:
@@ -98,7 +96,7 @@ class InteractionChecks:
     def _tables(self) -> Iterator[pa.Table]:
         """The interactions, as close to the file as the source can give them."""
         if isinstance(self.source, Tables):
-            wanted = Wanted(interaction_columns(self.schema).columns)
+            wanted = Wanted(self.source.own_columns)
             for part in file_parts(self.source.config.interactions):
                 yield from read_part(part, wanted)
         else:
@@ -108,14 +106,35 @@ class InteractionChecks:
 
     def _column(self, table: pa.Table, name: str) -> pa.ChunkedArray:
         if name not in table.column_names:
-            rule = f"column is missing; the file has: {', '.join(table.column_names)}"
-            raise ConfigError(name, None, rule, "correct the schema or the file")
+            raise _absent(name, table)
         return table[name]
 
-    def _missing(self, name: str, table: pa.Table, first_row: int) -> None:
-        rule = f"column is missing; the file has: {', '.join(table.column_names)}"
-        where, fix = f"interactions.{name}", "correct request_id in the schema, or the file"
-        self.broken.setdefault(name, Finding("error", where, rule, table.num_rows, first_row, None, fix))
+    def _broken(self, name: str, error: ConfigError, rows: int, first_row: int) -> None:
+        """Note rows whose column is missing or of the wrong type."""
+        seen = self.broken.get(name)
+        count, first = (seen.count + rows, seen.row) if seen is not None else (rows, first_row)
+        self.broken[name] = Finding("error", f"interactions.{name}", error.rule, count, first, None, error.fix)
+
+    def _absent_somewhere(self) -> list[Finding]:
+        """Columns that are broken: an optional one that other files have is missing there, which is no error."""
+        keys = {self.schema.user_id, self.schema.item_id, self.schema.timestamp}
+        found = []
+        for name, finding in self.broken.items():
+            if name not in keys and finding.count < self.rows and finding.rule.startswith("column is missing"):
+                rule = "column is missing in some files: its cells count as missing"
+                finding = replace(finding, severity="warning", rule=rule, fix="nothing to do if it came later or went")
+            found.append(finding)
+        return found
+
+
+def _joined_tasks(source: Source) -> tuple[EventTask, ...]:
+    """Tasks whose labels the files of interactions do not have: they come with the join."""
+    return source.behaviour_tasks if isinstance(source, Tables) else ()
+
+
+def _absent(name: str, table: pa.Table) -> ConfigError:
+    rule = f"column is missing; the file has: {', '.join(table.column_names)}"
+    return ConfigError(name, None, rule, "correct the schema or the file")
 
 
 def _sampled(check: Check, column: pa.ChunkedArray, name: str) -> dict[str, np.ndarray]:

@@ -49,6 +49,8 @@ class Counts(Config):
     valid: int = Field(description="validation targets")
     test: int = Field(description="test targets")
     negatives: int = Field(0, description="sampled negatives among the events")
+    behaviours: int = Field(0, description="rows of a behaviours table of its own")
+    unmatched_behaviours: int = Field(0, description="behaviours that found no impression: they are not used")
     orphan_items: int = Field(
         0, description="items of interactions that the items table lacks (added without attributes)"
     )

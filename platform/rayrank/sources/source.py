@@ -6,14 +6,14 @@ Knows the canonical columns of an interaction batch; knows nothing about any fil
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError
-from rayrank.schema import DatasetSchema
+from rayrank.schema import CategoricalFeature, DatasetSchema, Feature
 
 EVERY_ROW = "*"
 """Label column of a clicks-only binary task: every interaction is a positive."""
@@ -22,6 +22,11 @@ BEFORE = "before"
 """Column of sources that tell a user's earlier events without times: the number of the list (≥ 0) that a row is of;
 null: a logged interaction. Of a user's lists the one with the smallest number is used: as history, never as targets.
 """
+
+_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+
+BEHAVIOUR = "behaviour"
+"""Column of sources with behaviours in a table of their own: true for a row that is a behaviour and no impression."""
 
 ROWS_PER_PART = 500_000
 
@@ -34,6 +39,7 @@ class Part(Config):
     end: int = Field(0, description="one past the last")
     rows: int = Field(0, description="number of interactions, exact")
     first_row: int = Field(0, description="global row number of the first interaction")
+    side: Literal["impressions", "behaviours"] = Field("impressions", description="which table the rows are of")
 
 
 class Source(Protocol):
@@ -102,8 +108,21 @@ def canonical(schema: DatasetSchema, raw: pa.Table, first_row: int, where: str) 
             told = _column(raw, task.time_column, where)
             columns[f"ready_{task.name}"] = to_seconds(told, schema.time_unit, where, task.time_column)
     for feature in (f for f in schema.context_features if not f.column.startswith("@")):
-        columns[context_column(feature.name)] = _column(raw, feature.column, where)
+        columns[context_column(feature.name)] = _cells(_column(raw, feature.column, where), feature)
     return pa.table(columns)
+
+
+def _cells(column: pa.ChunkedArray, feature: Feature) -> pa.ChunkedArray:
+    """Cells of one kind whatever the file's type: another file of the log may hold text where this holds numbers."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if not isinstance(feature, CategoricalFeature):
+        return column.cast(pa.float64(), safe=False) if number or pa.types.is_boolean(kind) else column
+    if pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+    return column.cast(pa.string()) if number or pa.types.is_boolean(kind) else column
 
 
 def _times(schema: DatasetSchema, raw: pa.Table, rows: pa.Array, where: str) -> pa.Array | pa.ChunkedArray:
@@ -114,7 +133,7 @@ def _times(schema: DatasetSchema, raw: pa.Table, rows: pa.Array, where: str) -> 
 
 
 def key_text(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
-    """A key column as strings; integer-valued floats (a CSV column with gaps) lose their ``.0``."""
+    """A key column as strings; whole numbers lose their ``.0``: floats, decimals and text (a column with gaps)."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):
@@ -125,34 +144,64 @@ def key_text(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
                 f"{where}: {name}", str(column.type), f"keys must be text or whole numbers ({error})", "mend the column"
             ) from None
     text = column.cast(pa.string())
+    if not pa.types.is_integer(column.type):
+        text = pc.replace_substring_regex(text, r"^(-?\d+)\.0+$", r"\1")
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 
 def to_seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.ChunkedArray:
-    """Times as int64 unix seconds: timestamps and ISO-8601 text by themselves, numbers by ``unit`` (floored)."""
+    """Times as int64 unix seconds: timestamps and ISO-8601 text by themselves, numbers by ``unit`` (floored).
+
+    Unit ``auto`` takes each number by its magnitude (10⁹ is seconds, 10¹² ms, 10¹⁵ µs, 10¹⁸ ns: the years 1973–5138).
+    """
     try:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            column = _parse_times(column)
+            numbers, instants = _parse_times(column)
+            if instants is not None:
+                return instants if numbers is None else pc.coalesce(instants, _scaled(numbers, unit))
+            assert numbers is not None
+            column = numbers
         if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
-            micros = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64())
-            return _floor_divide(micros, 1_000_000)
-        if pa.types.is_floating(column.type):
-            column = pc.floor(column).cast(pa.int64())
-        divisor = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[unit]
-        return _floor_divide(column.cast(pa.int64()), divisor)
+            return _instants(column)
+        return _scaled(column, unit)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(
             f"{where}: {name}", str(column.type), f"times must be numbers or ISO-8601 ({error})", "mend the column"
         ) from None
 
 
-def _parse_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Text as int64 or float64 where every cell is a number, else as ISO-8601 (UTC where no zone is written)."""
-    for pattern, kind in ((r"^-?\d+$", pa.int64()), (r"^-?\d+(\.\d*)?([eE][+-]?\d+)?$", pa.float64())):
-        if pc.all(pc.match_substring_regex(column, pattern), skip_nulls=True).as_py() is not False:
-            return column.cast(kind)
-    zoned = pc.any(pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")).as_py()
-    return column.cast(pa.timestamp("us", "UTC" if zoned else None))
+def _scaled(column: pa.ChunkedArray, unit: str) -> pa.ChunkedArray:
+    if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        column = pc.floor(column)
+    whole = column.cast(pa.int64())
+    if unit != "auto":
+        return _floor_divide(whole, _UNITS[unit])
+    size, found = pc.abs(whole), _floor_divide(whole, _UNITS["ns"])
+    for name, limit in (("us", 10**17), ("ms", 10**14), ("s", 10**11)):
+        found = pc.if_else(pc.less(size, limit), _floor_divide(whole, _UNITS[name]), found)
+    return found
+
+
+def _instants(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    micros = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64())
+    return _floor_divide(micros, 1_000_000)
+
+
+def _parse_times(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, pa.ChunkedArray | None]:
+    """Text cells that are numbers (int64 or float64), and seconds of those that are ISO-8601; None: there are none.
+
+    Where no zone is written, UTC is meant.
+    """
+    number = pc.match_substring_regex(column, r"^-?\d+(\.\d*)?([eE][+-]?\d+)?$")
+    some, every = pc.any(number).as_py(), pc.all(number).as_py()
+    digits = column if every is not False else pc.if_else(number, column, pa.scalar(None, column.type))
+    whole = pc.all(pc.match_substring_regex(digits, r"^-?\d+$")).as_py() is not False
+    numbers = digits.cast(pa.int64() if whole else pa.float64())
+    if every is not False:
+        return numbers, None
+    text = pc.if_else(number, pa.scalar(None, column.type), column)
+    zoned = pc.any(pc.match_substring_regex(text, r"(Z|[+-]\d\d:?\d\d)$")).as_py()
+    return numbers if some else None, _instants(text.cast(pa.timestamp("us", "UTC" if zoned else None)))
 
 
 def _floor_divide(column: pa.ChunkedArray, divisor: int) -> pa.ChunkedArray:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from rayrank.sources import storage
 from rayrank.sources.hashing import text_hash
-from rayrank.sources.source import BEFORE, Part, Source
+from rayrank.sources.source import BEFORE, BEHAVIOUR, Part, Source
 
 
 def spill_file(work: str, part: int) -> str:
@@ -46,10 +46,15 @@ def spill(source: Source, part: Part, number: int, work: str, buckets: int) -> d
         for b in range(buckets):
             rows = table.slice(starts[b], starts[b + 1] - starts[b]).to_batches()
             out.write_batch(rows[0] if rows else _empty(table.schema))
-    storage.write_arrow(_ids_file(work, number), pa.table({"item_id": pc.unique(table["item_id"])}))
+    shown = table.filter(pc.invert(table[BEHAVIOUR])) if BEHAVIOUR in table.column_names else table
+    storage.write_arrow(_ids_file(work, number), pa.table({"item_id": pc.unique(shown["item_id"])}))
     time = pc.min_max(table["timestamp"]).as_py()
-    before = pc.count(table[BEFORE]).as_py() if BEFORE in table.column_names else 0
-    return {"rows": table.num_rows, "before": before, "low": time["min"], "high": time["max"]}
+    return {
+        "rows": table.num_rows,
+        "before": table.num_rows - int(logged(table).sum()),
+        "low": time["min"],
+        "high": time["max"],
+    }
 
 
 def gather(work: str, parts: list[int], bucket: int) -> pa.Table:
@@ -69,17 +74,26 @@ def time_histogram(work: str, part: int, at_time: int | None, edges: np.ndarray)
     with system.open_input_file(inside) as file:
         reader = pa.ipc.open_file(file)
         names = reader.schema.names
-        wanted = [names.index(name) for name in ("timestamp", "row", BEFORE) if name in names]
+        wanted = [names.index(name) for name in ("timestamp", "row", BEFORE, BEHAVIOUR) if name in names]
         file.seek(0)
         reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=wanted))
         for b in range(reader.num_record_batches):
             batch = reader.get_batch(b)
-            if BEFORE in names:  # earlier events are no targets
-                batch = batch.filter(batch.column(BEFORE).is_null())
+            batch = batch.filter(pa.array(logged(batch)))
             time, values = batch.column("timestamp").to_numpy(), batch.column("row").to_numpy()
             values = time if at_time is None else values[time == at_time]
             counts += np.histogram(values, bins=edges)[0] if len(values) else 0
     return counts
+
+
+def logged(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
+    """bool: rows that may become targets — neither earlier events of unknown time nor behaviours to be joined."""
+    kept = np.ones(rows.num_rows, dtype=bool)
+    if BEFORE in rows.schema.names:
+        kept &= rows.column(BEFORE).is_null().to_numpy(zero_copy_only=False)
+    if BEHAVIOUR in rows.schema.names:
+        kept &= ~rows.column(BEHAVIOUR).to_numpy(zero_copy_only=False).astype(bool)
+    return kept
 
 
 def distinct_items(work: str, parts: list[int]) -> pa.Array:

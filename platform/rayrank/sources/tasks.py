@@ -10,6 +10,7 @@ from rayrank.schema import TRAIN, item_columns_needed
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
 from rayrank.sources.derive import PAST_FILE, item_amounts, read_past
+from rayrank.sources.join import Joined
 from rayrank.sources.late import Known
 from rayrank.sources.sequence import (
     Sequences,
@@ -20,6 +21,7 @@ from rayrank.sources.sequence import (
     users_file,
 )
 from rayrank.sources.shard import chunk_table, write_shard
+from rayrank.sources.source import BEHAVIOUR, Source
 from rayrank.sources.spec import (
     BuildSpec,
     Result,
@@ -32,6 +34,7 @@ from rayrank.sources.spec import (
 )
 from rayrank.sources.spill import gather, spill, time_histogram
 from rayrank.sources.storage import read_arrow
+from rayrank.sources.tables import Tables
 
 
 def perform(spec: BuildSpec, task: Task) -> Result:
@@ -63,22 +66,30 @@ def _perform(spec: BuildSpec, task: Task) -> Result:
             return _shard_task(spec, task, work)
 
 
-def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
-    schema = open_source(spec.source).schema
-    items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
+def _gathered(source: Source, task: Task, work: str) -> Joined:
+    """All rows of a bucket; behaviours from a table of their own are joined to their impressions."""
     rows = gather(work, list(task.parts), task.number)
+    return source.joined(rows) if isinstance(source, Tables) and BEHAVIOUR in rows.column_names else Joined(rows, 0, 0)
+
+
+def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
+    source = open_source(spec.source)
+    schema = source.schema
+    items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
+    joined = _gathered(source, task, work)
     weights = read_arrow(weights_file(spec.path))["p"].to_numpy() if schema.sampled_negatives else None
     past = read_past(storage.join(spec.path, PAST_FILE), schema) if item_columns_needed(schema) else None
-    made = build_sequences(rows, schema, items, _known(task), weights, past)
-    return save_sequences(work, task.number, made, schema)
+    made = build_sequences(joined.rows, schema, items, _known(task), weights, past)
+    found = save_sequences(work, task.number, made, schema)
+    return found | {"behaviours": joined.behaviours, "unmatched_behaviours": joined.unmatched}
 
 
 def _popularity_task(spec: BuildSpec, task: Task, work: str) -> Result:
     """Training events of each item in one bucket: what popularity sampling draws by."""
-    schema = open_source(spec.source).schema
+    source = open_source(spec.source)
+    schema = source.schema
     items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
-    rows = gather(work, list(task.parts), task.number)
-    _, _, events = logged_events(rows, schema, items, _known(task))
+    _, _, events = logged_events(_gathered(source, task, work).rows, schema, items, _known(task))
     index, counts = np.unique(events["item"].to_numpy()[events["part"].to_numpy() == TRAIN], return_counts=True)
     storage.write_arrow(popularity_file(spec.path, task.number), pa.table({"item": index, "count": counts}))
     return {}
@@ -86,10 +97,10 @@ def _popularity_task(spec: BuildSpec, task: Task, work: str) -> Result:
 
 def _past_task(spec: BuildSpec, task: Task, work: str) -> Result:
     """What one bucket adds to the items' pasts."""
-    schema = open_source(spec.source).schema
+    source = open_source(spec.source)
+    schema = source.schema
     items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
-    rows = gather(work, list(task.parts), task.number)
-    _, _, events = logged_events(rows, schema, items, _known(task))
+    _, _, events = logged_events(_gathered(source, task, work).rows, schema, items, _known(task))
     storage.write_arrow(amounts_file(spec.path, task.number), item_amounts(events, schema))
     return {}
 

@@ -172,7 +172,7 @@ FAULTS: list[tuple[str, Callable[[Tables], None], str, str, int, int | None, str
     ("one class", each("events", click=lambda _: 1.0), W, "interactions.click", 800, 0, "one class only", "at_least"),
     ("rare class", each("events", click=lambda r: float(r["request_id"] == "r9")), W, "interactions.click", 800, 0,
      "very rare", "wide intervals"),
-    ("label column absent", drop("events", "stars"), E, "interactions.stars", 300, 0, "column is missing", "correct"),
+    ("label column absent", drop("events", "stars"), E, "interactions.stars", 800, 0, "column is missing", "correct"),
     ("key missing", put("events", 4, user_id=None), E, "interactions.user_id", 1, 4, "must not be missing", "drop"),
     ("time missing", put("events", 4, timestamp=None), E, "interactions.timestamp", 1, 4, "not be missing", "fill"),
     ("time negative", put("events", 6, timestamp=-5), E, "interactions.timestamp", 1, 6, "not be negative", "drop"),
