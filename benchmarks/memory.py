@@ -1,0 +1,171 @@
+"""Peak memory of every job at growing numbers of rows: PSS summed over all processes of the job, Ray's included.
+
+The same users and items throughout, so that the tables of ids are equal and only the log grows; object store capped at
+512 MB. Every job is a process of its own, started as a user would, and sampled twice a second. The claim is the peak
+at the largest size over that at the smallest, the worst job's.
+
+    python -m benchmarks.memory [--rows 500000,2000000,10000000] [--jobs prepare,train_teacher,label,score,evaluate]
+    python -m benchmarks.memory --quick      200,000 and 800,000 rows, prepare and train_teacher; nothing is kept
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks import results
+from benchmarks.results import ROOT, Row, Table
+
+NAME, VERSION = "memory", 1
+JOBS = ("prepare", "train_teacher", "label", "distill", "promote", "score", "evaluate")
+USERS, ITEMS = 20_000, 5_000
+LIMIT_S = 3600.0
+TABLE = Table(
+    title="Peak memory by number of rows",
+    command="python -m benchmarks.memory",
+    note=(
+        f"Synthetic log of {USERS:,} users and {ITEMS:,} items, so that only the log grows. "
+        "Peak of the PSS over all processes of the job, sampled twice a second, MB; object store capped at 512 MB."
+    ),
+    labels=("job", "rows"),
+    columns=("peak MB", "seconds", "rows/s"),
+)
+
+
+def configs(folder: Path, rows: int) -> dict[str, dict[str, Any]]:
+    """What every job is told, by job."""
+    dataset, teacher = str(folder / "dataset"), str(folder / "teacher")
+    cluster, tracking = {"object_store_mb": 512}, {"kind": "none"}
+    source = {"kind": "synthetic", "num_rows": rows, "num_users": USERS, "num_items": ITEMS}
+    small = {"width": 16, "id_width": 8, "taste_width": 4, "inputs": {"text": False}}
+    student, releases, labels = str(folder / "student"), str(folder / "releases"), str(folder / "labels")
+    both = {"dataset": dataset, "teacher": teacher, "student": student, "tracking": tracking}
+    learning = {"epochs": 1, "rows": {"epochs": 1}, "batch_events": 8192}
+    return {
+        "prepare": {"source": source, "path": dataset, "engine": "ray", "cluster": cluster},
+        "train_teacher": {
+            "dataset": dataset, "output": teacher, "model": {"kind": "teacher", **small}, "learning": learning,
+            "workers": {"count": 2}, "cluster": cluster, "tracking": tracking,
+        },
+        "label": {"dataset": dataset, "teacher": teacher, "output": labels, "samples": 1, "cluster": cluster},
+        "distill": {
+            "dataset": dataset, "teacher": teacher, "labels": labels, "output": student,
+            "model": {"kind": "student", "hidden": 16, **small}, "learning": learning, "tracking": tracking,
+        },
+        "promote": {
+            **both, "releases": releases, "gates": {"skip": ["gain_auc", "gain_gauc", "lift", "calibration", "latency"]},
+        },
+        "score": {
+            "releases": releases, "input": {"kind": "shards", "part": "test"}, "output": str(folder / "scores"),
+            "cluster": cluster,
+        },
+        "evaluate": {**both, "output": str(folder / "evaluate"), "resamples": 20, "cost_requests": 5},
+    }  # fmt: skip
+
+
+def peak_of(job: str, config: Path, log: Path) -> tuple[float, float]:
+    """(peak MB, seconds) of one job in a process of its own."""
+    began, peak = time.monotonic(), 0.0
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"jobs.{job}", str(config)], cwd=ROOT, stdout=out, stderr=out,
+            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        )  # fmt: skip
+        while process.poll() is None:
+            peak = max(peak, pss_mb(process.pid))
+            if time.monotonic() - began > LIMIT_S:
+                process.kill()
+                raise TimeoutError(f"{job} took more than {LIMIT_S:g} s")
+            time.sleep(0.5)
+    if process.returncode:
+        raise RuntimeError(f"{job} failed: {log.read_text(errors='replace')[-2000:]}")
+    return peak, time.monotonic() - began
+
+
+def pss_mb(pid: int) -> float:
+    """Proportional set size of a process and all its descendants, MB: shared pages are counted once."""
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
+    return sum(_pss_kb(process.pid) for process in family) / 1024.0
+
+
+def _pss_kb(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except (OSError, ProcessLookupError):
+        return 0  # it has ended
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def measure(folder: Path, rows: int, jobs: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Peaks of the jobs on one dataset, in the order in which each needs the ones before."""
+    found = {}
+    for job, raw in configs(folder, rows).items():
+        if job not in jobs:
+            continue
+        config = folder / f"{job}.yaml"
+        config.write_text(json.dumps(raw), encoding="utf-8")
+        found[job] = peak_of(job, config, folder / f"{job}.log")
+        _say(f"{rows:,} rows, {job}: {found[job][0]:,.0f} MB, {found[job][1]:.0f} s")
+    return found
+
+
+def rows_of(found: Mapping[int, Mapping[str, tuple[float, float]]]) -> list[Row]:
+    """Rows of the results table."""
+    return [
+        Row(
+            key=results.key_of(NAME, VERSION, job, size), table=NAME, arm=(job, f"{size:,}"), seconds=seconds,
+            values={"peak MB": peak, "seconds": seconds, "rows/s": size / seconds}, **results.stamp(),
+        )
+        for size, jobs in found.items()
+        for job, (peak, seconds) in jobs.items()
+    ]  # fmt: skip
+
+
+def claims_of(found: Mapping[int, Mapping[str, tuple[float, float]]]) -> dict[str, Any]:
+    """Peak at the largest size over that at the smallest, by job and of the worst."""
+    sizes = sorted(found)
+    ratios = {job: found[sizes[-1]][job][0] / found[sizes[0]][job][0] for job in found[sizes[0]]}
+    worst = round(max(ratios.values()), 3)
+    factor = sizes[-1] / sizes[0]
+    by_job = {job: round(ratio, 3) for job, ratio in ratios.items()}
+    return {"rss_20x" if factor == 20 else f"rss_{factor:g}x": worst, "by_job": by_job, "rows": sizes}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measure, keep the rows, print the claims."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes; nothing is kept")
+    parser.add_argument("--rows", default="500000,2000000,10000000")
+    parser.add_argument("--jobs", default=",".join(JOBS))
+    options = parser.parse_args()
+    sizes = [200_000, 800_000] if options.quick else [int(size) for size in options.rows.split(",")]
+    jobs = ["prepare", "train_teacher"] if options.quick else options.jobs.split(",")
+    found: dict[int, dict[str, tuple[float, float]]] = {}
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="rayrank-memory-") as folder:
+            found[size] = measure(Path(folder), size, jobs)
+        if not options.quick:
+            results.record(NAME, TABLE, rows_of({size: found[size]}))
+            results.MARKDOWN.write_text(results.render(results.load()), encoding="utf-8")
+    results.last_line({"benchmark": NAME, **claims_of(found), "quick": options.quick})
+
+
+if __name__ == "__main__":
+    main()
