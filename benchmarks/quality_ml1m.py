@@ -223,8 +223,8 @@ def _note(dataset: Dataset) -> str:
         "strictly earlier request is visible with its labels. GAUC: users with both classes, weighted by rows. "
         "NDCG@10: users with a positive, linear gain, ties averaged. Profile accuracy: users hidden in training, "
         "beside the majority class. Mean ± standard deviation over seeds; candidates/s on one thread, requests of "
-        "500, models in turn. All students have one shape. The undistilled one takes nothing from the teacher (and so has no text), "
-        "the one with item table has the teacher's item vectors; the distilled one its soft labels too."
+        "500, models in turn. All students have one shape. The undistilled one takes nothing from the teacher (and "
+        "so has no text), the one with item table has the teacher's item vectors; the distilled one its soft labels too."
     )
 
 
