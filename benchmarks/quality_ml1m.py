@@ -224,7 +224,8 @@ def _note(dataset: Dataset) -> str:
         "NDCG@10: users with a positive, linear gain, ties averaged. Profile accuracy: users hidden in training, "
         "beside the majority class. Mean ± standard deviation over seeds; candidates/s on one thread, requests of "
         "500, models in turn. All students have one shape. The undistilled one takes nothing from the teacher (and "
-        "so has no text), the one with item table has the teacher's item vectors; the distilled one its soft labels too."
+        "so has no text), the one with item table has the teacher's item vectors; the distilled one also the teacher's "
+        "opinion of items that the users were not shown."
     )
 
 
