@@ -1,6 +1,7 @@
 """How long ``validate`` takes per million interactions, on one core, text parsing and all checks included.
 
-Two arms on the same rows: a CSV file (parsed as text) and a Parquet file. Columns: user, item, time, request, two
+Two arms on the same rows, in turn, twice; the faster run of each counts (other work on the machine only ever slows one
+down), and processor seconds are told beside it. A CSV file (parsed as text) and a Parquet file. Columns: user, item, time, request, two
 labels, a category and a number; beside them an items and a users table. The claim is the slower arm.
 
     python -m benchmarks.validate [--rows 1000000]
@@ -38,6 +39,7 @@ text: "{title}"
 split: {kind: time}
 """
 USER_SHARE, NUM_ITEMS = 0.05, 20_000
+FORMATS, REPEATS = ("csv", "parquet"), 2
 
 
 def tables(rows: int) -> dict[str, pa.Table]:
@@ -69,23 +71,28 @@ def tables(rows: int) -> dict[str, pa.Table]:
     }
 
 
-def measure(folder: Path, made: dict[str, pa.Table], suffix: str) -> tuple[float, int]:
-    """Seconds of one validation, and how many errors and warnings it has (none: the data is clean)."""
+def write(folder: Path, made: dict[str, pa.Table], suffix: str) -> None:
+    """The tables as files of one format."""
     for name, table in made.items():
         path = folder / f"{name}.{suffix}"
         if suffix == "csv":
             pa_csv.write_csv(table, path)
         else:
             pq.write_table(table, path, row_group_size=100_000)
+
+
+def measure(folder: Path, rows: int, suffix: str) -> tuple[float, float]:
+    """Seconds by the clock and of the processor of one validation, which must find nothing: the data is clean."""
     source: dict[str, Any] = {"kind": "tables", "dataset": str(folder / "dataset.yaml")}
     names = {"interactions": "events", "items": "items", "users": "users"}
     source |= {key: str(folder / f"{name}.{suffix}") for key, name in names.items()}
     config = parse(ValidateConfig, {"source": source, "path": str(folder / "out"), "rows_per_shard": 100_000})
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     result = validate(config, lambda _: None)
-    seconds = time.perf_counter() - began
-    assert result.rows == made["events"].num_rows
-    return seconds, sum(f.severity != "note" for f in result.findings)
+    seconds, busy = time.perf_counter() - began, time.process_time() - busy
+    assert result.rows == rows
+    assert not [f for f in result.findings if f.severity != "note"], "the generated data is clean"
+    return seconds, busy
 
 
 def main(argv: list[str]) -> None:
@@ -98,16 +105,18 @@ def main(argv: list[str]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, whatever threads pyarrow starts
     pa.set_cpu_count(1)
-    made = tables(rows)
-    per_million = {}
+    made, best = tables(rows), dict[str, tuple[float, float]]()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "dataset.yaml").write_text(SCHEMA)
-        for suffix in ("csv", "parquet"):
-            seconds, faults = measure(Path(folder), made, suffix)
-            assert faults == 0, "the generated data is clean"
-            per_million[suffix] = round(seconds * 1e6 / rows, 3)
-    slowest = max(per_million.values())
-    print(json.dumps({"seconds_per_million_rows": slowest, "by_format": per_million, "rows": rows, "cores": 1}))
+        for suffix in FORMATS * REPEATS:
+            if suffix not in best:
+                write(Path(folder), made, suffix)
+            found = measure(Path(folder), rows, suffix)
+            best[suffix] = min(best.get(suffix, found), found)
+    million = {suffix: [round(s * 1e6 / rows, 3) for s in both] for suffix, both in best.items()}
+    line = {"seconds_per_million_rows": max(wall for wall, _ in million.values())}
+    line["cpu_seconds_per_million_rows"] = max(busy for _, busy in million.values())
+    print(json.dumps({**line, "by_format": million, "rows": rows, "cores": 1}))
 
 
 if __name__ == "__main__":

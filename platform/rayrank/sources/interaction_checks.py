@@ -141,7 +141,7 @@ def _sampled(check: Check, column: pa.ChunkedArray, name: str) -> dict[str, np.n
     """What the sample keeps of a column: hashes of keys and texts, numbers as they are."""
     match check:
         case KeyCheck():
-            return {name: hashed(column)}
+            return {name: hashed(column, lasting=name == "user")}
         case TimeCheck():
             return {name: column.fill_null(0).to_numpy()}
         case LabelCheck():

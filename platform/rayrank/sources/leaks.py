@@ -102,7 +102,7 @@ def entity_leaks(
         if label is not None:
             past = partial(_mean, key[train], label[train], size)
             statistics.append((f"its mean '{name}'", _mean(key, label, size), past))
-    codes = rows.codes(kind, hashed(table[f"{kind}_id"]))
+    codes = rows.codes(kind, hashed(table[f"{kind}_id"], lasting=kind == "user"))
     present = codes >= 0
     found = []
     for feature in features:
@@ -120,7 +120,7 @@ def entity_leaks(
 
 def _row_statistics(rows: Rows, schema: DatasetSchema) -> Iterator[Statistic]:
     """Per row, in the order of the sample: what the whole log tells, and what the past tells of the same."""
-    order = np.lexsort((rows.row, rows.time, rows.user))
+    order = rows.by_time()
     user, time = rows.user[order], rows.time[order].astype(np.float64)
     gap = np.where(np.diff(user) != 0, np.nan, np.diff(time))
     next_gap, last_gap = np.append(gap, np.nan), np.append(np.nan, gap)

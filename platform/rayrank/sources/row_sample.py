@@ -45,8 +45,13 @@ class RowSample:
         self._kept += len(block["user"])
 
 
-def hashed(column: pa.ChunkedArray) -> np.ndarray:
-    """64-bit hash of each text, 0 where missing, uint64; equal texts have equal hashes in every part."""
+def hashed(column: pa.ChunkedArray, lasting: bool = False) -> np.ndarray:
+    """64-bit hash of each text, 0 where missing, uint64; equal texts have equal hashes in every part.
+
+    ``lasting``: the hash that deals users to shards, the same in every process; the others are quicker.
+    """
     encoded = column.combine_chunks().cast(pa.string()).dictionary_encode()
-    hashes = np.append(text_hash(encoded.dictionary.to_pylist()), np.uint64(0))
+    texts = encoded.dictionary.to_pylist()
+    found = text_hash(texts) if lasting else np.fromiter(map(hash, texts), np.int64, len(texts)).view(np.uint64)
+    hashes = np.append(found, np.uint64(0))
     return hashes[encoded.indices.fill_null(len(encoded.dictionary)).to_numpy()]
