@@ -1,8 +1,8 @@
 """How long ``validate`` takes per million interactions, on one core, text parsing and all checks included.
 
-Two arms on the same rows, in turn, twice; the faster run of each counts (other work on the machine only ever slows one
-down), and processor seconds are told beside it. A CSV file (parsed as text) and a Parquet file. Columns: user, item, time, request, two
-labels, a category and a number; beside them an items and a users table. The claim is the slower arm.
+Two arms on the same rows, in turn, twice: a CSV file (parsed as text) and a Parquet file. Of each the faster run counts
+(other work on the machine only ever slows one down), and processor seconds are told beside it. Columns: user, item,
+time, request, two labels, a category and a number; beside them an items and a users table. The claim is the slower arm.
 
     python -m benchmarks.validate [--rows 1000000]
     python -m benchmarks.validate --quick      200,000 rows
