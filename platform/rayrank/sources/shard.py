@@ -5,6 +5,8 @@ Knows the shard's column contract (docs/data_format.md); knows nothing about whe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,22 +26,44 @@ DROPPED, _DROPPED_SALT = 0.1, 77
 """Share of the training rows that do without a train-only context feature."""
 
 
-def chunk_table(made: Sequences, schema: DatasetSchema, state: FeatureState, window: int, targets: int) -> pa.Table:
+@dataclass(frozen=True)
+class Cutting:
+    """How sequences are cut, and which of it is written."""
+
+    window: int  # visible history before the targets, in events
+    targets: int  # new events of a chunk
+    generation: int = 0  # 0: a build; n: the n-th append, whose chunks have keys of their own
+
+
+def chunk_table(made: Sequences, schema: DatasetSchema, state: FeatureState, how: Cutting) -> pa.Table:
     """One row per chunk, sorted by (length, user, chunk).
 
     Args:
         made: the bucket's events (raw context), and its users with their index and encoded columns.
         schema: the dataset.
         state: fitted features.
-        window: visible history before the targets, in events.
-        targets: new events of a chunk.
+        how: window and chunk size.
     """
-    part, history = made.events["part"].to_numpy(), made.events["history"].to_numpy()
-    starts, stops = made.users["start"].to_numpy(), made.users["stop"].to_numpy()
+    events = encode_events(made.events, schema, state)
+    return cut_chunks(events, made.users, how, np.ones(events.num_rows, dtype=bool))
+
+
+def cut_chunks(events: pa.Table, users: pa.Table, how: Cutting, fresh: np.ndarray) -> pa.Table:
+    """Encoded events (the columns of a shard, one row per event) as chunks; those without a fresh event are left out.
+
+    Args:
+        events: sorted by user.
+        users: with ``start`` and ``stop`` of their events.
+        how: window and chunk size.
+        fresh: bool per event: may be a target here; the others are targets of other shards.
+    """
+    part, history = events["part"].to_numpy(), events["history"].to_numpy()
+    starts, stops = users["start"].to_numpy(), users["stop"].to_numpy()
     chunks: list[tuple[int, Chunk]] = []
     last = np.full(len(starts), -1, dtype=np.int64)
     for u, (a, b) in enumerate(zip(starts, stops, strict=True)):
-        chunks += [(u, chunk) for chunk in cut(part[a:b], history[a:b], window, targets)]
+        made = cut(part[a:b], history[a:b], how.window, how.targets)
+        chunks += [(u, chunk) for chunk in made if fresh[a + chunk.first_target : a + chunk.end_target].any()]
         last[u] = last_train(part[a:b], history[a:b])
     chunks.sort(key=lambda c: (len(c[1].positions), c[0], c[1].number))
     owner = np.array([u for u, _ in chunks], dtype=np.int64)
@@ -47,12 +71,15 @@ def chunk_table(made: Sequences, schema: DatasetSchema, state: FeatureState, win
     empty = np.zeros(0, dtype=np.int64)
     flat = np.concatenate([empty, *(c.positions + starts[u] for u, c in chunks)])
     first = np.repeat(np.array([c.first_target for _, c in chunks], dtype=np.int64) + starts[owner], lengths)
-    target = flat >= first
+    target = (flat >= first) & fresh[flat]
     asked = np.array([c.first_target <= last[u] < c.end_target for u, c in chunks], dtype=bool)
-    columns = _sequence_columns(made.users, owner, np.array([c.number for _, c in chunks], dtype=np.int64), asked)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    columns |= _event_columns(made.events, schema, state, flat, target, offsets)
-    return pa.table(columns)
+    number = np.array([c.number + (how.generation << 32) for _, c in chunks], dtype=np.int64)
+    columns = _sequence_columns(users, owner, number, asked)
+    taken = events.take(pa.array(flat))
+    values = {name: taken[name].combine_chunks() for name in taken.column_names}
+    values["part"] = pa.array(np.where(target, taken["part"].to_numpy(), 0).astype(np.int8))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    return pa.table(columns | {name: pa.ListArray.from_arrays(offsets, column) for name, column in values.items()})
 
 
 def write_shard(path: str, table: pa.Table, max_events: int, max_sequences: int) -> ShardInfo:
@@ -108,33 +135,26 @@ def _sequence_columns(
     return columns
 
 
-def _event_columns(
-    events: pa.Table,
-    schema: DatasetSchema,
-    state: FeatureState,
-    flat: np.ndarray,
-    target: np.ndarray,
-    offsets: np.ndarray,
-) -> dict[str, pa.Array]:
-    taken = events.take(pa.array(flat))
+def encode_events(events: pa.Table, schema: DatasetSchema, state: FeatureState) -> pa.Table:
+    """Raw events as the columns of a shard, one row per event."""
     values: dict[str, pa.Array | np.ndarray] = {
-        "item": taken["item"].to_numpy().astype(np.int32),
-        "request": taken["request"].to_numpy().astype(np.int32),
-        "time": taken["time"].to_numpy(),
-        "row": taken["row"].to_numpy(),
-        "part": np.where(target, taken["part"].to_numpy(), 0).astype(np.int8),
-        "history": taken["history"].combine_chunks(),
+        "item": events["item"].to_numpy().astype(np.int32),
+        "request": events["request"].to_numpy().astype(np.int32),
+        "time": events["time"].to_numpy(),
+        "row": events["row"].to_numpy(),
+        "part": events["part"].to_numpy().astype(np.int8),
+        "history": events["history"].combine_chunks(),
     }
     for task in schema.event_tasks:
-        label = taken[label_column(task.name)].combine_chunks()
+        label = events[label_column(task.name)].combine_chunks()
         values[label_column(task.name)] = label.fill_null(np.float32("nan"))
     if schema.sampled_negatives:
-        values["sampling_p"] = taken["sampling_p"].combine_chunks()
+        values["sampling_p"] = events["sampling_p"].combine_chunks()
     for feature in schema.context_features:
         name = context_column(feature.name)
-        cells = _train_only(taken, taken[name]) if feature.train_only else taken[name]
+        cells = _train_only(events, events[name]) if feature.train_only else events[name]
         values[name] = encode_column(feature, state.context, cells)
-    return {name: pa.ListArray.from_arrays(pa.array(offsets), pa.array(v)) for name, v in values.items()}
+    return pa.table(values)
 
 
 def _train_only(events: pa.Table, cells: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -20,7 +20,7 @@ from rayrank.sources.sequence import (
     sequences_file,
     users_file,
 )
-from rayrank.sources.shard import chunk_table, write_shard
+from rayrank.sources.shard import Cutting, chunk_table, write_shard
 from rayrank.sources.source import BEHAVIOUR, Source
 from rayrank.sources.spec import (
     BuildSpec,
@@ -113,7 +113,7 @@ def _shard_task(spec: BuildSpec, task: Task, work: str) -> Result:
     schema = open_source(spec.source).schema
     state = FeatureState.model_validate_json(storage.read_bytes(storage.join(work, "features.json")))
     made = Sequences(read_arrow(sequences_file(work, task.number)), read_arrow(users_file(work, task.number)))
-    table = chunk_table(made, schema, state, spec.history_window(schema), spec.chunk)
+    table = chunk_table(made, schema, state, Cutting(spec.history_window(schema), spec.chunk))
     storage.make_folder(storage.join(spec.path, "shards"))
     path = storage.join(spec.path, "shards", f"part-{task.number:05d}.parquet")
     return {"shard": write_shard(path, table, spec.max_events, spec.max_sequences).model_dump(mode="json")}
