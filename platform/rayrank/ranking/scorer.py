@@ -1,7 +1,7 @@
 """One model at work: rows of the request in, scores by task out. Used by student, teacher, retriever and batch alike.
 
-Only the item rows that a request touches are gathered, so items described in the request can be appended without
-copying the catalogue. Knows a bundle; knows nothing about requests, users' ids or other stages.
+The catalogue's table is used as it is; only when a request describes new items, the rows that it touches are gathered
+and the new ones appended. Knows a bundle; knows nothing about requests, users' ids or other stages.
 """
 
 from __future__ import annotations
@@ -73,15 +73,19 @@ class Scorer:
 
     def _table(
         self, context: UserContext, candidates: np.ndarray, cold: ColdItems
-    ) -> tuple[np.ndarray, Tensor, np.ndarray | None]:
-        """Distinct rows of the request (rising, row 0 first), their packed items, text vectors if any were encoded."""
+    ) -> tuple[np.ndarray | None, Tensor, np.ndarray | None]:
+        """(rows of a table, the table, text vectors if any were encoded).
+
+        The catalogue's own table with rows None when nothing is new; else the distinct rows of the request (rising,
+        row 0 first) and their packed items.
+        """
         size = len(self.bundle.items_NW)
         history = context.history.last(self.window).item
+        if max(history.max(initial=0), candidates.max(initial=0)) < size:
+            return None, self.bundle.items_NW, None
         rows = np.unique(np.concatenate([np.zeros(1, np.int64), history.astype(np.int64), candidates]))
         known, new = rows[rows < size], rows[rows >= size] - size
-        items = self.bundle.items_NW[torch.as_tensor(known)]
-        if not len(new):
-            return rows, items, None
+        items = self.bundle.items_NW.index_select(0, torch.as_tensor(known))
         wanted = np.zeros(len(cold), bool)
         wanted[new] = True
         encoded = self.encode(cold, wanted)
@@ -103,13 +107,12 @@ class Scorer:
             return torch.zeros(count, width)
         return torch.nan_to_num(torch.as_tensor(vectors))
 
-    def _events(self, context: UserContext, rows: np.ndarray) -> Events:
+    def _events(self, context: UserContext, rows: np.ndarray | None) -> Events:
         history = context.history.last(self.window)
         if not len(history):
             history = _padding(tuple(history.labels))
-        place = np.searchsorted(rows, history.item)
         return Events(
-            item_BT=torch.as_tensor(place)[None],
+            item_BT=torch.as_tensor(_places(rows, history.item))[None],
             request_BT=torch.as_tensor(history.request.astype(np.int32))[None],
             time_BT=torch.as_tensor(history.time.astype(np.int64))[None],
             labels_BT={t: torch.as_tensor(np.array(v, np.float32))[None] for t, v in history.labels.items()},
@@ -118,11 +121,11 @@ class Scorer:
             key_B=torch.zeros(1, dtype=torch.int64),
         )
 
-    def _queries(self, context: UserContext, candidates: np.ndarray, rows: np.ndarray) -> Queries:
+    def _queries(self, context: UserContext, candidates: np.ndarray, rows: np.ndarray | None) -> Queries:
         size = len(candidates)
         after = _after(context.history)
         return Queries(
-            item_BQ=torch.as_tensor(np.searchsorted(rows, candidates))[None],
+            item_BQ=torch.as_tensor(_places(rows, candidates))[None],
             time_BQ=torch.full((1, size), context.time, dtype=torch.int64),
             visible_before_BQ=torch.full((1, size), after, dtype=torch.int32),
             context={n: torch.as_tensor(np.array(v)).expand(1, size, *v.shape) for n, v in context.context.items()},
@@ -139,6 +142,11 @@ class Scorer:
         tokenizer.no_padding()
         tokenizer.enable_truncation(encoder.max_tokens)
         return tokenizer
+
+
+def _places(rows: np.ndarray | None, items: np.ndarray) -> np.ndarray:
+    """int64 rows of the request's table."""
+    return items.astype(np.int64) if rows is None else np.searchsorted(rows, items)
 
 
 def _after(history: History) -> int:
