@@ -46,6 +46,7 @@ class Events(_Movable):
     user_features: Mapping[str, Tensor]  # name -> int64 (B,) or (B, M) categories, or float32 (B,) numbers
     key_B: Tensor  # int64, a stable key of the sequence: dropout is drawn from it, whatever the batch or rank
     history_BT: Tensor | None = None  # bool; False: never shown to anybody (a sampled negative). None: all shown
+    whole: bool = False  # every query sees all of the events, as in a request: sums over prefixes are not needed
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -32,19 +32,24 @@ class UserState:
     shown_BT: Tensor  # bool: False for events that no query may see (padding, sampled negatives)
     time_BT: Tensor  # int64, unix seconds
     tokens_BTD: Tensor  # one vector per event
-    sums_BSX: Tensor  # prefix sums over the events, S = T + 1; X is the model's own
+    sums_BSX: Tensor  # prefix sums over the events, S = T + 1 (whole: before the recent ones and all, S = 2)
     prior_BdK: Tensor  # the taste to expect before any event; empty until the events are read
     user_BU: Tensor  # what the static path knows of the user, without the events
     known_B: Tensor  # float32: 1 where the static path has met the user, 0 where its logits are left out
     key_B: Tensor  # int64, for dropout
+    whole: bool = False  # every query sees all events
 
     def with_events(self, tokens_BTD: Tensor, sums_BSX: Tensor, prior_BdK: Tensor) -> UserState:
-        """The same users with their events read."""
+        """The same users with their events read; X of the sums is the model's own."""
         return replace(self, tokens_BTD=tokens_BTD, sums_BSX=sums_BSX, prior_BdK=prior_BdK)
 
     def visible_count(self, visible_before_BQ: Tensor) -> Tensor:
         """int64 (B, Q): the events before a request are the first this many, since requests rise along T."""
         return torch.searchsorted(self.request_BT.contiguous(), visible_before_BQ.contiguous())
+
+    def place(self, count_BQ: Tensor) -> Tensor:
+        """int64 (B, Q): where the sums over the first ``count_BQ`` events are among the sums."""
+        return torch.ones_like(count_BQ) if self.whole else count_BQ
 
     def visible(self, count_BQ: Tensor) -> Tensor:
         """bool (B, Q, T): which events each query sees."""
@@ -62,7 +67,8 @@ class UserState:
 
     def expand(self, batch: int) -> UserState:
         """The state of one user repeated as a view, to score requests that differ in what they show."""
-        return replace(self, **{name: value.expand(batch, *value.shape[1:]) for name, value in vars(self).items()})
+        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.expand(batch, *value.shape[1:]) for name, value in tensors.items()})
 
 
 class Ranker(nn.Module, ABC):

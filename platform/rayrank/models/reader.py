@@ -128,13 +128,19 @@ class Reader(nn.Module):
         return taste.unflatten(-1, shape)
 
     def sums(self, events: Events, item_BTX: Tensor, shown_BT: Tensor, prior_BdK: Tensor) -> Tensor:
-        """(B, T + 1, ·) prefix sums of x xᵀ and x v, events weighted by recency and 0 where not shown."""
+        """(B, T + 1, ·) prefix sums of x xᵀ and x v, events weighted by recency and 0 where not shown.
+
+        (B, 2, ·) when only all events together are asked for; the first row is not used.
+        """
         vector_BTd, base_BTK = item_BTX.split([self.width, len(self.tasks)], dim=-1)
         x_BTd = _with_one(vector_BTd)
         said_BTK = self._said(events, base_BTK) - x_BTd @ prior_BdK
         places_BT = shown_BT.long().cumsum(1) - 1  # among the shown events: a served history holds no others
         weight_BT1 = (shown_BT * torch.exp(self.recency * places_BT / 100.0)).unsqueeze(-1)
         weighted_BTd = x_BTd * weight_BT1
+        if events.whole:
+            sums = [weighted_BTd.transpose(1, 2) @ side for side in (x_BTd, said_BTK)]
+            return functional.pad(torch.cat([side.flatten(1) for side in sums], dim=-1).unsqueeze(1), (0, 0, 1, 0))
         squares = weighted_BTd.unsqueeze(-1) * x_BTd.unsqueeze(-2)
         products = weighted_BTd.unsqueeze(-1) * said_BTK.unsqueeze(-2)
         both_BTX = torch.cat([squares.flatten(-2), products.flatten(-2)], dim=-1)
@@ -146,7 +152,8 @@ class Reader(nn.Module):
         # One request, many candidates: one regression.
         shared = count_BQ.shape[0] == 1 and bool((count_BQ == count_BQ[:, :1]).all())
         asked_BQ = count_BQ[:, :1] if shared else count_BQ
-        now_BQX = sums_BSX.gather(1, asked_BQ.unsqueeze(-1).expand(-1, -1, sums_BSX.shape[-1]))
+        place_BQ1 = state.place(asked_BQ).unsqueeze(-1)
+        now_BQX = sums_BSX.gather(1, place_BQ1.expand(-1, -1, sums_BSX.shape[-1]))
         now_BQX = now_BQX * torch.exp(-self.recency * (state.shown_count(asked_BQ) - 1) / 100.0).unsqueeze(-1)
         squares, products = now_BQX.split([size * size, size * tasks], dim=-1)
         matrix = squares.unflatten(-1, (size, size)) + torch.diag(self.log_ridge.exp())

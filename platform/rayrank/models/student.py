@@ -81,7 +81,8 @@ class Student(Ranker):
         user_BU = self.static.users(events, known_B, noise)
         empty = user_BU.new_zeros(len(user_BU), 1, 0)
         met_B = self.met(events, known_B)
-        return UserState(events.request_BT, shown_BT, events.time_BT, empty, empty, empty, user_BU, met_B, events.key_B)
+        keys = (user_BU, met_B, events.key_B, events.whole)
+        return UserState(events.request_BT, shown_BT, events.time_BT, empty, empty, empty, *keys)
 
     def static_logits(self, state: UserState, queries: Queries, static_NW: Tensor, noise: Noise | None) -> Tensor:  # noqa: ARG002
         logits: Tensor = self.static(state.user_BU, functional.embedding(queries.item_BQ, static_NW), queries)
@@ -106,11 +107,12 @@ class Student(Ranker):
 
     def profiles(self, state: UserState, visible_before_B: Tensor, noise: Noise | None = None) -> dict[str, Tensor]:
         count_B1 = state.visible_count(visible_before_B.unsqueeze(1))
-        summary_BS = self.summary.means(self._split_sums(state)[1], count_B1).squeeze(1)
+        summary_BS = self.summary.means(self._split_sums(state)[1], state.place(count_B1)).squeeze(1)
         return {name: head(summary_BS, noise, state.key_B) for name, head in self.profile_heads.items()}
 
     def retrieval(self, state: UserState, visible_before_BQ: Tensor, noise: Noise | None = None) -> Tensor:
-        summary_BQS = self.summary.means(self._split_sums(state)[1], state.visible_count(visible_before_BQ))
+        place_BQ = state.place(state.visible_count(visible_before_BQ))
+        summary_BQS = self.summary.means(self._split_sums(state)[1], place_BQ)
         vector = self.retrieval_user(summary_BQS, noise, position_keys(state.key_B, visible_before_BQ.shape[1]))
         return torch.cat([vector, torch.ones_like(vector[..., :1])], dim=-1)
 
@@ -143,7 +145,7 @@ class Student(Ranker):
         clock_BQX = clock_BQX * float(self.spec.inputs.time)
         if taste_BQX.shape[1] == 1:  # one request: its candidates share history and time
             count_BQ, clock_BQX = count_BQ[:, :1], clock_BQX[:, :1]
-        summary_BQS = self.summary.means(sums_BSX, count_BQ)
+        summary_BQS = self.summary.means(sums_BSX, state.place(count_BQ))
         hidden: Tensor = self.user_hidden(torch.cat([taste_BQX, summary_BQS, clock_BQX], dim=-1))
         return hidden
 

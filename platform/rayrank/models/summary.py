@@ -29,15 +29,23 @@ class Summary:
         return self.channels * (1 + self.item_width)
 
     def sums(self, events: Events, item_BTD: Tensor, shown_BT: Tensor) -> Tensor:
-        """(B, T + 1, ·) prefix sums: shown events, labels per task, and both times the item vectors."""
+        """(B, T + 1, ·) prefix sums: shown events, labels per task, and both times the item vectors.
+
+        (B, 2, ·) when only all events together are asked for: those before the recent ones, and all.
+        """
         seen_BT1 = shown_BT.to(item_BTD.dtype).unsqueeze(-1)
         labels = [scaled_label(events.labels_BT[task.name], task)[0].unsqueeze(-1) * seen_BT1 for task in self.tasks]
         weights = [seen_BT1, *labels]
         values = torch.cat([*weights, *(item_BTD * weight for weight in weights)], dim=-1)
+        if events.whole:
+            place_BT = shown_BT.long().cumsum(1)
+            older_BT = place_BT <= place_BT[:, -1:] - self.recent
+            weights_B2T = torch.stack([older_BT.to(values.dtype), torch.ones_like(values[..., 0])], dim=1)
+            return weights_B2T @ values
         return functional.pad(values.cumsum(1), (0, 0, 1, 0))
 
     def means(self, sums_BSX: Tensor, count_BQ: Tensor) -> Tensor:
-        """(B, Q, ·) what the first ``count_BQ`` events amount to; those not shown do not count, nor as recent."""
+        """(B, Q, ·) what the events before place ``count_BQ`` amount to; those not shown do not count at all."""
         now = _at(sums_BSX, count_BQ)
         shown_BS = sums_BSX[..., 0].contiguous()
         older_BQ = (now[..., 0] - self.recent).clamp_min(0)

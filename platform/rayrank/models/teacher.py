@@ -97,7 +97,8 @@ class Teacher(Ranker):
         user_BU = self.static.users(events, known_B, noise)
         empty = user_BU.new_zeros(len(user_BU), 1, 0)
         met_B = self.met(events, known_B)
-        return UserState(events.request_BT, shown_BT, events.time_BT, empty, empty, empty, user_BU, met_B, events.key_B)
+        keys = (user_BU, met_B, events.key_B, events.whole)
+        return UserState(events.request_BT, shown_BT, events.time_BT, empty, empty, empty, *keys)
 
     def static_logits(self, state: UserState, queries: Queries, static_NW: Tensor, noise: Noise | None) -> Tensor:  # noqa: ARG002
         logits: Tensor = self.static(state.user_BU, functional.embedding(queries.item_BQ, static_NW), queries)
@@ -125,13 +126,14 @@ class Teacher(Ranker):
     def profiles(self, state: UserState, visible_before_B: Tensor, noise: Noise | None = None) -> dict[str, Tensor]:
         count_B1 = state.visible_count(visible_before_B.unsqueeze(1))
         pooled_B1D = self.profile_pool(state.tokens_BTD, state.shown_BT, count_B1)
-        known_BX = torch.cat([pooled_B1D, self.summary.means(self._sums(state)[1], count_B1)], dim=-1).squeeze(1)
+        summary_B1S = self.summary.means(self._sums(state)[1], state.place(count_B1))
+        known_BX = torch.cat([pooled_B1D, summary_B1S], dim=-1).squeeze(1)
         return {name: head(known_BX, noise, state.key_B) for name, head in self.profile_heads.items()}
 
     def retrieval(self, state: UserState, visible_before_BQ: Tensor, noise: Noise | None = None) -> Tensor:
         count_BQ = state.visible_count(visible_before_BQ)
         pooled_BQD = self.pool(state.tokens_BTD, state.shown_BT, count_BQ)
-        known_BQX = torch.cat([pooled_BQD, self.summary.means(self._sums(state)[1], count_BQ)], dim=-1)
+        known_BQX = torch.cat([pooled_BQD, self.summary.means(self._sums(state)[1], state.place(count_BQ))], dim=-1)
         vector = self.retrieval_user(known_BQX, noise, position_keys(state.key_B, visible_before_BQ.shape[1]))
         return torch.cat([vector, torch.ones_like(vector[..., :1])], dim=-1)
 

@@ -119,6 +119,7 @@ class Scorer:
             user_B=torch.tensor([context.user]),
             user_features={name: torch.as_tensor(np.array(v))[None] for name, v in context.features.items()},
             key_B=torch.zeros(1, dtype=torch.int64),
+            whole=bool(len(context.history)),  # padding must not be seen
         )
 
     def _queries(self, context: UserContext, candidates: np.ndarray, rows: np.ndarray | None) -> Queries:
