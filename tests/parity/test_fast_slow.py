@@ -209,24 +209,27 @@ def test_the_students_split_layer_equals_the_dense_one() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [1, 3, 8])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_a_state_for_whole_histories_says_what_one_for_prefixes_says(kind: str, hidden: bool) -> None:
-    """Serving asks about all events only, so that no sums over prefixes are made."""
-    model, given = model_of(kind), batch(sequences=2)
-    events = given.events
+def test_a_state_for_whole_histories_says_what_one_for_prefixes_says(kind: str, length: int, hidden: bool) -> None:
+    """Serving asks about all events only, so that no sums over prefixes are made. Its histories have no padding."""
+    model, given = model_of(kind), batch(sequences=1)
+    events = cut(given.events, 0, length)
     if hidden:
-        shown = torch.tensor([[True, False, True, True, False, True, True, True]]).expand(2, -1)
+        shown = torch.tensor([[True, False, True, True, False, True, True, True]])[:, :length]
         events = replace(events, history_BT=shown)
-    items = model.item_vectors(catalogue())
-    after = (events.request_BT.max(1).values + 1).unsqueeze(1).int()
-    candidates = torch.arange(1, 7).expand(2, -1)
-    asked = replace(given.streaming(), item_BQ=candidates, visible_before_BQ=after.expand(-1, 6))
-    asked = replace(asked, time_BQ=events.time_BT.max(1).values.unsqueeze(1).expand(-1, 6) + 60)
-    asked = replace(asked, context={n: v[:, :6] for n, v in asked.context.items()})
+    items, last = model.item_vectors(catalogue()), length - 1
+    after = torch.full((1, 6), int(events.request_BT[0, last]) + 1, dtype=torch.int32)
+    asked = Queries(
+        torch.arange(1, 7).unsqueeze(0),
+        torch.full((1, 6), int(events.time_BT[0, last]) + 60),
+        after,
+        {n: v[:, last : last + 1].expand(-1, 6) for n, v in given.context.items()},
+    )
     with torch.no_grad():
         states = [model.user_state(replace(events, whole=whole), items) for whole in (False, True)]
         first, second = (model.score(state, asked, items) for state in states)
         for task, value in first.items():
             torch.testing.assert_close(second[task], value, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(*(model.retrieval(s, after) for s in states), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(*(model.retrieval(s, after[:, :1]) for s in states), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(*(model.profiles(s, after[:, 0])["age"] for s in states), rtol=1e-5, atol=1e-5)
