@@ -12,6 +12,7 @@ from pydantic import Field
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.prepare import run_on_ray
 from rayrank.schema import DatasetSchema, item_columns_needed
+from rayrank.sources.append import append
 from rayrank.sources.build import build, complete, run_here
 from rayrank.sources.manifest import Manifest
 from rayrank.sources.spec import BuildSpec
@@ -22,6 +23,9 @@ Progress = Callable[[str], None]
 class PrepareConfig(BuildSpec):
     """What to read, where to write, and where the work runs."""
 
+    append: bool = Field(
+        False, description="add the source's interactions to the dataset in path as new shards; the old ones stay"
+    )
     engine: Literal["ray", "local"] = Field("ray", description="ray: Ray Data tasks; local: a plain loop, same bytes")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="where Ray runs")
 
@@ -55,22 +59,23 @@ class PrepareResult:
 
 
 def prepare(config: PrepareConfig, progress: Progress) -> PrepareResult:
-    """Write the dataset of ``config``; safe to run again (an unchanged one is left alone).
+    """Write the dataset of ``config``, or append to it; safe to run again (what is done is left alone).
 
     Raises:
         ConfigError: input missing or malformed, or the folder holds something else.
     """
     spec = BuildSpec(**{name: getattr(config, name) for name in BuildSpec.model_fields})
-    done = complete(spec)
+    write = append if config.append else build
+    done = None if config.append else complete(spec)
     if done is not None:
         manifest, written = done, False  # no cluster is started for nothing
     elif config.engine == "local":
-        manifest, written = build(spec, run_here, progress)
+        manifest, written = write(spec, run_here, progress)
     else:
         with ensure_cluster(config.cluster) as cluster:
             check_capacity(cluster, 0, "cluster.logical_cpus")
             run = partial(run_on_ray, stall_s=config.cluster.stall_s)
-            manifest, written = build(spec, run, progress)
+            manifest, written = write(spec, run, progress)
     return PrepareResult(config.path, manifest, written, tuple(warnings_of(manifest)))
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from rayrank.config import ConfigError, digest
+from rayrank.config import ConfigError
 from rayrank.features.encode import is_multi
 from rayrank.features.state import FeatureState
 from rayrank.features.text import template_fields
@@ -34,13 +34,14 @@ from rayrank.sources.manifest import FILE, Counts, Manifest, ShardInfo, data_fin
 from rayrank.sources.negatives import draw_weights
 from rayrank.sources.oracle import BIASES, TRUTH, oracle_auc
 from rayrank.sources.sequence import users_file
-from rayrank.sources.source import EVERY_ROW, Part, Source
+from rayrank.sources.source import EVERY_ROW, Part
 from rayrank.sources.spec import (
     BuildSpec,
     Result,
     Run,
     Task,
     amounts_file,
+    identity_of,
     items_file,
     popularity_file,
     weights_file,
@@ -83,7 +84,7 @@ def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool
 
 def _build(spec: BuildSpec, run: Run, progress: Progress) -> Manifest:
     source = open_source(spec.source)
-    identity = _identity(spec, source)
+    identity = identity_of(spec, source)
     items, users, parts = source.items(), source.users(), source.parts()
     _check(source.schema, items, users, parts)
     _clean(spec.path)
@@ -114,7 +115,8 @@ def _build(spec: BuildSpec, run: Run, progress: Progress) -> Manifest:
         orphan_users=orphan_users,
     )
     shards = tuple(ShardInfo(**r["shard"]) for r in results)
-    return _commit(spec, source.schema, state, counts, (shards, made, identity))
+    grown = {"buckets": passes.buckets, "next_row": sum(p.rows for p in parts), "last_time": last_time}
+    return _commit(spec, source.schema, state, counts, (shards, made, identity, grown))
 
 
 def complete(spec: BuildSpec) -> Manifest | None:
@@ -128,7 +130,7 @@ def complete(spec: BuildSpec) -> Manifest | None:
         return None
     files = [s.file for s in manifest.shards] + list(manifest.tables)
     whole = not manifest.left_out and all(storage.exists(storage.join(path, f)) for f in files)
-    return manifest if whole and manifest.build == _identity(spec, open_source(spec.source)) else None
+    return manifest if whole and manifest.build == identity_of(spec, open_source(spec.source)) else None
 
 
 def _commit(
@@ -136,10 +138,10 @@ def _commit(
     schema: DatasetSchema,
     state: FeatureState,
     counts: Counts,
-    written: tuple[tuple[ShardInfo, ...], Sequence[Result], str],
+    written: tuple[tuple[ShardInfo, ...], Sequence[Result], str, dict[str, int]],
 ) -> Manifest:
     """Write the manifest, then remove the work folder."""
-    shards, made, identity = written
+    shards, made, identity, place = written
     names = ["items.parquet", "users.parquet", *([PAST_FILE] if item_columns_needed(schema) else [])]
     tables = {name: storage.sha256(storage.join(spec.path, name)) for name in names}
     manifest = Manifest(
@@ -155,6 +157,7 @@ def _commit(
         oracle_biases=_oracle(made, BIASES),
         source=spec.source.model_dump(mode="json"),
         build=identity,
+        **place,
     )
     write_manifest(spec.path, manifest)
     storage.remove(work_folder(spec.path))
@@ -251,10 +254,6 @@ def _check(schema: DatasetSchema, items: pa.Table | None, users: pa.Table | None
 
 def _buckets(spec: BuildSpec, rows: int) -> int:
     return max(1, -(-rows // spec.rows_per_shard))
-
-
-def _identity(spec: BuildSpec, source: Source) -> str:
-    return f"{digest(spec)}-{source.inputs()[:16]}"
 
 
 def _clean(path: str) -> None:

@@ -21,8 +21,6 @@ from rayrank.schema import CategoricalFeature, DatasetSchema, Feature
 from rayrank.sources import storage
 from rayrank.sources.manifest import Manifest, read_manifest
 
-_SHARD_FIX = "run prepare again, or validate with on_bad_shard=quarantine to go on without it"
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -43,7 +41,7 @@ class Dataset:
         sizes = {s.file: s.bytes for s in manifest.shards}
         for name, checksum in expected.items():
             file = storage.join(path, name)
-            fix = _SHARD_FIX if name in sizes else "run prepare again"
+            fix = storage.SHARD_FIX if name in sizes else "run prepare again"
             if not storage.exists(file):
                 raise ConfigError(file, None, "the manifest names this file but it is missing", fix)
             if sizes.get(name) and storage.size(file) != sizes[name]:
@@ -60,11 +58,11 @@ class Dataset:
 
     def catalogue_table(self) -> pa.Table:
         """items.parquet: row order is item index − 1."""
-        return self._table("items.parquet")
+        return self._table("items")
 
     def users_table(self) -> pa.Table:
         """users.parquet: row order is user index − 1."""
-        return self._table("users.parquet")
+        return self._table("users")
 
     def catalogue(self) -> Catalogue:
         """Item features and training counts as tensors, row 0 the unknown item; no tokens."""
@@ -76,28 +74,12 @@ class Dataset:
 
     def read_group(self, shard: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One row group of a shard; only ``columns`` when given."""
-        return read_row_group(storage.join(self.path, self.manifest.shards[shard].file), group, columns)
+        return storage.read_row_group(storage.join(self.path, self.manifest.shards[shard].file), group, columns)
 
     def _table(self, name: str) -> pa.Table:
-        system, inside = storage.locate(storage.join(self.path, name))
+        system, inside = storage.locate(storage.join(self.path, self.manifest.table_file(name)))
         with system.open_input_file(inside) as file:
             return pq.ParquetFile(file).read()
-
-
-def read_row_group(path: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """One row group of a Parquet file; a list column is named by its plain name.
-
-    Raises:
-        ConfigError: the file is corrupt or truncated.
-    """
-    system, inside = storage.locate(path)
-    names = list(columns) if columns is not None else None
-    try:
-        with system.open_input_file(inside) as file:
-            return pq.ParquetFile(file).read_row_group(group, columns=names, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        rule = f"shard must be readable ({str(error).splitlines()[0]})"
-        raise ConfigError(path, group, rule, _SHARD_FIX) from None
 
 
 def catalogue_of(table: pa.Table, schema: DatasetSchema) -> Catalogue:

@@ -40,28 +40,28 @@ def write_entities(
     """
     buckets, made = counted
     shown = without_hidden(users[0], users[1], schema)
-    item_counts = _item_counts(spec.path, schema, len(items[1]), len(made))
+    counts = item_counts(spec.path, schema, len(items[1]), len(made))
     index = pc.index_in(pa.concat_tables(buckets)["user_id"].combine_chunks(), value_set=users[1]).to_numpy()
     user_counts = np.zeros(len(users[1]), dtype=np.int32)
     user_counts[index] = pa.concat_tables(buckets)["train_count"].to_numpy()
     state = FeatureState(
-        items=fit_entities(items[0], schema.item_features, item_counts["train_count"] > 0),
+        items=fit_entities(items[0], schema.item_features, counts["train_count"] > 0),
         users=fit_entities(shown, schema.user_features, user_counts > 0),
         context=_fit_context(schema, made),
     )
     encoded = encode_entities(items[0], schema.item_features, state.items, len(items[1]))
-    table = pa.table(item_columns(items[0], items[1], schema) | encoded | item_counts)
+    table = pa.table(item_columns(items[0], items[1], schema) | encoded | counts)
     storage.write_table(storage.join(spec.path, "items.parquet"), table)
     columns = encode_entities(shown, schema.user_features, state.users, len(users[1]))
     columns |= profile_columns(users[0], users[1], schema.of_kind(MulticlassTask))
     table = pa.table({"user_id": users[1], **columns, "train_count": user_counts})
     storage.write_table(storage.join(spec.path, "users.parquet"), table)
     storage.write_bytes(storage.join(work_folder(spec.path), "features.json"), state.model_dump_json().encode())
-    _deal_users(spec.path, buckets, index, pa.table(columns))
+    deal_users(spec.path, buckets, index, pa.table(columns))
     return state
 
 
-def _deal_users(path: str, buckets: Sequence[pa.Table], index: np.ndarray, columns: pa.Table) -> None:
+def deal_users(path: str, buckets: Sequence[pa.Table], index: np.ndarray, columns: pa.Table) -> None:
     """Give each bucket the index and the encoded columns of its own users, so that no shard reads all of them."""
     start = 0
     for bucket, users in enumerate(buckets):
@@ -83,7 +83,8 @@ def _fit_context(schema: DatasetSchema, made: Sequence[Result]) -> TableState:
     return fit_table(features, categories, moments)
 
 
-def _item_counts(path: str, schema: DatasetSchema, items: int, buckets: int) -> dict[str, np.ndarray]:
+def item_counts(path: str, schema: DatasetSchema, items: int, buckets: int) -> dict[str, np.ndarray]:
+    """Training counts and label sums of every item, summed over the buckets' statistics."""
     names = ["train_count"]
     names += [f"train_{what}_{task.name}" for task in schema.event_tasks for what in ("count", "sum")]
     totals = {name: np.zeros(items + 1) for name in names}

@@ -34,6 +34,7 @@ class ShardInfo(Config):
     file: str = Field(description="path below the dataset folder")
     sha256: str = Field(description="checksum of the file")
     bytes: int = Field(0, description="size of the file; 0: not recorded")
+    bucket: int = Field(0, description="which users: those whose hash falls into this bucket")
     sequences: int = Field(description="rows of the file")
     row_groups: tuple[GroupInfo, ...] = Field(description="in file order")
 
@@ -81,7 +82,7 @@ class Manifest(Config):
     features: FeatureState = Field(description="fitted feature state")
     counts: Counts = Field(description="sizes")
     shards: tuple[ShardInfo, ...] = Field(description="shard files in order")
-    tables: dict[str, str] = Field(description="items.parquet and users.parquet -> sha256")
+    tables: dict[str, str] = Field(description="items and users file -> sha256")
     left_out: tuple[LeftOut, ...] = Field((), description="broken shards that were put aside; prepare makes them anew")
     window: int = Field(description="visible history that a chunk repeats from before its targets, in events")
     oracle: dict[str, float] = Field({}, description="synthetic data: AUC of the true probabilities on test, by task")
@@ -90,6 +91,14 @@ class Manifest(Config):
     )
     source: dict[str, Any] = Field(description="resolved source config")
     build: str = Field(description="digest of the build config and of the input files")
+    buckets: int = Field(0, description="user-hash buckets: shards of one bucket hold the same users")
+    next_row: int = Field(0, description="row number of the first appended interaction")
+    last_time: int = Field(0, description="latest time, unix seconds: appended rows are later")
+    appended: tuple[str, ...] = Field((), description="like build, of each append, in order")
+
+    def table_file(self, name: str) -> str:
+        """The file that holds ``items`` or ``users`` now: an append writes a new one."""
+        return next(file for file in self.tables if file.split(".")[0].split("-")[0] == name)
 
 
 def data_fingerprint(schema: DatasetSchema, shards: tuple[ShardInfo, ...], tables: dict[str, str]) -> str:

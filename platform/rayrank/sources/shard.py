@@ -106,10 +106,12 @@ def write_shard(path: str, table: pa.Table, max_events: int, max_sequences: int)
                 )
             )
     file = "/".join(path.rsplit("/", 2)[-2:])
+    bucket = int(file.removeprefix("shards/part-")[:5])
     return ShardInfo(
         file=file,
         sha256=storage.sha256(path),
         bytes=storage.size(path),
+        bucket=bucket,
         sequences=table.num_rows,
         row_groups=tuple(groups),
     )

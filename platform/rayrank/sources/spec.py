@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rayrank.config import Config, DataPath
+from rayrank.config import Config, DataPath, digest
 from rayrank.schema import DatasetSchema
 from rayrank.sources import storage
 from rayrank.sources.config import SourceConfig
-from rayrank.sources.source import Part
+from rayrank.sources.source import Part, Source
 from rayrank.sources.split import Cuts
 
 Result = dict[str, Any]
@@ -36,7 +36,7 @@ class BuildSpec(Config):
 class Task(Config):
     """One unit of work for a worker: which pass, and on what."""
 
-    stage: Literal["spill", "histogram", "popularity", "past", "sequence", "shard"] = Field(
+    stage: Literal["spill", "histogram", "popularity", "past", "sequence", "shard", "append"] = Field(
         description="which function runs"
     )
     number: int = Field(description="part (spill, histogram) or bucket (the others)")
@@ -77,3 +77,14 @@ def popularity_file(path: str, bucket: int) -> str:
 def amounts_file(path: str, bucket: int) -> str:
     """Arrow file of what a bucket adds to the items' pasts."""
     return storage.join(work_folder(path), f"amounts-{bucket:05d}.arrow")
+
+
+def shard_file(path: str, bucket: int, generation: int = 0) -> str:
+    """Parquet file of a bucket's users; one for the build and one for each append that has new events of them."""
+    suffix = f"-{generation:04d}" if generation else ""
+    return storage.join(path, "shards", f"part-{bucket:05d}{suffix}.parquet")
+
+
+def identity_of(spec: BuildSpec, source: Source) -> str:
+    """Changes when the spec or the input changes."""
+    return f"{digest(spec)}-{source.inputs()[:16]}"

@@ -10,7 +10,7 @@ import fnmatch
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from pyarrow import fs
 
 from rayrank.config import ConfigError
 
+SHARD_FIX = "run prepare again, or validate with on_bad_shard=quarantine to go on without it"
 _GLOB = "*?["
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -205,6 +206,22 @@ def read_table(path: str) -> pa.Table:
     system, inside = locate(path)
     with system.open_input_file(inside) as file:
         return pq.ParquetFile(file).read()
+
+
+def read_row_group(path: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """One row group of a Parquet file; a list column is named by its plain name.
+
+    Raises:
+        ConfigError: the file is corrupt or truncated.
+    """
+    system, inside = locate(path)
+    names = list(columns) if columns is not None else None
+    try:
+        with system.open_input_file(inside) as file:
+            return pq.ParquetFile(file).read_row_group(group, columns=names, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        rule = f"shard must be readable ({str(error).splitlines()[0]})"
+        raise ConfigError(path, group, rule, SHARD_FIX) from None
 
 
 def _glob_root(pattern: str) -> str:

@@ -10,8 +10,10 @@ from rayrank.schema import TRAIN, item_columns_needed
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
 from rayrank.sources.derive import PAST_FILE, item_amounts, read_past
+from rayrank.sources.extend import extend_bucket
 from rayrank.sources.join import Joined
 from rayrank.sources.late import Known
+from rayrank.sources.manifest import read_manifest
 from rayrank.sources.sequence import (
     Sequences,
     build_sequences,
@@ -29,6 +31,7 @@ from rayrank.sources.spec import (
     amounts_file,
     items_file,
     popularity_file,
+    shard_file,
     weights_file,
     work_folder,
 )
@@ -64,6 +67,8 @@ def _perform(spec: BuildSpec, task: Task) -> Result:
             return _sequence_task(spec, task, work)
         case "shard":
             return _shard_task(spec, task, work)
+        case "append":
+            return _append_task(spec, task, work)
 
 
 def _gathered(source: Source, task: Task, work: str) -> Joined:
@@ -115,5 +120,13 @@ def _shard_task(spec: BuildSpec, task: Task, work: str) -> Result:
     made = Sequences(read_arrow(sequences_file(work, task.number)), read_arrow(users_file(work, task.number)))
     table = chunk_table(made, schema, state, Cutting(spec.history_window(schema), spec.chunk))
     storage.make_folder(storage.join(spec.path, "shards"))
-    path = storage.join(spec.path, "shards", f"part-{task.number:05d}.parquet")
+    path = shard_file(spec.path, task.number)
     return {"shard": write_shard(path, table, spec.max_events, spec.max_sequences).model_dump(mode="json")}
+
+
+def _append_task(spec: BuildSpec, task: Task, work: str) -> Result:
+    schema = open_source(spec.source).schema
+    state = FeatureState.model_validate_json(storage.read_bytes(storage.join(work, "features.json")))
+    made = Sequences(read_arrow(sequences_file(work, task.number)), read_arrow(users_file(work, task.number)))
+    shard = extend_bucket(spec, task.number, made, schema, state, read_manifest(spec.path))
+    return {"shard": shard.model_dump(mode="json") if shard is not None else None}
