@@ -62,3 +62,49 @@ def test_a_mistake_found_on_a_worker_arrives_as_itself(tmp_path: Path) -> None:
         prepare(_config(tmp_path / "out", "ray", source=source), lambda _: None)
     assert caught.value.path == f"{tmp_path / 'events.csv'}: y"
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_every_pass_writes_the_same_bytes_on_ray(tmp_path: Path) -> None:
+    """Popularity, items' pasts, late labels, the join of behaviours and an append, here and on Ray."""
+    schema = """
+name: all
+request_id: request
+tasks:
+  - {kind: binary, name: click, column: click}
+  - {kind: binary, name: buy, column: buy, time_column: "@behaviour", available_after_s: 500}
+context_features: [{kind: numeric, name: p, column: "@item_events"}, {kind: numeric, name: g, column: "@gap"}]
+sampled_negatives: 2
+negative_sampling: {kind: popularity}
+past_period_s: 300
+"""
+    (tmp_path / "dataset.yaml").write_text(schema)
+    lines = [f"r{k},u{k % 17},i{k * k % 23},{1_700_000_000 + 40 * k},{k % 2}" for k in range(400)]
+    (tmp_path / "shown.csv").write_text("\n".join(["request,user_id,item_id,timestamp,click", *lines]) + "\n")
+    lines = [f"r{k},u{k % 17},i{k * k % 23},{1_700_000_100 + 40 * k},1" for k in range(0, 440, 7)]
+    (tmp_path / "bought.csv").write_text("\n".join(["request,user_id,item_id,timestamp,buy", *lines]) + "\n")
+    source = {"kind": "tables", "dataset": f"{tmp_path}/dataset.yaml", "interactions": f"{tmp_path}/shown.csv"}
+    source |= {"behaviours": f"{tmp_path}/bought.csv", "part_bytes": 3000}
+    changes = {"source": source, "rows_per_shard": 150}
+    made = {e: prepare(_config(tmp_path / e, e, **changes), lambda _: None).manifest for e in ("ray", "local")}
+    assert made["ray"].data_fingerprint == made["local"].data_fingerprint
+    assert made["ray"].counts == made["local"].counts
+    assert made["ray"].counts.unmatched_behaviours == 5
+    assert len(made["ray"].shards) == 4
+
+
+def test_an_append_writes_the_same_bytes_on_ray(tmp_path: Path) -> None:
+    schema = "name: days\ntasks: [{kind: binary, name: click, column: click}]\n"
+    schema += "split: {kind: boundary, valid_from: 1700004000, test_from: 1700008000}\n"
+    (tmp_path / "dataset.yaml").write_text(schema)
+    lines = [f"u{k % 17},i{k * k % 23},{1_700_000_000 + 40 * k},{k % 2}" for k in range(300)]
+    for name, rows in (("1", lines[:200]), ("2", lines[200:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["user_id,item_id,timestamp,click", *rows]) + "\n")
+    made = {}
+    for engine in ("ray", "local"):
+        for name in ("1", "2"):
+            source = {"kind": "tables", "dataset": f"{tmp_path}/dataset.yaml", "interactions": f"{tmp_path}/{name}.csv"}
+            config = _config(tmp_path / engine, engine, source=source, rows_per_shard=70, append=name == "2", window=4)
+            made[engine] = prepare(config, lambda _: None).manifest
+    assert made["ray"].data_fingerprint == made["local"].data_fingerprint
+    assert made["ray"].counts.events == 300
+    assert len(made["ray"].shards) == 6

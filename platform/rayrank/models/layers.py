@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rayrank.features.encode import is_multi
 from rayrank.models.noise import Noise
 from rayrank.schema import CategoricalFeature, Feature
 
@@ -24,7 +25,7 @@ class FeatureSum(nn.Module):
     def __init__(self, features: Sequence[Feature], categories: Mapping[str, int], width: int) -> None:
         super().__init__()
         self.width = width
-        self.multiple = {f.name for f in features if isinstance(f, CategoricalFeature) and f.separator is not None}
+        self.multiple = {f.name for f in features if is_multi(f)}
         names = [f.name for f in features if isinstance(f, CategoricalFeature)]
         self.tables = nn.ModuleDict({name: embedding(categories[name], width) for name in names})
         self.numbers = nn.ParameterDict(

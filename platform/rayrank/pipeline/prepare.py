@@ -11,7 +11,7 @@ from pydantic import Field
 
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.prepare import run_on_ray
-from rayrank.schema import DatasetSchema, item_columns_needed
+from rayrank.schema import DatasetSchema, PopularityNegatives, item_columns_needed
 from rayrank.sources.append import append
 from rayrank.sources.build import build, complete, run_here
 from rayrank.sources.manifest import Manifest
@@ -104,7 +104,10 @@ def warnings_of(manifest: Manifest) -> list[str]:
 
 def sampled_warning(schema: DatasetSchema) -> str:
     """What AUC means when the negatives were sampled."""
+    how, beside = "uniform unseen", " (popularity alone scores high)"
+    if isinstance(schema.negative_sampling, PopularityNegatives):
+        how, beside = "unseen, popular", ""
     return (
-        f"clicks only: {schema.sampled_negatives} uniform unseen items per event serve as negatives, so AUC tells a"
-        " chosen item from a random one (popularity alone scores high), not from what was shown and passed over"
+        f"clicks only: {schema.sampled_negatives} {how} items per event serve as negatives, so AUC tells a chosen item"
+        f" from a random one{beside}, not from what was shown and passed over"
     )
