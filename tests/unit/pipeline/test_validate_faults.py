@@ -246,6 +246,16 @@ def test_a_planted_fault_is_found(tmp_path: Path, fault: tuple[Any, ...]) -> Non
     assert result.refused == (severity == "error")
 
 
+def test_a_shard_that_will_be_much_larger_than_the_others(tmp_path: Path) -> None:
+    tables = clean()
+    robot(tables)
+    (finding,) = [f for f in serious(check(tmp_path, tables, rows_per_shard=100)) if f.where == "shards"]
+    assert (finding.severity, finding.row) == ("warning", 0)
+    assert 300 < finding.count < 450
+    assert "the largest of 8 shards" in finding.rule
+    assert "rows_per_shard" in finding.fix
+
+
 def test_at_least_twenty_faults_are_planted() -> None:
     assert len({f[0] for f in FAULTS}) >= 40
 
