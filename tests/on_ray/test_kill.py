@@ -18,6 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from rayrank.sources import storage
 from rayrank.sources.dataset import Dataset
 
 pytestmark = pytest.mark.slow
@@ -62,10 +63,10 @@ class Job:
         self.process.wait(30)
 
 
-def _config(folder: Path, small, name: str, workers: int) -> Path:
+def _config(folder: Path, dataset: str, name: str, workers: int) -> Path:
     learning = {"epochs": 2, "lanes": 2, "batch_events": 256, "patience": 2, "rows": {"epochs": 2, "batch": 64}}
     config = {
-        "dataset": small.dataset, "output": str(folder / name), "audit": str(folder / f"{name}-audit"),
+        "dataset": dataset, "output": str(folder / name), "audit": str(folder / f"{name}-audit"),
         "model": {"kind": "teacher", "width": 16, "id_width": 8}, "encoder": {"kind": "tiny", "vocabulary": 200},
         "learning": learning, "workers": {"count": workers}, "checkpoint_s": 0.05, "tracking": {"kind": "none"},
         "cluster": {"logical_cpus": 4, "object_store_mb": 100},
@@ -73,6 +74,13 @@ def _config(folder: Path, small, name: str, workers: int) -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def _upload(folder: str, url: str) -> str:
+    for file in Path(folder).rglob("*"):
+        if file.is_file():
+            storage.write_bytes(f"{url}/{file.relative_to(folder)}", file.read_bytes())
+    return url
 
 
 def _lines(folder: Path, name: str) -> list[tuple[int, Step, list[int]]]:
@@ -115,11 +123,13 @@ def _same_weights(left: Path, right: Path) -> None:
         torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-6, msg=name)
 
 
-def test_a_job_killed_three_times_ends_as_if_it_had_not_been(small, tmp_path: Path) -> None:
-    Job(_config(tmp_path, small, "peace", 0), tmp_path / "peace.log").finish()
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_a_job_killed_three_times_ends_as_if_it_had_not_been(where: str, small, bucket: str, tmp_path: Path) -> None:
+    Job(_config(tmp_path, small.dataset, "peace", 0), tmp_path / "peace.log").finish()
     _check_rows(tmp_path, "peace", small.dataset)
     steps = len({step for _, step, _ in _lines(tmp_path, "peace")})
-    config, draw, killed = _config(tmp_path, small, "killed", 0), random.Random(7), 0
+    dataset = small.dataset if where == "disk" else _upload(small.dataset, f"{bucket}/dataset")
+    config, draw, killed = _config(tmp_path, dataset, "killed", 0), random.Random(7), 0
     for moment in sorted(draw.sample(range(2, steps - 2), 3)):  # steps done when the blow falls
         job = Job(config, tmp_path / "killed.log")
         if job.wait_for(lambda moment=moment: len({s for _, s, _ in _lines(tmp_path, "killed")}) >= moment):
@@ -134,8 +144,8 @@ def test_a_job_killed_three_times_ends_as_if_it_had_not_been(small, tmp_path: Pa
 
 
 def test_a_lost_ray_worker_comes_back_at_its_step(small, tmp_path: Path) -> None:
-    Job(_config(tmp_path, small, "peace", 2), tmp_path / "peace.log").finish()
-    job = Job(_config(tmp_path, small, "killed", 2), tmp_path / "killed.log")
+    Job(_config(tmp_path, small.dataset, "peace", 2), tmp_path / "peace.log").finish()
+    job = Job(_config(tmp_path, small.dataset, "killed", 2), tmp_path / "killed.log")
     assert job.wait_for(lambda: len(_lines(tmp_path, "killed")) >= 60)
     workers = [
         p for p in psutil.Process(job.process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())

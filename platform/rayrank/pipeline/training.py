@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from rayrank.bundle import local_folder
 from rayrank.config import ConfigError, DataPath
 from rayrank.on_ray.checkpoint import run_key
 from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
@@ -73,6 +74,7 @@ def train_bundle(config: TrainingConfig, role: str, progress: Callable[[str], No
         ConfigError: inputs that do not exist or do not fit, more workers than the cluster has room for.
     """
     check_tracking(config.tracking)
+    local_folder(config.output)  # refused now, not after the training
     task = FitTask(**{name: getattr(config, name) for name in FitTask.model_fields})
     _check_labels(config)
     key = run_key(task)
