@@ -98,7 +98,7 @@ def compare(dataset: Dataset, asked: Asked, progress: Progress) -> Comparison:
     Raises:
         ConfigError: no binary task to judge on, no targets in the part, or a bundle made from other data.
     """
-    task = _judged_task(dataset.schema, asked.task)
+    task = judged_task(dataset.schema, asked.task)
     if getattr(dataset.manifest.counts, asked.part) == 0:
         raise ConfigError("part", asked.part, "the dataset has no targets in this part", "choose the other part")
     entries: list[Entry] = []
@@ -160,7 +160,12 @@ def _batches(dataset: Dataset, part: Part | None) -> Iterator[SequenceBatch]:
             yield collate(dataset.read_group(shard, group), dataset.schema)
 
 
-def _judged_task(schema: DatasetSchema, task: str | None) -> str:
+def judged_task(schema: DatasetSchema, task: str | None) -> str:
+    """The binary task that order is judged on: ``task``, or that of retrieval, or the first.
+
+    Raises:
+        ConfigError: no binary task, or ``task`` is none.
+    """
     binary = [t.name for t in schema.of_kind(BinaryTask)]
     if not binary:
         rule = "order is judged on a binary task and the schema has none"

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 from pydantic import Field
 
 from rayrank.bundle import read_id, read_info
 from rayrank.config import Config, ConfigError, DataPath
-from rayrank.pipeline.compare import Asked, Comparison, Part, Progress, compare
+from rayrank.metrics.bootstrap import Resamples
+from rayrank.pipeline.compare import Asked, Comparison, Part, Progress, compare, judged_task
 from rayrank.pipeline.evaluate import lineage
 from rayrank.pipeline.gates import GateResult, GatesConfig, judge
 from rayrank.pipeline.tabulate import verdict
@@ -98,7 +100,7 @@ def promote(config: PromoteConfig, progress: Progress, found: Comparison | None 
     _check_name(config)
     with ThreadPoolExecutor(1) as helper:  # opening the store imports for seconds
         opening = helper.submit(open_tracker, config.tracking)
-        found = compare(dataset, asked(config), progress) if found is None else _checked(found, config)
+        found = compare(dataset, asked(config), progress) if found is None else _checked(found, config, dataset)
         tracker = opening.result()
     return decide(config, found, tracker, progress)
 
@@ -116,8 +118,14 @@ def asked(config: PromoteConfig) -> Asked:
     )
 
 
-def _checked(found: Comparison, config: PromoteConfig) -> Comparison:
+def _checked(found: Comparison, config: PromoteConfig, dataset: Dataset) -> Comparison:
     """Refuse evidence about something else: a mistake of the caller, not of the user."""
+    task, data = judged_task(dataset.schema, config.task), dataset.manifest.data_fingerprint
+    if (found.task, found.data_fingerprint) != (task, data):
+        raise ValueError(f"the comparison judges '{found.task}' on other data, or not '{task}' of {config.dataset}")
+    first = Resamples.draw(found.resamples.user, 1, config.seed).weights
+    if len(found.resamples.weights) != config.resamples or not np.array_equal(found.resamples.weights[:1], first):
+        raise ValueError(f"the intervals are not of {config.resamples} resamples with seed {config.seed}")
     for role, path in (("teacher", config.teacher), ("student", config.student)):
         entry = found.find(role, "snapshot")
         if entry is None or entry.bundle_id != read_id(path) or found.part != config.part:

@@ -190,16 +190,25 @@ def test_what_evaluate_found_is_judged_without_scoring_again(world, tmp_path, mo
     from rayrank.pipeline.evaluate import EvaluateConfig, evaluate
 
     bundles = OFF | {"dataset": world.dataset, "teacher": world.teacher, "student": world.student}
-    timed = {"resamples": 50, "cost_requests": 20, "cost_candidates": 50}
+    timed = {"resamples": 100, "cost_requests": 20, "cost_candidates": 50}
     found = evaluate(parse(EvaluateConfig, bundles | timed | {"output": str(tmp_path / "out")}), quiet).comparison
     monkeypatch.setattr("rayrank.pipeline.promote.compare", lambda *_: pytest.fail("scored again"))
-    raw = bundles | {"releases": str(tmp_path / "releases")}
+    raw = bundles | {"releases": str(tmp_path / "releases"), "resamples": 100}
     gates = {"requests": 20, "candidates": 50, **LOOSE}
     assert promote(parse(PromoteConfig, raw | {"gates": gates}), quiet, found).promoted
     with pytest.raises(ValueError, match="not as the gates ask"):
         promote(parse(PromoteConfig, raw | {"gates": gates | {"requests": 30}}), quiet, found)
     with pytest.raises(ValueError, match="not about this teacher on valid"):
         promote(parse(PromoteConfig, raw | {"gates": gates, "part": "valid"}), quiet, found)
+    for other, message in (
+        ({"task": "finish"}, "not 'finish' of"),
+        ({"resamples": 101}, "not of 101 resamples"),
+        ({"seed": 1}, "with seed 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            promote(parse(PromoteConfig, raw | {"gates": gates} | other), quiet, found)
+    with pytest.raises(ValueError, match="on other data"):
+        promote(parse(PromoteConfig, raw | {"gates": gates}), quiet, replace(found, data_fingerprint="another"))
 
 
 def test_promoting_twice_registers_one_version(world, tmp_path):
