@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from rayrank.config import ConfigError, load, replace
 from rayrank.on_ray.cluster import Cluster
-from rayrank.on_ray.tune import SearchSpec, concurrent_trials
+from rayrank.on_ray.patience import Limit
+from rayrank.on_ray.tune import EPOCH, SCORE, SearchSpec, Trial, _trial, _watcher, concurrent_trials
 from rayrank.pipeline.distill import DistillConfig
 from rayrank.pipeline.label import LabelConfig, label
 from rayrank.pipeline.tune import TuneConfig, tune
@@ -70,6 +73,46 @@ def test_failed_trials_are_told_and_a_search_of_failures_is_an_error(small, tmp_
     with pytest.raises(RuntimeError, match=r"every trial failed.*streaming/like/acu"):
         tune(config, lines.append)
     assert len(lines) == 2
+
+
+def _heard(mode: str, scores: list[list[float]]) -> tuple[list[Trial], list[str]]:
+    lines: list[str] = []
+    watcher = _watcher(SearchSpec(metric="m", mode=mode), lines.append, Limit("cluster.stall_s", 60, "result"))
+    for number, epochs in enumerate(scores):
+        trial: Any = SimpleNamespace(trial_id=f"x_{number:05d}", config={"values": {}})
+        watcher.on_trial_start(trial=trial)
+        for epoch, score in enumerate(epochs, 1):
+            watcher.on_trial_result(trial=trial, result={EPOCH: epoch, "metrics": {"m": score}})
+        watcher.on_trial_complete(trial=trial)
+    return watcher.ranked(), lines
+
+
+def test_a_score_that_is_no_number_hides_no_winner() -> None:
+    nan = float("nan")
+    for mode, order in (("max", [3, 1, 2, 4]), ("min", [1, 3, 2, 4])):
+        trials, lines = _heard(mode, [[0.7], [nan, nan], [nan, 0.8, nan], [float("inf")]])
+        assert [t.number for t in trials] == order
+        assert [t.score for t in trials if t.number in (1, 3)] == sorted([0.7, 0.8], reverse=mode == "max")
+        assert all(t.score is None and "not a number" in str(t.error) for t in trials[2:])
+        assert "not a number" in lines[1]
+    assert [t.score for t in _heard("max", [[-0.5], [nan], [0.0]])[0]] == [0.0, -0.5, None]
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("max", [float("-inf"), 0.6, 0.7]), ("min", [float("inf"), 0.6, 0.6])])
+def test_a_trial_that_began_with_no_number_can_still_win(mode: str, expected: list[float], monkeypatch) -> None:
+    from rayrank.on_ray import fit
+
+    told: list[float] = []
+
+    def played(_task: object, listeners: fit.Listeners) -> Any:
+        for epoch, score in enumerate([float("nan"), 0.6, 0.7], 1):
+            listeners.on_epoch(epoch, {"m": score})
+        return SimpleNamespace(history=[{"metrics": {"m": 0.7}}])
+
+    monkeypatch.setattr(fit, "fit", played)
+    monkeypatch.setattr("ray.tune.report", lambda found: told.append(found[SCORE]))
+    _trial({"base": {"dataset": "d"}, "metric": "m", "mode": mode, "values": {}})
+    assert told == [*expected, expected[-1]]
 
 
 def test_trials_at_a_time_leave_a_cpu_free() -> None:

@@ -6,6 +6,7 @@ Teacher and student, first training and distillation all run through here; they 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -207,7 +208,7 @@ class _Run:
         weights = task_weights(self.objective, self.tasks)
         values = dict(zip(self.tasks, means.tolist(), strict=True))
         loss = sum(weights[task] * value for task, value in values.items())
-        if loss != loss or loss in (float("inf"), float("-inf")):
+        if not math.isfinite(loss):
             raise FloatingPointError(f"loss is {loss} at step {self.step}: {values}; lower learning.learning_rate")
         return {"loss": loss, **{f"loss/{task}": value for task, value in values.items()}}
 
@@ -235,8 +236,8 @@ class _Run:
     def _remember(self, metrics: dict[str, float]) -> None:
         """Keep the averaged weights when this epoch is the best so far (or nothing can be compared)."""
         if metrics and self.best is not None:
-            best = self._chosen(self.history[self.best[0]]["metrics"])
-            if not self._chosen(metrics) > best:
+            best, found = self._chosen(self.history[self.best[0]]["metrics"]), self._chosen(metrics)
+            if not found > best and (math.isfinite(best) or not math.isfinite(found)):
                 return
         state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         catalogue = self.catalogue

@@ -7,6 +7,7 @@ about what is searched.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -57,7 +58,7 @@ class Trial:
 
     number: int
     params: dict[str, Any]
-    score: float | None  # best epoch; None: failed before any
+    score: float | None  # best epoch; None: failed before any, or never a number
     metrics: dict[str, float]  # of the best epoch
     history: list[dict[str, float]]  # one entry per epoch
     seconds: float
@@ -138,13 +139,15 @@ def _trial(config: dict[str, Any]) -> None:
     direct = {"stream.through": "direct"}
     task = replace(base, {**config["values"], **direct})
     better = max if config["mode"] == "max" else min
+    worst = float("-inf") if config["mode"] == "max" else float("inf")  # no number compares with anything
     best: list[float] = []
 
     def report(epoch: int, metrics: dict[str, float]) -> None:
         if config["metric"] not in metrics:
             known = ", ".join(sorted(metrics))
             raise ConfigError("search.metric", config["metric"], f"valid gives: {known}", "use one of those")
-        best[:] = [better([*best, metrics[config["metric"]]])]
+        score = float(metrics[config["metric"]])
+        best[:] = [better([*best, score if math.isfinite(score) else worst])]
         tune.report({SCORE: best[0], EPOCH: epoch, "metrics": metrics})
 
     fitted = fit(task, Listeners(on_epoch=report))
@@ -221,9 +224,10 @@ def _watcher(spec: SearchSpec, progress: Callable[[str], None], limit: Limit) ->
 
         def on_trial_complete(self, **info: Any) -> None:  # type: ignore[override]
             seen = self.of(info["trial"])
-            best = max(seen.scores, key=lambda s: sign * s, default=float("nan"))
+            made = _trial_of(seen, sign)
+            found = made.error if made.score is None else f"{spec.metric} {made.score:.4f}"
             values = ", ".join(f"{path.rsplit('.', 1)[-1]} {_short(v)}" for path, v in seen.params.items())
-            progress(f"trial {seen.number}: {spec.metric} {best:.4f} after {seen.seconds:.1f} s ({values})")
+            progress(f"trial {seen.number}: {found} after {seen.seconds:.1f} s ({values})")
 
         def on_trial_error(self, **info: Any) -> None:  # type: ignore[override]
             seen = self.of(info["trial"])
@@ -238,7 +242,9 @@ def _watcher(spec: SearchSpec, progress: Callable[[str], None], limit: Limit) ->
 
 
 def _trial_of(seen: _Seen, sign: float) -> Trial:
-    best = max(range(len(seen.scores)), key=lambda i: sign * seen.scores[i], default=None)
+    numbers = [i for i, score in enumerate(seen.scores) if math.isfinite(score)]
+    best = max(numbers, key=lambda i: sign * seen.scores[i], default=None)
+    lost = "the metric is not a number in any epoch" if seen.scores and best is None else None
     return Trial(
         number=seen.number,
         params=seen.params,
@@ -247,7 +253,7 @@ def _trial_of(seen: _Seen, sign: float) -> Trial:
         history=seen.history,
         seconds=seen.seconds,
         stopped=seen.error is None and not seen.whole,
-        error=seen.error,
+        error=seen.error or lost,
     )
 
 

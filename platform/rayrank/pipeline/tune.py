@@ -153,9 +153,11 @@ def _record(config: TuneConfig, found: Found) -> tuple[str | None, str | None]:
                 run.log_config(trial.params)
                 for epoch, metrics in enumerate(trial.history):
                     run.log_metrics(metrics, epoch)
-                run.log_metrics({"seconds": trial.seconds, **({"score": trial.score} if trial.score else {})})
+                run.log_metrics(
+                    {"seconds": trial.seconds, **({"score": trial.score} if trial.score is not None else {})}
+                )
         top = found.trials[0]
-        sweep.log_metrics({"best_score": top.score or float("nan"), "trials": len(found.trials)})
+        sweep.log_metrics({"best_score": float("nan") if top.score is None else top.score, "trials": len(found.trials)})
         return sweep.run_id, winner
 
 

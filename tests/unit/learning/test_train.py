@@ -15,7 +15,7 @@ from rayrank.batch import SequenceBatch
 from rayrank.learning.inputs import Hooks, Snapshot, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Average, schedule
 from rayrank.learning.spec import LearningSpec, RowsSpec
-from rayrank.learning.train import TrainResult, train
+from rayrank.learning.train import TrainResult, _Run, train
 from rayrank.models.build import build_ranker
 from rayrank.models.encoder import build_encoder
 from rayrank.models.ranker import Ranker
@@ -250,6 +250,14 @@ def test_learning_lowers_the_loss_and_keeps_the_best_epoch() -> None:
     errors = [entry["metrics"]["streaming/stars/rmse"] for entry in result.history]
     assert result.best_epoch == errors.index(min(errors))
     assert result.metrics["streaming/stars/rmse"] == min(errors)
+
+
+@pytest.mark.parametrize(("found", "best"), [([9.0, 3.0, 4.0], 1), (["nan", 3.0, "nan"], 1), (["inf", "nan", 5.0], 2)])
+def test_an_epoch_without_a_number_is_beaten_by_any_with_one(found: list[Any], best: int, monkeypatch: Any) -> None:
+    values = iter(found)
+    monkeypatch.setattr(_Run, "_evaluate", lambda _: {"streaming/stars/rmse": float(next(values))})
+    result = run(fresh("student"), batches(2), TrainSpec(LEARNING.model_copy(update={"epochs": 3})))
+    assert result.best_epoch == best
 
 
 def test_a_student_learns_from_soft_labels_alone() -> None:

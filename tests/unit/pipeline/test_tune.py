@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
 from rayrank.config import ConfigError
 from rayrank.on_ray.space import Uniform
-from rayrank.on_ray.tune import Trial
+from rayrank.on_ray.tune import Found, Trial
 from rayrank.pipeline.distill import DistillConfig
-from rayrank.pipeline.tune import TuneConfig, TuneResult, space_of, tune, with_weights
+from rayrank.pipeline.tune import TuneConfig, TuneResult, _record, space_of, tune, with_weights
 from rayrank.schema import BinaryTask, DatasetSchema, RegressionTask, RetrievalTask
+from rayrank.tracking import NullRun, NullTracker
 
 SCHEMA = DatasetSchema(
     name="x",
@@ -72,3 +76,22 @@ def test_summary_ranks_the_trials() -> None:
     assert "1. 0.7100  weights.like 0.5" in lines[1]
     assert "failed" in lines[2]
     assert "out/best.yaml" in lines[-1]
+
+
+def test_a_score_of_zero_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: dict[str, dict[str, float]] = {}
+
+    class Recorder(NullTracker):
+        @contextmanager
+        def run(self, name: str, *_: object, **__: object) -> Iterator[NullRun]:
+            run = NullRun()
+            monkeypatch.setattr(run, "log_metrics", lambda found, _step=0: logged.setdefault(name, {}).update(found))
+            yield run
+
+    monkeypatch.setattr("rayrank.pipeline.tune.open_tracker", lambda _: Recorder())
+    monkeypatch.setattr("rayrank.pipeline.tune._teacher_tags", lambda _: {})
+    trials = [Trial(1, {}, 0.0, {}, [], 1.0), Trial(2, {}, None, {}, [], 1.0, error="boom")]
+    _record(_config(), Found(trials, 1, 2.0))
+    assert logged["trial-1"] == {"seconds": 1.0, "score": 0.0}
+    assert logged["trial-2"] == {"seconds": 1.0}
+    assert logged["sweep"] == {"best_score": 0.0, "trials": 2}
