@@ -231,7 +231,7 @@ def _note(dataset: Dataset) -> str:
         "beside the majority class. Mean ± standard deviation over seeds; candidates/s on one thread, requests of "
         "500, models in turn. All students have one shape. The undistilled one takes nothing from the teacher (and "
         "so has no text), the one with item table has the teacher's item vectors; the distilled one also the teacher's "
-        "opinion of items that the users were not shown."
+        "opinion of items sampled from the catalogue."
     )
 
 

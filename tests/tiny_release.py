@@ -29,7 +29,7 @@ from rayrank.sources import storage
 from rayrank.sources.dataset import catalogue_of
 from rayrank.sources.manifest import Counts, GroupInfo, Manifest, ShardInfo, data_fingerprint, write_manifest
 
-ITEMS, USERS, WINDOW, TOKENS = 30, 6, 16, 12
+ITEMS, USERS, WINDOW, TOKENS = 30, 6, 5, 12  # histories have up to 7 events: the window matters
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "green", "blue", "story", "war", "love", "space", "dog")
 START = 1_000_000_000
 

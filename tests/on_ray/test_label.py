@@ -115,3 +115,14 @@ def test_a_pool_of_actors_writes_the_same_labels(small, tmp_path: Path) -> None:
         sorted(Path(small.dataset, "shards").glob("*")), sorted((tmp_path / "pool").glob("*.parquet")), strict=True
     ):
         assert pq.ParquetFile(a).num_row_groups == pq.ParquetFile(b).num_row_groups
+
+
+def test_a_student_of_other_labels_is_another_student(small, tmp_path: Path) -> None:
+    from rayrank.on_ray.checkpoint import run_key
+    from rayrank.on_ray.task import FitTask
+
+    keys = set()
+    for samples in (0, 2):
+        label(_config(small, tmp_path / "labels", samples=samples), lambda _: None)
+        keys.add(run_key(FitTask(dataset=small.dataset, teacher=small.teacher, labels=str(tmp_path / "labels"))))
+    assert len(keys) == 2

@@ -7,7 +7,10 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-_DECIDES = ("batch.py", "features", "learning", "models", "objectives")
+_DECIDES = (
+    *("batch.py", "schema.py", "features", "learning", "models", "objectives"),
+    *("sources/collate.py", "sources/dataset.py", "on_ray/feed.py", "on_ray/fit.py", "on_ray/items.py"),
+)
 
 
 @cache

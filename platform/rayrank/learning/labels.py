@@ -1,4 +1,4 @@
-"""What a teacher says: its logits at every target, and at sampled items that the user was not shown there.
+"""What a teacher says: its logits at every target, and at items sampled from the whole catalogue.
 
 The second kind is the larger part of what a teacher knows. At its own training targets a teacher repeats the labels it
 has learnt; about other items it has an honest opinion, and a student may ask for as many as it likes (cf. ranking
@@ -41,7 +41,11 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Unseen:
-    """How items that a user was not shown are drawn: in proportion to (training count + 1) ** power."""
+    """How other items are drawn: in proportion to (training count + 1) ** power.
+
+    From the whole catalogue, whatever the user has seen: an item that the user knows comes up now and then, and the
+    teacher's opinion of it is as good as its soft label.
+    """
 
     samples: int
     power: float = 0.5

@@ -77,7 +77,7 @@ def run_key(task: FitTask) -> str:
     if task.teacher:
         parts.append(bundle_id(task.teacher))
     if task.labels:
-        parts.append(read_label_key(task.labels).bundle_id)
+        parts.append(read_label_key(task.labels).model_dump_json())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

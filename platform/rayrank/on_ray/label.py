@@ -52,6 +52,7 @@ class LabelKey(Config):
     bundle_id: str = Field(description="the teacher")
     data_fingerprint: str = Field(description="the shards")
     tasks: tuple[str, ...] = Field(description="event tasks, each a soft_<task> column")
+    code: str = Field(description="digest of the code that decides numbers")
     samples: int = Field(description="unseen items labelled at each train target")
     sample_power: float = Field(description="they are drawn in proportion to (training count + 1) to this power")
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from rayrank.bundle import load_bundle, read_info
 from rayrank.config import Config, ConfigError, DataPath
+from rayrank.learning.code import code_digest
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import LabelKey, Labelled, LabelTask, label_shards, labels_exist
@@ -26,7 +27,7 @@ class LabelConfig(Config):
     actors: int = Field(2, ge=0, description="teacher processes, one logical CPU each; 0: this process, without Ray")
     threads: int = Field(1, ge=1, description="torch threads of each")
     samples: int = Field(
-        4, ge=0, description="items that the user was not shown, labelled too at each train target; 0: none"
+        4, ge=0, description="items sampled from the catalogue and labelled too at each train target; 0: none"
     )
     sample_power: float = Field(
         0.5, ge=0, description="they are drawn in proportion to (training count + 1) to this power"
@@ -67,6 +68,7 @@ def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
         bundle_id=bundle_id(config.teacher),
         data_fingerprint=manifest.data_fingerprint,
         tasks=tuple(task.name for task in manifest.dataset_schema.event_tasks),
+        code=code_digest(),
         samples=config.samples,
         sample_power=config.sample_power,
     )

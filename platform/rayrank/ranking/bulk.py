@@ -20,6 +20,7 @@ from torch import Tensor
 from rayrank.batch import Events, Queries
 from rayrank.bundle import Bundle
 from rayrank.config import ConfigError
+from rayrank.learning.windows import windowed_logits
 from rayrank.messages import ErrorField, RankedItem, RankRequest, RecommendRequest, error_fields
 from rayrank.objectives.targets import pack
 from rayrank.ranking.fusion import fused, shown, task_scores
@@ -45,8 +46,8 @@ class Asked:
 class ShardScorer:
     """Scores the targets of row groups with the models of a release, by role.
 
-    A user's whole sequence is read once and every target of it asked with what it may see, as in training: the same
-    model functions as online, where a request is a sequence with one question.
+    A user's sequence is read once and every target of it asked with what it may see, as in training; targets that see
+    more than a request brings are asked alone, with the last events only, as online.
     """
 
     def __init__(self, graph: RankingGraph, roles: Sequence[str], asked: Asked) -> None:
@@ -79,7 +80,7 @@ class ShardScorer:
         }
         columns |= {f"label_{task}": column(values) for task, values in batch.events.labels_BT.items()}
         for role, bundle in self._bundles.items():
-            scores = task_scores(_logits(bundle, batch.events, queries, asked_BQ), self._schema)
+            scores = task_scores(_logits(bundle, (batch.events, queries, asked_BQ)), self._schema)
             columns |= {f"{role}_{task}": v for task, v in shown(scores, self._schema).items()}
             columns[f"{role}_score"] = fused(scores, self._asked.weights)
         columns["score"] = columns[f"{list(self._bundles)[-1]}_score"]
@@ -101,12 +102,11 @@ def _pieces(rows: pa.Table) -> Iterator[pa.Table]:
         yield rows.slice(start, step).combine_chunks()
 
 
-def _logits(bundle: Bundle, events: Events, queries: Queries, asked_BQ: Tensor) -> dict[str, np.ndarray]:
+def _logits(bundle: Bundle, asked: tuple[Events, Queries, Tensor]) -> dict[str, np.ndarray]:
     """Event task -> logits of the asked queries."""
     with torch.inference_mode():
-        state = bundle.model.user_state(events, bundle.items_NW)
-        found = bundle.model.score(state, queries, bundle.items_NW)
-    return {task: logits_BQ[asked_BQ].float().numpy() for task, logits_BQ in found.items()}
+        found = windowed_logits(bundle.model, bundle.items_NW, asked, bundle.info.window)
+    return {task: logits.float().numpy() for task, logits in found.items()}
 
 
 class RequestScorer:

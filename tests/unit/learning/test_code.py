@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rayrank.learning.code import code_digest, digest_of
+from rayrank.learning import code
+from rayrank.learning.code import _DECIDES, code_digest, digest_of
 
 
 def _package(root: Path, model: str) -> Path:
-    for name in ("features", "learning", "models", "objectives"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    (root / "batch.py").write_text("SIZE = 1\n")
+    for name in _DECIDES:
+        place = root / name
+        (place.parent if name.endswith(".py") else place).mkdir(parents=True, exist_ok=True)
+        if name.endswith(".py"):
+            place.write_text("SIZE = 1\n")
     (root / "models" / "student.py").write_text(model)
     return root
 
@@ -29,3 +32,8 @@ def test_a_module_that_is_added_counts(tmp_path: Path) -> None:
 
 def test_the_digest_of_this_package_is_a_sha256() -> None:
     assert len(code_digest()) == 64
+
+
+def test_what_decides_is_there() -> None:
+    root = Path(code.__file__).resolve().parents[1]
+    assert all((root / name).exists() for name in _DECIDES)
