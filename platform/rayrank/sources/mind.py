@@ -1,7 +1,8 @@
 """MIND in its published layout: ``behaviors.tsv`` (impressions and histories) and ``news.tsv``.
 
 Every impression of a line is an interaction with a click label; the line is one request, so its impressions never see
-each other. The clicks a line tells of before it (its history) become earlier events of the user, once per user.
+each other. The clicks a line tells of before it (its history) become earlier events of the user, once per user:
+those of the user's earliest line by time, in whatever order the files have them.
 Knows the two files and what their columns mean; knows nothing about shards.
 """
 
@@ -109,7 +110,7 @@ class Mind:
         return parts
 
     def read(self, part: Part) -> Iterator[pa.Table]:
-        """Per line: the user's earlier clicks (where it is the user's first line of the part), then the impressions."""
+        """Per line: the user's earlier clicks (where no line of the part so far was earlier), then the impressions."""
         first = part.first_row
         for lines in self._blocks(part):
             earlier, shown = (lines[name].combine_chunks() for name in ("history", "impressions"))
@@ -137,20 +138,25 @@ class Mind:
             first += raw.num_rows
 
     def _blocks(self, part: Part) -> Iterator[pa.Table]:
-        """Parsed lines of a part; histories are emptied but for each user's first line."""
-        seen: set[str] = set()
+        """Parsed lines of a part; histories are emptied where a line before has the user at the same time or earlier.
+
+        So a user's earliest line keeps its history in any order of lines; the build takes it from those that are left.
+        """
+        earliest: dict[str, int] = {}
         for block in read_range(part.file, part.start, part.end):
             table = _read_tsv(block, _BEHAVIORS, part.file)
-            users = table["user_id"].to_pylist()
+            times = _times(table["time"], part.file)
             fresh = []
-            for user in users:
-                fresh.append(self.config.clicked_before and user not in seen)
-                seen.add(user)
+            for user, time in zip(table["user_id"].to_pylist(), times.cast(pa.int64()).to_pylist(), strict=True):
+                new = time is not None and time < earliest.get(user, time + 1)
+                fresh.append(self.config.clicked_before and new)
+                if new:
+                    earliest[user] = time
             history = pc.if_else(pa.array(fresh), table["history"].combine_chunks(), pa.scalar(None, pa.string()))
             yield pa.table(
                 {
                     "user_id": table["user_id"],
-                    "time": _times(table["time"], part.file),
+                    "time": times,
                     "history": _tokens(history),
                     "impressions": _tokens(table["impressions"].combine_chunks()),
                 }

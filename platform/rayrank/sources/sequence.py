@@ -115,15 +115,26 @@ def logged_events(
 
 
 def _earlier_once(rows: pa.Table) -> tuple[pa.Table, np.ndarray]:
-    """Rows with one list of earlier events per user (the first that the source tells), and which rows those are."""
+    """Rows with one list of earlier events per user, and which rows those are.
+
+    Taken is the list told with the earliest (time, row), whatever the order of the files. An earlier event on an item
+    that the user's log has as well is left out: it may be that very event, told by a later line.
+    """
     if BEFORE not in rows.column_names:
         return rows, np.zeros(rows.num_rows, dtype=bool)
     number = rows[BEFORE].fill_null(-1).to_numpy()
     before = number >= 0
-    user = rows["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    first = np.full(int(user.max(initial=0)) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(first, user[before], number[before])
-    keep = ~before | (number == first[user])
+    user, item = (
+        rows[name].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        for name in ("user_id", "item_id")
+    )
+    told = np.flatnonzero(before)
+    told = told[np.lexsort((number[told], rows["timestamp"].to_numpy()[told], user[told]))]
+    chosen = np.full(int(user.max(initial=0)) + 1, -1, dtype=np.int64)
+    owners, first = np.unique(user[told], return_index=True)
+    chosen[owners] = number[told[first]]
+    pair = user * (int(item.max(initial=0)) + 1) + item
+    keep = ~before | ((number == chosen[user]) & ~np.isin(pair, pair[~before]))
     return rows.filter(pa.array(keep)), before[keep]
 
 

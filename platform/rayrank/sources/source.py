@@ -20,7 +20,8 @@ EVERY_ROW = "*"
 
 BEFORE = "before"
 """Column of sources that tell a user's earlier events without times: the number of the list (≥ 0) that a row is of;
-null: a logged interaction. Of a user's lists the one with the smallest number is used: as history, never as targets.
+null: a logged interaction. Of a user's lists the one with the earliest timestamp (then the smallest number) is used: as
+history, never as targets, and without the items that the user's logged interactions have.
 """
 
 _UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}

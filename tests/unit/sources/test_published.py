@@ -85,6 +85,40 @@ def test_mind_lines_are_slates_with_earlier_clicks(tmp_path: Path) -> None:
     assert found["U2"]["time"] == [1573516800] * 2
 
 
+EARLY, LATE = (
+    "1\tU1\t11/12/2019 2:14:46 PM\tN3 N1\tN5-0 N6-1",
+    "2\tU1\t11/13/2019 2:14:46 PM\tN3 N1 N6 N7\tN8-1 N9-0",
+)
+
+
+@pytest.mark.parametrize("part_bytes", [60, 1 << 20])
+@pytest.mark.parametrize("lines", [(EARLY, LATE), (LATE, EARLY)])
+def test_mind_earlier_clicks_are_those_of_the_earliest_line(
+    tmp_path: Path, lines: tuple[str, str], part_bytes: int
+) -> None:
+    folder = mind(tmp_path / "raw", lines=1)
+    (folder / "behaviors.tsv").write_text("\n".join(lines) + "\n")
+    config = MindConfig(path=str(folder), split={"kind": "user"}, part_bytes=part_bytes)  # type: ignore[arg-type]
+    (user,) = sequences(dataset_of(config, tmp_path / "o")).values()
+    assert [f"N{n - 1}" for n in user["item"]] == ["N3", "N1", "N5", "N6", "N8", "N9"]
+    assert [p > 0 for p in user["part"]] == [False, False, True, True, True, True]
+
+
+@pytest.mark.parametrize(("late", "early"), [("large_test", "large_train"), ("b_later", "a_first")])
+def test_mind_files_in_any_order_put_no_target_into_its_own_past(tmp_path: Path, late: str, early: str) -> None:
+    """The earliest line tells no clicks, so a later one's are taken, among them what was logged in between."""
+    for name, line in ((late, LATE), (early, EARLY.replace("N3 N1", ""))):
+        mind(tmp_path / "raw" / name, lines=1)
+        (tmp_path / "raw" / name / "behaviors.tsv").write_text(line + "\n")
+    where = {"behaviors": "*/behaviors.tsv", "news": "*/news.tsv", "split": {"kind": "user"}}
+    config = MindConfig(path=str(tmp_path / "raw"), **where)  # type: ignore[arg-type]
+    (user,) = sequences(dataset_of(config, tmp_path / "o")).values()
+    past = [f"N{n - 1}" for n, part in zip(user["item"], user["part"], strict=True) if not part]
+    logged = [f"N{n - 1}" for n, part in zip(user["item"], user["part"], strict=True) if part]
+    assert past == ["N3", "N1", "N7"], "N6 is a target with click 1"
+    assert logged == ["N5", "N6", "N8", "N9"]
+
+
 def test_mind_news(tmp_path: Path) -> None:
     config = MindConfig(path=str(mind(tmp_path / "raw")), history={"show": "all"})  # type: ignore[arg-type]
     dataset = dataset_of(config, tmp_path / "o")
