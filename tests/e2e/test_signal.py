@@ -27,7 +27,7 @@ from rayrank.models.ranker import Ranker
 from rayrank.models.spec import RankerSpec, StudentSpec, TeacherSpec
 from rayrank.objectives.spec import DistillationSpec, ObjectiveSpec
 from rayrank.on_ray.items import sizes_of
-from rayrank.schema import TEST
+from rayrank.schema import TEST, TRAIN
 from rayrank.sources.build import build, run_here
 from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
@@ -122,7 +122,14 @@ def test_taste_is_read_from_the_texts_of_items_never_seen(folder: Path) -> None:
     told = lifts(found, given.oracle)
     print("teacher", told)
     told_by, count_N = Teacher.of(teacher, given.catalogue), given.catalogue.count_N
+    met = torch.zeros(len(count_N), dtype=torch.bool)
+    for group in given.groups:
+        met[group.events.item_BT[group.part_BT == TRAIN]] = True
+    count_N = torch.where(met, count_N, -1.0)  # the student hears the teacher on trained items only
     labelled = [taught([told_by], group, count_N, Unseen(4)) for group in given.groups]
+    for group in labelled:
+        assert group.unseen_item_BTS is not None
+        assert met[group.unseen_item_BTS[group.part_BT == TRAIN]].all()
     read = lifts(learned(replace(given, groups=labelled), StudentSpec(item_id_dropout=COLD))[1], given.oracle)
     print("student", read)
     assert min(*told.values(), *read.values()) >= 0.90, (told, read)
