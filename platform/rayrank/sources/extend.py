@@ -38,12 +38,12 @@ def extend_bucket(
     users = made.users
     counts = pc.subtract(users["stop"], users["start"]).to_numpy()
     owner = np.repeat(np.arange(len(counts)), counts)
-    old, old_owner = _old_events(spec.path, manifest, bucket, users["user"].to_numpy(), new.column_names)
+    old, old_owner = _old_events(spec.path, manifest, bucket, users["user"].to_numpy(), new.schema)
     continued = np.full(len(counts), -1, dtype=np.int64)
     np.maximum.at(continued, old_owner, old["request"].to_numpy())
     request = new["request"].to_numpy() + (continued + 1)[owner]
     new = new.set_column(new.column_names.index("request"), "request", pa.array(request.astype(np.int32)))
-    events = pa.concat_tables([old.select(new.column_names).cast(new.schema), new])
+    events = pa.concat_tables([old, new])
     everyone, fresh = np.concatenate([old_owner, owner]), np.arange(len(events)) >= len(old)
     order = np.argsort(everyone, kind="stable")
     events, everyone, fresh = events.take(pa.array(order)).combine_chunks(), everyone[order], fresh[order]
@@ -55,18 +55,19 @@ def extend_bucket(
 
 
 def _old_events(
-    path: str, manifest: Manifest, bucket: int, users: np.ndarray, names: list[str]
+    path: str, manifest: Manifest, bucket: int, users: np.ndarray, columns: pa.Schema
 ) -> tuple[pa.Table, np.ndarray]:
     """Events that the dataset has of these users, each once, in (user, request, row) order; and whose they are."""
+    whole, names = pa.schema([("user", pa.int64()), *columns]), columns.names
     place = np.full(int(users.max()) + 1, -1, dtype=np.int64)
     place[users] = np.arange(len(users))
-    found: list[pa.Table] = []
+    found = [whole.empty_table()]  # the bucket may have had nobody so far
     for shard in (s for s in manifest.shards if s.bucket == bucket):
         for group in range(len(shard.row_groups)):
             table = storage.read_row_group(storage.join(path, shard.file), group, ["user", *names])
             user = table["user"].to_numpy()
             mine = (user < len(place)) & (place[user.clip(max=len(place) - 1)] >= 0)
-            found.append(_flat(table.filter(pa.array(mine)), names))
+            found.append(_flat(table.filter(pa.array(mine)), names).cast(whole))
     events = pa.concat_tables(found)
     owner = place[events["user"].to_numpy()]
     part, row, request = (events[n].to_numpy() for n in ("part", "row", "request"))

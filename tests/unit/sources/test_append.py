@@ -204,6 +204,19 @@ def test_earlier_clicks_that_are_told_again_cannot_be_appended(tmp_path: Path) -
         prepare(parse(PrepareConfig, raw | {"append": True, "rows_per_shard": 7}), quiet)
 
 
+def test_new_users_in_buckets_that_had_nobody(tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    shop.lines[0] = [f"u{u},i{i},{START + 10 * u + i},{i % 2},0" for u in (0, 1) for i in range(4)]
+    shop.lines[1] = [f"u{u},i{i},{START + 2 * DAY + 10 * u + i},{i % 2},0" for u in range(2, 14) for i in range(4)]
+    shop.prepare(range(1), "grown", rows_per_shard=1)
+    first = Dataset.open(str(tmp_path / "grown")).manifest
+    assert any(not s.row_groups for s in first.shards), "some bucket has nobody"
+    shop.prepare(range(1, 2), "grown", append=True, rows_per_shard=1)
+    grown = Dataset.open(str(tmp_path / "grown"), verify=True)
+    assert {s.bucket for s in grown.manifest.shards if s.row_groups} > {s.bucket for s in first.shards if s.row_groups}
+    assert told(grown) == told(Dataset.open(shop.prepare(range(2), "whole").path))
+
+
 def test_there_must_be_a_dataset(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no dataset"):
         Shop(tmp_path).prepare(range(1), "grown", append=True)
