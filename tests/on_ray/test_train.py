@@ -113,6 +113,29 @@ def test_a_mistake_that_a_worker_sees_reaches_the_user_as_one(small, tmp_path: P
         _two(raw, tmp_path / "out")
 
 
+@pytest.mark.parametrize("key", ["learning.rows.learning_rate", "learning.learning_rate"])
+def test_divergence_is_a_mistake_of_the_learning_rate(key: str, small, tmp_path: Path) -> None:
+    huge: dict[str, Any] = {"rows": {"learning_rate": 1e30}} if "rows" in key else {"learning_rate": 1e30}
+    raw = {**small.raw_student, "learning": {**small.raw_student["learning"], **huge}}
+    with pytest.raises(ConfigError, match="lower it") as caught:
+        _alone(raw, tmp_path / "out")
+    assert (caught.value.path, caught.value.value) == (key, 1e30)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_divergence_on_workers_is_not_tried_again(small, tmp_path: Path) -> None:
+    learning = {**small.raw_student["learning"], "rows": {"learning_rate": 1e30}}
+    task = parse(FitTask, {**small.raw_student, "learning": learning, "output": str(tmp_path / "out")})
+    lines: list[str] = []
+    with (
+        ensure_cluster(ClusterConfig()) as cluster,
+        pytest.raises(ConfigError, match=r"^learning\.rows\.learning_rate: got 1e\+30.*lower it"),
+    ):
+        run_distributed(task, Workers(count=2, max_failures=2), cluster, ClusterConfig(), lines.append)
+    assert sum("process(es) ready" in line for line in lines) == 1
+
+
 def test_same_seed_same_numbers(small, tmp_path: Path) -> None:
     first, again = (_alone(small.raw_student, tmp_path / name) for name in ("a", "b"))
     assert first.curve == again.curve

@@ -46,6 +46,14 @@ class Snapshot:
     meta: dict[str, Any]
 
 
+class DivergedError(FloatingPointError):
+    """Training found no numbers any more. ``key`` is the learning rate that led there, ``value`` what it was."""
+
+    def __init__(self, key: str, value: float, what: str) -> None:
+        self.key, self.value, self.what = key, value, what
+        super().__init__(f"{what}; lower {key}, which is {value}")
+
+
 @dataclass(frozen=True)
 class Used:
     """The train targets whose losses made one optimiser step, on this rank."""

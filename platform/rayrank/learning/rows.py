@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rayrank.batch import FAR, Catalogue, Events, SequenceBatch
 from rayrank.learning.collectives import Collectives
-from rayrank.learning.inputs import Hooks, Step, TrainData, TrainSpec, Used
+from rayrank.learning.inputs import DivergedError, Hooks, Step, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Average, Rates, build_optimiser, schedule, split_parameters, sum_gradients
 from rayrank.learning.plan import take
 from rayrank.learning.state import StageState, snapshot
@@ -36,7 +36,11 @@ STAGE = "rows"
 
 
 def train_rows(model: Ranker, data: TrainData, spec: TrainSpec, hooks: Hooks, collectives: Collectives) -> None:
-    """Train the static path in place; its averaged weights stay. Goes on from a snapshot of this stage."""
+    """Train the static path in place; its averaged weights stay. Goes on from a snapshot of this stage.
+
+    Raises:
+        DivergedError: losses or weights are no numbers.
+    """
     _Rows(model, data, spec, hooks, collectives).all_epochs()
 
 
@@ -60,13 +64,22 @@ class _Rows:
             seen, losses = 0, torch.zeros(len(self.names))
             for batch, done, place in _steps(self.data, self.epoch, self.spec, self.collectives, self.begin):
                 means, due = self._step(batch, (self.epoch + done) / epochs)
-                seen, losses = seen + 1, losses + means.cpu()
+                mean = means.cpu()
+                self._check(mean, "loss")
+                seen, losses = seen + 1, losses + mean
                 if due:
                     self._keep(place)
             found = {f"loss/{n}": v for n, v in zip(self.names, (losses / max(1, seen)).tolist(), strict=True)}
             self.hooks.report({"stage": STAGE, "epoch": self.epoch, "epochs": epochs, **found})
             self.epoch, self.begin = self.epoch + 1, (0, 0)
         self.state.average.keep()
+        for parameter in self.state.parameters:  # a last step may have ruined them without a loss that shows it
+            self._check(parameter.detach(), "weights")
+
+    def _check(self, values: Tensor, what: str) -> None:
+        if not bool(values.isfinite().all()):
+            found = f"{what} of the rows stage: no numbers at step {self.step} of epoch {self.epoch + 1}"
+            raise DivergedError("learning.rows.learning_rate", self.spec.learning.rows.learning_rate, found)
 
     def _step(self, batch: SequenceBatch | None, progress: float) -> tuple[Tensor, bool]:
         """(mean loss by event task over all ranks, whether a rank asks for a snapshot)."""

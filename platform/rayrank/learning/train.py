@@ -18,7 +18,7 @@ from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.blend import choose_share
 from rayrank.learning.collectives import Collectives, Solo
 from rayrank.learning.forward import StepNoise, forward, retrieval_tasks, sample_items
-from rayrank.learning.inputs import Hooks, Snapshot, Step, TrainData, TrainSpec, Used
+from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, Step, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Average, Rates, build_optimiser, schedule, split_parameters, sum_gradients
 from rayrank.learning.predict import predict
 from rayrank.learning.rows import STAGE as ROWS
@@ -52,7 +52,7 @@ def train(
 
     Raises:
         ValueError: an objective weight for an unknown task, a metric to choose by that valid does not give.
-        FloatingPointError: the loss is no number.
+        DivergedError: losses are no numbers, in either stage.
     """
     run = _Run(model, data, spec, hooks or Hooks(), collectives or Solo())
     return run.all_epochs()
@@ -84,7 +84,10 @@ class _Run:
             self._first_stage()
         while self.epoch < self.spec.epochs and not self._exhausted():
             started = time.perf_counter()
-            events, waited = self._epoch()
+            try:
+                events, waited = self._epoch()
+            except torch.linalg.LinAlgError as error:  # what a reader makes of weights that are no numbers
+                raise self._diverged(f"no solution at step {self.step} ({error})") from None
             seconds = time.perf_counter() - started
             with self.average.applied():
                 metrics = self._evaluate()
@@ -209,8 +212,11 @@ class _Run:
         values = dict(zip(self.tasks, means.tolist(), strict=True))
         loss = sum(weights[task] * value for task, value in values.items())
         if not math.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss} at step {self.step}: {values}; lower learning.learning_rate")
+            raise self._diverged(f"loss is {loss} at step {self.step}: {values}")
         return {"loss": loss, **{f"loss/{task}": value for task, value in values.items()}}
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError("learning.learning_rate", self.spec.learning_rate, what)
 
     def _evaluate(self) -> dict[str, float]:
         share_marks(self.model, self.collectives)

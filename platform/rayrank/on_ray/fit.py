@@ -19,7 +19,7 @@ import torch
 from rayrank.bundle import BundleParts, Parent, save_bundle
 from rayrank.config import ConfigError
 from rayrank.learning.collectives import Collectives, Solo
-from rayrank.learning.inputs import Hooks, Snapshot, TrainData, TrainSpec, Used
+from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, TrainData, TrainSpec, Used
 from rayrank.learning.rows import FIRST_EPOCH
 from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.train import TrainResult, train
@@ -62,7 +62,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     """Train as ``task`` says; rank 0 writes the bundle.
 
     Raises:
-        ConfigError: a dataset, encoder, label folder or objective that does not fit.
+        ConfigError: a dataset, encoder, label folder or objective that does not fit, or a learning rate that diverges.
     """
     began = time.monotonic()
     collectives = collectives or Solo()
@@ -169,6 +169,8 @@ def _check_choice(task: FitTask, metrics: dict[str, float]) -> None:
 def _train(model: Any, data: TrainData, spec: TrainSpec, hooks: Hooks, collectives: Collectives) -> TrainResult:
     try:
         return train(model, data, spec, hooks, collectives)
+    except DivergedError as error:  # on every rank at the same step, for losses are summed over them
+        raise ConfigError(error.key, error.value, error.what, "lower it, a tenth is a good next try") from None
     except ValueError as error:
         if isinstance(error, ConfigError) or not str(error).startswith(("objective.", "learning.")):
             raise

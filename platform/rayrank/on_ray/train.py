@@ -115,7 +115,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         # wait for this rank until the time-out, and the line says why.
         if rank > 0:
             board.add.remote(f"worker {rank}: {error}")
-        return {"mistake": [error.path, str(error.value), error.rule, error.fix]}
+        value = error.value if isinstance(error.value, int | float | None) else str(error.value)
+        return {"mistake": [error.path, value, error.rule, error.fix]}
 
 
 def _unpack(returned: Any) -> Fitted:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rayrank.batch import SequenceBatch
-from rayrank.learning.inputs import Hooks, Snapshot, TrainData, TrainSpec, Used
+from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Average, schedule
 from rayrank.learning.spec import LearningSpec, RowsSpec
 from rayrank.learning.train import TrainResult, _Run, train
@@ -271,6 +271,28 @@ def test_a_student_learns_from_soft_labels_alone() -> None:
     data = TrainData(catalogue(), lambda _, start: islice(steps_of(given, 1), start, None), 3)
     result = train(fresh("student"), data, TrainSpec(learning, objective))
     assert curve(result, "loss/stars")[-1] < 0.2 * curve(result, "loss/stars")[0]
+
+
+@pytest.mark.parametrize("key", ["learning.rows.learning_rate", "learning.learning_rate"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_divergence_names_the_learning_rate_of_its_stage(key: str, world: int) -> None:
+    huge = {"learning_rate": 1e30}
+    rows = LEARNING.rows.model_copy(update=huge if "rows" in key else {})
+    learning = LEARNING.model_copy(update={"rows": rows, **({} if "rows" in key else huge)})
+    shared: dict[str, Any] = {"barrier": threading.Barrier(world)}
+    caught: list[DivergedError] = []
+
+    def work(rank: int) -> None:
+        with pytest.raises(DivergedError, match=r"no numbers at step|loss is|no solution") as found:
+            run(fresh("student"), batches(), TrainSpec(learning), Threads(rank, world, shared))
+        caught.append(found.value)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [(error.key, error.value) for error in caught] == [(key, 1e30)] * world
 
 
 def test_unknown_weights_and_metrics_are_mistakes() -> None:
