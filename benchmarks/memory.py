@@ -4,7 +4,7 @@ The same users and items throughout, so that the tables of ids are equal and onl
 512 MB. Every job is a process of its own, started as a user would, and sampled twice a second. The claim is the peak
 at the largest size over that at the smallest, the worst job's.
 
-    python -m benchmarks.memory [--rows 500000,2000000,10000000] [--jobs prepare,train_teacher,label,score,evaluate]
+    python -m benchmarks.memory [--rows 500000,2000000,10000000] [--jobs prepare,train_teacher,label,distill,evaluate]
     python -m benchmarks.memory --quick      200,000 and 800,000 rows, prepare and train_teacher; nothing is kept
 """
 
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ from benchmarks.results import ROOT, Row, Table
 
 NAME, VERSION = "memory", 1
 JOBS = ("prepare", "train_teacher", "label", "distill", "promote", "score", "evaluate")
+NEEDS = {
+    "train_teacher": "prepare", "label": "train_teacher", "distill": "label", "promote": "distill",
+    "score": "promote", "evaluate": "distill",
+}  # fmt: skip
+"""The job whose output each job reads."""
 USERS, ITEMS = 20_000, 5_000
 GATES = ("gain_auc", "gain_gauc", "lift", "calibration", "latency")
 LIMIT_S = 3600.0
@@ -82,15 +88,29 @@ def peak_of(job: str, config: Path, log: Path) -> tuple[float, float]:
             [sys.executable, "-m", f"jobs.{job}", str(config)], cwd=ROOT, stdout=out, stderr=out,
             env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
         )  # fmt: skip
-        while process.poll() is None:
-            peak = max(peak, pss_mb(process.pid))
-            if time.monotonic() - began > LIMIT_S:
-                process.kill()
-                raise TimeoutError(f"{job} took more than {LIMIT_S:g} s")
-            time.sleep(0.5)
+        try:
+            while process.poll() is None:
+                peak = max(peak, pss_mb(process.pid))
+                if time.monotonic() - began > LIMIT_S:
+                    raise TimeoutError(f"{job} took more than {LIMIT_S:g} s")
+                time.sleep(0.5)
+        finally:
+            end(process)
     if process.returncode:
         raise RuntimeError(f"{job} failed: {log.read_text(errors='replace')[-2000:]}")
     return peak, time.monotonic() - began
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that still runs, and all its descendants."""
+    if process.poll() is not None:
+        return
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait(timeout=30)
+    psutil.wait_procs(family, timeout=30)
 
 
 def pss_mb(pid: int) -> float:
@@ -158,6 +178,9 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [200_000, 800_000] if options.quick else [int(size) for size in options.rows.split(",")]
     jobs = ["prepare", "train_teacher"] if options.quick else options.jobs.split(",")
+    lacking = [f"{job} needs {NEEDS[job]}" for job in jobs if NEEDS.get(job, job) not in jobs]
+    if lacking or set(jobs) - set(JOBS):
+        parser.error(f"--jobs {','.join(jobs)}: {'; '.join(lacking) or 'jobs are ' + ','.join(JOBS)}")
     found: dict[int, dict[str, tuple[float, float]]] = {}
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="rayrank-memory-") as folder:
