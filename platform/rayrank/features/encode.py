@@ -16,8 +16,6 @@ from rayrank.schema import UNKNOWN, CategoricalFeature, Feature, NumericFeature
 SCALED_LIMIT = 10.0
 """Standardised numbers are clipped to ± this: one absurd input must not drown the others."""
 
-Encoded = int | list[int] | float
-
 
 def index_of(vocabulary: Sequence[str]) -> dict[str, int]:
     """Category text -> index (1-based; 0 is unknown)."""
@@ -69,21 +67,6 @@ def encode_numeric(feature: NumericFeature, scale: Scale, cells: Sequence[object
         return np.nan_to_num((rank - 0.5) * 12**0.5, nan=0.0).astype(np.float32)
     scaled = (numeric_values(feature, cells) - scale.mean) / scale.std
     return np.clip(np.nan_to_num(scaled, nan=0.0), -SCALED_LIMIT, SCALED_LIMIT).astype(np.float32)
-
-
-def encode_row(features: Sequence[Feature], state: TableState, row: Mapping[str, object]) -> dict[str, Encoded]:
-    """One user's, item's or request's features by name, from its raw columns (absent columns count as missing).
-
-    Lists (multi-valued) are not padded; batch them with :func:`pad_lists`.
-    """
-    encoded: dict[str, Encoded] = {}
-    for feature in features:
-        cells = [None if feature.train_only else row.get(feature.column)]
-        if isinstance(feature, CategoricalFeature):
-            encoded[feature.name] = encode_categorical(feature, index_for(feature, state), cells)[0]
-        else:
-            encoded[feature.name] = float(encode_numeric(feature, state.scales[feature.name], cells)[0])
-    return encoded
 
 
 def pad_lists(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:

@@ -9,15 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-HOURS = 24
 WEEKDAYS = 7
 GAP_BUCKETS = 32
 """Number of values :func:`gap_bucket` takes: 0 (same second or unknown) and one per doubling up to 2³¹ s."""
-
-
-def hour_of_day(time: Tensor) -> Tensor:
-    """UTC hour 0..23 of unix seconds; any shape, int64."""
-    return torch.div(time, 3600, rounding_mode="floor").remainder(HOURS)
 
 
 def weekday(time: Tensor) -> Tensor:
@@ -33,8 +27,3 @@ def gap_bucket(gap: Tensor) -> Tensor:
     # float64 represents every integer below 2**53 exactly, so powers of two land in their own bucket.
     exponent = torch.floor(torch.log2(gap.clamp(min=1).double())).long() + 1
     return torch.where(gap > 0, exponent.clamp(max=GAP_BUCKETS - 1), torch.zeros_like(exponent))
-
-
-def log_gap(gap: Tensor) -> Tensor:
-    """log2(1 + gap seconds) / 32 as float32, about 0..1; negative gaps count as 0. Any shape."""
-    return (torch.log2(gap.clamp(min=0).double() + 1.0) / 32.0).float()

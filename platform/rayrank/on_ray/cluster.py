@@ -73,10 +73,6 @@ class Cluster:
     started_here: bool
     autoscaling: bool = False
 
-    def spare(self, asked: float) -> float:
-        """CPUs left for data tasks beside ``asked``."""
-        return max(0.0, self.cpus - asked)
-
 
 def local_cpus(config: ClusterConfig) -> int:
     """Logical CPUs that a local Ray would be given."""

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import html
 import math
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from pydantic import Field
 
@@ -66,16 +64,6 @@ class Report(Config):
     steps_s: dict[str, float] = Field({}, description="step -> seconds, in order")
     gates: tuple[GateLine, ...] = Field((), description="promotion gates")
     notes: tuple[str, ...] = Field((), description="closing lines")
-
-
-def write_report(report: Report, path: str | Path) -> Path:
-    """Write the page to ``path`` (…/report.html) atomically and return it."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(render(report), encoding="utf-8")
-    os.replace(temporary, target)
-    return target
 
 
 def render(report: Report) -> str:

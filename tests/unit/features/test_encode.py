@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rayrank.features.encode import encode_categorical, encode_numeric, encode_row, index_of, pad_lists
+from rayrank.features.encode import encode_categorical, encode_numeric, index_of, pad_lists
 from rayrank.features.state import (
     FeatureState,
     Moments,
@@ -72,14 +72,10 @@ def test_moments_add_up_over_shards() -> None:
     assert count_moments(PRICE, values[:1]) + count_moments(PRICE, values[1:]) == count_moments(PRICE, values)
 
 
-def test_a_request_row_is_encoded_like_a_column() -> None:
-    state = TableState(categories={"colour": ("blue",), "tags": ("a", "b")}, scales={"price": Scale(mean=1, std=2)})
-    row = {"colour": "blue", "tags": "b|zzz", "price": 5, "more": 1}
-    assert encode_row((COLOUR, TAGS, PRICE), state, row) == {"colour": 1, "tags": [2], "price": 2.0}
-    assert encode_row((COLOUR, TAGS, PRICE), state, {}) == {"colour": 0, "tags": [], "price": 0.0}
-    assert state.size("tags") == 3
-
-
 def test_a_state_of_another_schema_is_noticed() -> None:
     schema = DatasetSchema(name="x", tasks=(BinaryTask(name="y", column="y"),), item_features=(COLOUR, PRICE))
     assert check_state(FeatureState(), schema) == ["colour", "price"]
+
+
+def test_a_vocabulary_has_one_more_index_than_categories() -> None:
+    assert TableState(categories={"tags": ("a", "b")}).size("tags") == 3, "0 is unknown"
