@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from rayrank.config import ConfigError
-from rayrank.on_ray.patience import Limit, Pulse, ReadAhead, attended
+from rayrank.on_ray.patience import Beat, Limit, Pulse, ReadAhead, alive_through, attended
 
 SHORT = Limit("cluster.stall_s", 0.6, "block")
 
@@ -55,6 +56,71 @@ def test_work_that_gives_signs_may_take_longer_than_the_limit() -> None:
         return "done"
 
     assert attended(slow, pulse, SHORT) == "done"
+
+
+def test_beats_are_few_and_come_from_the_work_itself() -> None:
+    told: list[float] = []
+    beat, began = Beat(lambda: told.append(time.monotonic() - began), 0.2), time.monotonic()
+    assert list(alive_through(iter(range(10)), lambda: (time.sleep(0.05), beat())[1])) == list(range(10))
+    assert 1 <= len(told) <= 3
+    assert told[0] >= 0.2
+    quiet = len(told)
+    time.sleep(0.5)  # whoever hangs is silent
+    assert len(told) == quiet
+    assert [Beat.often_enough(limit) for limit in (1800, 4)] == [30, 1]
+
+
+def test_every_part_of_a_run_shows_that_it_is_alive(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding, rows, steps and evaluation: each calls ``alive``, and the fewer the data the fewer the calls."""
+    from rayrank.config import parse
+    from rayrank.on_ray.feed import Feed
+    from rayrank.on_ray.fit import Listeners, fit
+    from rayrank.on_ray.task import FitTask
+
+    heard, evaluated = [""], Feed.evaluated
+    monkeypatch.setattr(Feed, "evaluated", lambda self, part: heard.append("evaluating") or evaluated(self, part))
+    task = parse(FitTask, {**small.raw_teacher, "stream": {"through": "direct"}})
+    fit(task, Listeners(progress=heard.append, alive=lambda: heard.append(".")))
+    story = "".join(entry if entry == "." else f"<{entry}>" for entry in heard)
+    for part in (
+        r"ready, [^<>]*>\.+<[^<>]*item texts as vectors",
+        r"item texts as vectors[^<>]*>\.{20,}<rows 1/",
+        r"rows 3/3[^<>]*>\.+<evaluating>",
+        r"<evaluating>\.+<epoch 2/2 done",
+    ):
+        assert re.search(part, story), (part, story)
+
+
+def test_workers_wait_for_each_other_longer_than_for_data() -> None:
+    from rayrank.config import parse
+    from rayrank.on_ray.cluster import ClusterConfig
+    from rayrank.on_ray.task import FitTask
+    from rayrank.on_ray.train import _waits
+
+    task = parse(FitTask, {"dataset": "d", "stream": {"wait_s": 500}})
+    assert _waits(task, ClusterConfig(wait_s=70, stall_s=8)) == {"wait_s": 70, "collective_s": 570, "beat_s": 2}
+
+
+def test_nobody_waits_while_the_bundle_is_saved(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rayrank.config import parse
+    from rayrank.learning.collectives import Solo
+    from rayrank.on_ray import fit as module
+    from rayrank.on_ray.task import FitTask
+
+    done: list[str] = []
+
+    class Told(Solo):
+        def barrier(self) -> None:
+            done.append("barrier")
+
+        def all_reduce_sum(self, tensor: Any) -> Any:
+            done[:] = ["sum"]
+            return tensor
+
+    monkeypatch.setattr(module, "_save", lambda *_: done.append("save"))
+    raw = {**small.raw_student, "output": str(tmp_path / "out"), "stream": {"through": "direct"}}
+    module.fit(parse(FitTask, raw), module.Listeners(), Told())
+    assert done == ["sum", "barrier", "save"]
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), TimeoutError("mine"), SystemExit("mine")])

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+BEAT = ""
+"""A line that nobody is shown: the worker that wrote it is alive."""
 _POLL_S = 0.5
 _ANSWER_S = 10.0
 

@@ -57,7 +57,9 @@ class ClusterConfig(Config):
     object_store_mb: int = Field(300, ge=80, description="shared memory of a local Ray's object store, MB")
     worker_logs: bool = Field(False, description="print what the workers print")
     autoscaling: bool = Field(False, description="nodes are added on demand: do not refuse work for missing CPUs")
-    wait_s: float = Field(120.0, gt=0, description="longest wait for a cluster, a worker group or a collective, s")
+    wait_s: float = Field(
+        120.0, gt=0, description="longest wait for a cluster, a worker group; past stream.wait_s: a worker"
+    )
     stall_s: float = Field(
         1800.0, gt=0, description="longest time without a sign of life: a worker's line, a trial's epoch, a block, s"
     )

@@ -8,6 +8,7 @@ how its process was started, nor about MLflow.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from rayrank.models.build import build_ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
 from rayrank.on_ray.feed import Feed, steps_per_epoch
 from rayrank.on_ray.items import Items, load_items
+from rayrank.on_ray.patience import alive_through
 from rayrank.on_ray.stream import GroupStream, Shards
 from rayrank.on_ray.task import FitTask
 from rayrank.sources.dataset import Dataset
@@ -56,6 +58,7 @@ class Listeners:
 
     progress: Callable[[str], None] = lambda _: None  # lines for people, rank 0
     on_epoch: Callable[[int, dict[str, float]], None] = lambda _epoch, _metrics: None  # every rank
+    alive: Callable[[], None] = lambda: None  # often, while there is progress of any kind; every rank
 
 
 def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = None, device: str = "cpu") -> Fitted:
@@ -75,7 +78,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     feed.begin(*_first_steps(task, resume))  # reading starts while texts are encoded
     lines = _Lines(listeners, task.learning.epochs, collectives)
     lines.say(f"{collectives.world} process(es) ready, {dataset.manifest.counts.train:,} training targets")
-    items = load_items(task, dataset, collectives, device)
+    items = load_items(task, dataset, collectives, device, listeners.alive)
     seconds_items = time.monotonic() - began
     torch.manual_seed(task.learning.seed)
     model = build_ranker(task.model, dataset.schema, items.sizes, items.encoder).to(device)
@@ -98,23 +101,23 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     hooks = Hooks(
         report=lines.report,
         on_epoch=keep,
-        due=Due(task.checkpoint_s) if checkpoints and collectives.rank == 0 else lambda: False,
+        due=Due(task.checkpoint_s if checkpoints and collectives.rank == 0 else math.inf, listeners.alive),
         on_snapshot=keep_place,
         on_used=Audit(task.audit, collectives.rank).write if task.audit else None,
         resume=resume and with_frozen(resume, model),
     )
     data = TrainData(
         items.catalogue,
-        feed.steps,
+        lambda epoch, start: alive_through(feed.steps(epoch, start), listeners.alive),
         steps_per_epoch(shards.manifest, task.learning),
-        lambda: feed.evaluated("valid"),
+        lambda: alive_through(feed.evaluated("valid"), listeners.alive),
     )
     result = _train(model, data, TrainSpec(task.learning, task.objective), hooks, collectives)
+    collectives.barrier()  # not after saving, which takes as long as it takes
     if task.output and collectives.rank == 0:
         _save(task, model, result, dataset, items)
         assert checkpoints
         checkpoints.remove()
-    collectives.barrier()
     return _fitted(result, model, (began, seconds_items, collectives.world), resume)
 
 
@@ -133,12 +136,13 @@ def place_of(resume: Snapshot) -> str:
 
 
 class Due:
-    """Says yes every ``seconds``."""
+    """Says yes every ``seconds``. It is asked after every step, so whoever asks is alive."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._last = seconds, time.monotonic()
+    def __init__(self, seconds: float, alive: Callable[[], None]) -> None:
+        self._seconds, self._alive, self._last = seconds, alive, time.monotonic()
 
     def __call__(self) -> bool:
+        self._alive()
         now = time.monotonic()
         due = now - self._last >= self._seconds
         self._last = now if due else self._last

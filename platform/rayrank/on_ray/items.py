@@ -7,6 +7,7 @@ bundles; knows nothing about how models are trained.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,8 +52,10 @@ class Items:
     teacher_id: str | None = None
 
 
-def load_items(task: FitTask, dataset: Dataset, collectives: Collectives, device: str) -> Items:
-    """The items of a run. Collective: all ranks call it.
+def load_items(
+    task: FitTask, dataset: Dataset, collectives: Collectives, device: str, alive: Callable[[], None] = lambda: None
+) -> Items:
+    """The items of a run. Collective: all ranks call it. The encoder calls ``alive`` with every batch of texts.
 
     Raises:
         ConfigError: no such encoder; a teacher of other data, or one without text vectors although text is asked for.
@@ -68,6 +71,7 @@ def load_items(task: FitTask, dataset: Dataset, collectives: Collectives, device
         return Items(catalogue, sizes_of(dataset.manifest, 0), teacher_id=teacher_id)
     if len(set(collectives.all_gather_objects(loaded.identity))) > 1:
         raise ConfigError("encoder", None, "every worker must load the same encoder", "give all nodes the same files")
+    loaded.network.network.register_forward_pre_hook(lambda *_: alive())
     tokens = tokenise(texts, loaded.tokenizer_json, loaded.max_tokens)
     vectors = _vectors(task, loaded, tokens, collectives, device)
     sizes = sizes_of(dataset.manifest, int(vectors.shape[1]))

@@ -50,6 +50,35 @@ class Pulse:
             raise limit.error()
 
 
+class Beat:
+    """Passes signs of life on, at most one every ``seconds``. Called by the work itself: what hangs is not heard."""
+
+    def __init__(self, tell: Callable[[], object], seconds: float) -> None:
+        self._tell, self._seconds, self._last = tell, seconds, time.monotonic()
+
+    def __call__(self) -> None:
+        """A sign of life; costs a look at the clock."""
+        now = time.monotonic()
+        if now - self._last >= self._seconds:
+            self._last = now
+            self._tell()
+
+    @staticmethod
+    def often_enough(limit_s: float) -> float:
+        """Seconds between beats such that several are due within a limit."""
+        return min(30.0, limit_s / 4)
+
+
+def alive_through(items: Iterator[T], alive: Callable[[], None]) -> Iterator[T]:
+    """The same items; ``alive`` is called as each of them comes."""
+
+    def passed(item: T) -> T:
+        alive()
+        return item
+
+    return map(passed, items)
+
+
 def attended(work: Callable[[], T], pulse: Pulse, limit: Limit) -> T:
     """``work()`` on a thread of its own, given up when ``pulse`` stands still for longer than the limit.
 

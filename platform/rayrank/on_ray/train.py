@@ -6,6 +6,7 @@ Knows how to start workers, pass typed configs and bring progress and results ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal
@@ -13,10 +14,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError, parse
-from rayrank.on_ray.board import progress_board
+from rayrank.on_ray.board import BEAT, progress_board
 from rayrank.on_ray.cluster import Cluster, ClusterConfig, check_capacity
 from rayrank.on_ray.fit import Fitted, Listeners, fit
-from rayrank.on_ray.patience import Limit, Pulse, attended
+from rayrank.on_ray.patience import Beat, Limit, Pulse, attended
 from rayrank.on_ray.task import FitTask
 
 _CLUSTER_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
@@ -67,20 +68,24 @@ def run_distributed(
     gpu = _use_gpu(workers, cluster)
     check_capacity(cluster, workers.count * workers.cpus, "workers.count", workers.count if gpu else 0)
     assert task.output
+    waits = _waits(task, config)
     pulse, limit = Pulse(), Limit("cluster.stall_s", config.stall_s, "sign of life of the training workers")
 
     def heard(line: str) -> None:
         pulse.beat()
-        progress(line)
+        if line != BEAT:
+            progress(line)
 
     with progress_board(heard) as board:
         trainer = _trainer(cluster)(
             _worker,
-            train_loop_config={"task": task.model_dump(mode="json"), "board": board, "wait_s": config.wait_s},
+            train_loop_config={"task": task.model_dump(mode="json"), "board": board, **waits},
             scaling_config=ScalingConfig(
                 num_workers=workers.count, use_gpu=gpu, resources_per_worker={"CPU": workers.cpus}
             ),
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=int(config.wait_s)),
+            torch_config=TorchConfig(
+                backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=math.ceil(waits["collective_s"])
+            ),
             run_config=RunConfig(
                 name="train",
                 storage_path=f"{task.output.rstrip('/')}.ray",
@@ -95,6 +100,12 @@ def run_distributed(
     return _unpack(result.return_value)
 
 
+def _waits(task: FitTask, config: ClusterConfig) -> dict[str, float]:
+    """Seconds: a rank may wait for data before it comes to a collective, so the others wait longer for it."""
+    collective_s = task.stream.wait_s + config.wait_s
+    return {"wait_s": config.wait_s, "collective_s": collective_s, "beat_s": Beat.often_enough(config.stall_s)}
+
+
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     task = parse(FitTask, config["task"], "training worker")
     import ray.train
@@ -107,9 +118,11 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     listeners = Listeners(
         progress=lambda line: board.add.remote(line),
         on_epoch=lambda epoch, metrics: ray.train.report({"epoch": epoch, **metrics}),
+        alive=Beat(lambda: board.add.remote(BEAT), config["beat_s"]),
     )
     try:
-        return {"fitted": asdict(fit(task, listeners, TorchCollectives(config["wait_s"]), device))}
+        collectives = TorchCollectives(config["collective_s"], config["wait_s"])
+        return {"fitted": asdict(fit(task, listeners, collectives, device))}
     except ConfigError as error:
         # Returned, not raised: a mistake must not be tried again. Workers usually see the same one; if not, the others
         # wait for this rank until the time-out, and the line says why.
