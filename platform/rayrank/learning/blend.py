@@ -15,8 +15,8 @@ from rayrank.objectives.spec import ObjectiveSpec
 from rayrank.objectives.targets import pack
 from rayrank.schema import VALID
 
-SHARES = torch.linspace(0.0, 1.0, 11)
-"""Candidates; the same for every task."""
+SHARES = torch.linspace(0.0, 0.9, 10)
+"""Candidates; the same for every task. Never all: what a known user does now must be able to change a ranking."""
 
 
 def choose_share(

@@ -26,6 +26,7 @@ from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
+from rayrank.on_ray.choice import with_choice
 from rayrank.on_ray.feed import Feed, steps_per_epoch
 from rayrank.on_ray.items import Items, load_items
 from rayrank.on_ray.patience import alive_through
@@ -75,6 +76,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     feed = Feed(GroupStream(shards, task.stream), task.learning, (collectives.rank, collectives.world))
     checkpoints = Checkpoints(task.output, run_key(task)) if task.output else None
     resume = checkpoints.latest() if checkpoints else None
+    task = task.model_copy(update={"learning": with_choice(task.learning, dataset.schema)})
     feed.begin(*_first_steps(task, resume))  # reading starts while texts are encoded
     lines = _Lines(listeners, task.learning.epochs, collectives)
     lines.say(f"{collectives.world} process(es) ready, {dataset.manifest.counts.train:,} training targets")

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from rayrank.config import Config, ConfigError, DataPath, digest, replace, to_yaml
 from rayrank.objectives.losses import task_weights
+from rayrank.on_ray.choice import chosen
 from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.space import LogUniform, Sampler, Space, check_space, read_space
@@ -83,7 +84,12 @@ def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
     _check_tasks(space, manifest.dataset_schema, origin)
     task = FitTask(**{name: getattr(base, name) for name in FitTask.model_fields})
     task = task.model_copy(update={"output": storage.join(config.output, "work")})
-    spec = config.search.model_copy(update={"num_trials": config.trials})
+    protocol, _, metric = config.search.metric.partition("/")
+    metric, less = chosen(metric, manifest.dataset_schema, "search.metric")
+    mode = "min" if less else config.search.mode
+    spec = config.search.model_copy(
+        update={"num_trials": config.trials, "metric": f"{protocol}/{metric}", "mode": mode}
+    )
     with ensure_cluster(config.cluster) as cluster:
         found = search(SearchTask(task, space), spec, cluster, progress, config.cluster.stall_s)
     run_id, winner_run = _record(config, found)

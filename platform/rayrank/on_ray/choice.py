@@ -1,0 +1,37 @@
+"""By which metric epochs and trials are chosen when the tasks do not go by the default name."""
+
+from __future__ import annotations
+
+from rayrank.config import ConfigError
+from rayrank.learning.spec import LearningSpec
+from rayrank.schema import BinaryTask, DatasetSchema
+
+DEFAULT = str(LearningSpec.model_fields["choose"].default)
+
+
+def chosen(choose: str, schema: DatasetSchema, path: str = "learning.choose") -> tuple[str, bool]:
+    """('<task>/<metric>', whether less is better).
+
+    The default on data without such a task: AUC of the first binary task, else RMSE of the first regression.
+
+    Raises:
+        ConfigError: a task that the dataset does not have; told before anything is trained.
+    """
+    name = choose.partition("/")[0]
+    tasks = [task.name for task in schema.tasks]
+    if name in tasks:
+        return choose, False
+    if choose != DEFAULT or not schema.event_tasks:
+        raise ConfigError(
+            path, choose, f"no task '{name}'; tasks of this dataset: {', '.join(tasks)}", "use one of them"
+        )
+    binary = schema.of_kind(BinaryTask)
+    return (f"{binary[0].name}/auc", False) if binary else (f"{schema.event_tasks[0].name}/rmse", True)
+
+
+def with_choice(learning: LearningSpec, schema: DatasetSchema) -> LearningSpec:
+    """The spec with a metric that the dataset has."""
+    choose, less = chosen(learning.choose, schema)
+    if choose == learning.choose:
+        return learning
+    return learning.model_copy(update={"choose": choose, "lower_is_better": less})
