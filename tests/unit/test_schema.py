@@ -37,7 +37,7 @@ def test_tasks_come_by_kind_in_order() -> None:
         ({"item_features": [{"kind": "numeric", "name": "n", "column": "a"}] * 2}, "unique"),
         ({"split": {"kind": "time", "valid": 0.9}}, "less than 0.5"),
         ({"tasks": [{**AGE, "classes": ["only"]}]}, "at least 2"),
-        ({"time_unit": "minutes"}, "'s', 'ms', 'us' or 'ns'"),
+        ({"time_unit": "minutes"}, "'s', 'ms', 'us', 'ns' or 'auto'"),
     ],
 )
 def test_contradictions_are_refused(changes: dict, rule: str) -> None:
