@@ -16,7 +16,7 @@ import torch
 
 from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.inputs import TrainData, TrainSpec
-from rayrank.learning.labels import Teacher, Unseen, taught
+from rayrank.learning.labels import Sampler, Teacher, taught
 from rayrank.learning.plan import GroupInfo, micro_batches, plan, steps
 from rayrank.learning.predict import predict
 from rayrank.learning.spec import LearningSpec
@@ -126,7 +126,8 @@ def test_taste_is_read_from_the_texts_of_items_never_seen(folder: Path) -> None:
     for group in given.groups:
         met[group.events.item_BT[group.part_BT == TRAIN]] = True
     count_N = torch.where(met, count_N, -1.0)  # the student hears the teacher on trained items only
-    labelled = [taught([told_by], group, count_N, Unseen(4)) for group in given.groups]
+    sampler = Sampler(count_N, 4)
+    labelled = [taught([told_by], group, sampler) for group in given.groups]
     for group in labelled:
         assert group.unseen_item_BTS is not None
         assert met[group.unseen_item_BTS[group.part_BT == TRAIN]].all()

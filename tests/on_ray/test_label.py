@@ -55,7 +55,7 @@ def test_labels_are_the_predictions_of_the_teacher_at_targets(small, tmp_path: P
 
 
 def test_unseen_items_come_back_with_the_batch(small, tmp_path: Path) -> None:
-    from rayrank.learning.labels import Teacher, Unseen, taught
+    from rayrank.learning.labels import Sampler, Teacher, taught
 
     label(_config(small, tmp_path / "labels", samples=3), lambda _: None)
     dataset, bundle = Dataset.open(small.dataset), load_bundle(small.teacher)
@@ -63,8 +63,8 @@ def test_unseen_items_come_back_with_the_batch(small, tmp_path: Path) -> None:
         file = pq.ParquetFile(tmp_path / "labels" / f"part-{shard:05d}.parquet")
         table = dataset.read_group(shard, group)
         read = collate(table, dataset.schema, file.read_row_group(group))
-        batch, count_N = collate(table, dataset.schema), bundle.catalogue().count_N
-        told = taught([Teacher(bundle.model, bundle.items_NW)], batch, count_N, Unseen(3))
+        sampler = Sampler(bundle.catalogue().count_N, 3)
+        told = taught([Teacher(bundle.model, bundle.items_NW)], collate(table, dataset.schema), sampler)
         assert read.unseen_item_BTS is not None
         assert told.unseen_item_BTS is not None
         assert torch.equal(read.unseen_item_BTS, told.unseen_item_BTS)

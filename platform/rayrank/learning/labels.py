@@ -16,7 +16,7 @@ from torch import Tensor
 from rayrank.batch import Catalogue, Queries, SequenceBatch
 from rayrank.learning.plan import take
 from rayrank.models.noise import Noise
-from rayrank.models.ranker import Ranker
+from rayrank.models.ranker import Ranker, UserState
 from rayrank.objectives.targets import pack
 from rayrank.schema import TRAIN
 
@@ -39,64 +39,57 @@ class Teacher:
             return Teacher(model, model.item_vectors(catalogue))
 
 
-@dataclass(frozen=True)
-class Unseen:
-    """How other items are drawn: in proportion to (training count + 1) ** power.
+class Sampler:
+    """Draws other items in proportion to (training count + 1) ** power.
 
     From the whole catalogue, whatever the user has seen: an item that the user knows comes up now and then, and the
-    teacher's opinion of it is as good as its soft label.
+    teacher's opinion of it is as good as its soft label. Items with a negative count are never drawn.
     """
 
-    samples: int
-    power: float = 0.5
-    seed: int = 0
-
-    def draw(self, row: Tensor, count_N: Tensor) -> Tensor:
-        """int64 (…, S) catalogue rows for source rows (…): the same for the same row, whoever asks."""
-        weight_N = (count_N.double().cpu() + 1.0) ** self.power
+    def __init__(self, count_N: Tensor, samples: int, power: float = 0.5, seed: int = 0) -> None:
+        weight_N = (count_N.double().cpu() + 1.0).clamp_min(0.0) ** power * (count_N.cpu() >= 0)
         weight_N[0] = 0.0
-        edges = weight_N.cumsum(0) / weight_N.sum()
+        self._edges, self.samples, self._noise = weight_N.cumsum(0) / weight_N.sum(), samples, Noise(seed, 0)
+
+    def draw(self, row: Tensor) -> Tensor:
+        """int64 (…, S) catalogue rows for source rows (…): the same for the same row, whoever asks."""
         number = torch.arange(self.samples, device=row.device)
-        drawn = Noise(self.seed, 0).uniform("unseen", row.unsqueeze(-1) * self.samples + number)
-        return torch.searchsorted(edges, drawn.double().cpu(), right=True).clamp_max(len(weight_N) - 1)
+        drawn = self._noise.uniform("unseen", row.unsqueeze(-1) * self.samples + number)
+        place = torch.searchsorted(self._edges, drawn.double().cpu(), right=True)
+        return place.clamp_max(len(self._edges) - 1)
 
 
-def taught(teachers: Sequence[Teacher], batch: SequenceBatch, count_N: Tensor, unseen: Unseen | None) -> SequenceBatch:
-    """The batch with the teachers' mean streaming logits at every target, and at unseen items of train targets."""
+def taught(teachers: Sequence[Teacher], batch: SequenceBatch, sampler: Sampler | None) -> SequenceBatch:
+    """The batch with the teachers' mean streaming logits at every target, and at sampled items of train targets."""
     names = teachers[0].model.event_tasks
     target_BT, train_BT = batch.part_BT > 0, batch.part_BT == TRAIN
     soft_BT = {name: torch.full(batch.part_BT.shape, torch.nan) for name in names}
     item_BTS, unseen_BTS = None, dict[str, Tensor]()
-    if unseen is not None and unseen.samples:
-        item_BTS = unseen.draw(batch.row_BT, count_N) * train_BT.unsqueeze(-1)
+    if sampler is not None and sampler.samples:
+        item_BTS = sampler.draw(batch.row_BT) * train_BT.unsqueeze(-1)
         unseen_BTS = {name: torch.full(item_BTS.shape, torch.nan) for name in names}
     with torch.inference_mode():
         for rows in _pieces(batch):
             piece = take(batch, rows)
-            _put(soft_BT, rows, target_BT[rows], _say(teachers, piece, target_BT[rows], None))
+            states = [teacher.model.user_state(piece.events, teacher.items_NW) for teacher in teachers]
+            heard = list(zip(teachers, states, strict=True))
+            _put(soft_BT, rows, target_BT[rows], _say(heard, piece.streaming(), target_BT[rows]))
             for number in range(0 if item_BTS is None else item_BTS.shape[-1]):
                 assert item_BTS is not None
-                said = _say(teachers, piece, train_BT[rows], item_BTS[rows, :, number])
+                asked = replace(piece.streaming(), item_BQ=item_BTS[rows, :, number])
+                said = _say(heard, asked, train_BT[rows])
                 _put({n: v[..., number] for n, v in unseen_BTS.items()}, rows, train_BT[rows], said)
     return replace(batch, soft_BT=soft_BT, unseen_item_BTS=item_BTS, unseen_soft_BTS=unseen_BTS)
 
 
-def _say(
-    teachers: Sequence[Teacher], piece: SequenceBatch, keep_BT: Tensor, item_BT: Tensor | None
-) -> dict[str, Tensor]:
-    """Event task -> mean logits of the kept positions, flat; of other items when they are given."""
-    asked = piece.streaming() if item_BT is None else replace(piece.streaming(), item_BQ=item_BT)
+def _say(heard: Sequence[tuple[Teacher, UserState]], asked: Queries, keep_BT: Tensor) -> dict[str, Tensor]:
+    """Event task -> mean logits of the kept positions, flat."""
     queries, asked_BQ, _ = pack(asked, keep_BT)
-    whole, found = sum(teacher.weight for teacher in teachers), dict[str, Tensor]()
-    for teacher in teachers:
-        for name, value in _logits(teacher, piece, queries).items():
+    whole, found = sum(teacher.weight for teacher, _ in heard), dict[str, Tensor]()
+    for teacher, state in heard:
+        for name, value in teacher.model.score(state, queries, teacher.items_NW).items():
             found[name] = found.get(name, 0.0) + value[asked_BQ].float() * (teacher.weight / whole)
     return found
-
-
-def _logits(teacher: Teacher, piece: SequenceBatch, queries: Queries) -> dict[str, Tensor]:
-    state = teacher.model.user_state(piece.events, teacher.items_NW)
-    return teacher.model.score(state, queries, teacher.items_NW)
 
 
 def _put(into: dict[str, Tensor], rows: Tensor, keep_BT: Tensor, said: dict[str, Tensor]) -> None:

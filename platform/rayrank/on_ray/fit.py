@@ -19,6 +19,7 @@ import torch
 
 from rayrank.bundle import BundleParts, Parent, save_bundle
 from rayrank.config import ConfigError
+from rayrank.learning.choice import with_choice
 from rayrank.learning.collectives import Collectives, Solo
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, TrainData, TrainSpec, Used
 from rayrank.learning.rows import FIRST_EPOCH
@@ -26,7 +27,6 @@ from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
-from rayrank.on_ray.choice import with_choice
 from rayrank.on_ray.feed import Feed, steps_per_epoch
 from rayrank.on_ray.items import Items, load_items
 from rayrank.on_ray.patience import alive_through

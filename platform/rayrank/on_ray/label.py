@@ -22,8 +22,8 @@ from pydantic import Field
 from torch import Tensor
 
 from rayrank.config import Config, ConfigError, parse
+from rayrank.learning.labels import Sampler, taught
 from rayrank.learning.labels import Teacher as TeacherModel
-from rayrank.learning.labels import Unseen, taught
 from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.on_ray.stream import (
     Group,
@@ -139,7 +139,7 @@ class Teacher:
         torch.set_num_threads(spec.threads)
         self._bundle = load_bundle(spec.teacher, verify=False)
         self._teacher = TeacherModel(self._bundle.model, self._bundle.items_NW)
-        self._unseen = Unseen(spec.samples, spec.sample_power)
+        self._sampler = Sampler(self._bundle.catalogue().count_N, spec.samples, spec.sample_power)
 
     def label(self, place: Place) -> pa.Table:
         """The columns of labels of a row group.
@@ -151,14 +151,14 @@ class Teacher:
 
         table = read_place(place)
         batch = collate(table, self._bundle.info.data_schema)
-        found = taught([self._teacher], batch, self._bundle.catalogue().count_N, self._unseen)
+        found = taught([self._teacher], batch, self._sampler)
         offsets = _offsets(pa.compute.list_value_length(table.column("item")).to_numpy())
         columns = {"key": table.column("key").combine_chunks()}
         for name, logits_BT in found.soft_BT.items():
             columns[f"soft_{name}"] = _lists(logits_BT[found.row_BT >= 0], offsets)
         if found.unseen_item_BTS is not None:
             train_BT = batch.part_BT == TRAIN
-            offsets = _offsets(train_BT.sum(1).numpy() * self._unseen.samples)
+            offsets = _offsets(train_BT.sum(1).numpy() * self._sampler.samples)
             columns["unseen_item"] = _lists(found.unseen_item_BTS[train_BT].flatten().int(), offsets)
             for name, logits_BTS in found.unseen_soft_BTS.items():
                 columns[f"unseen_{name}"] = _lists(logits_BTS[train_BT].flatten(), offsets)

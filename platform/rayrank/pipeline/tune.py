@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from rayrank.config import Config, ConfigError, DataPath, digest, replace, to_yaml
+from rayrank.learning.choice import chosen
 from rayrank.objectives.losses import task_weights
-from rayrank.on_ray.choice import chosen
 from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.space import LogUniform, Sampler, Space, check_space, read_space

@@ -6,8 +6,8 @@ import pytest
 
 from rayrank.config import ConfigError
 from rayrank.learning.blend import SHARES
+from rayrank.learning.choice import chosen, with_choice
 from rayrank.learning.spec import LearningSpec
-from rayrank.on_ray.choice import chosen, with_choice
 from rayrank.schema import BinaryTask, DatasetSchema, RegressionTask
 
 CLICK = BinaryTask(name="click", column="c")

@@ -8,7 +8,7 @@ import torch
 
 from rayrank.batch import FAR
 from rayrank.learning import labels
-from rayrank.learning.labels import Teacher, Unseen, taught
+from rayrank.learning.labels import Sampler, Teacher, taught
 from rayrank.learning.plan import take
 from rayrank.objectives.targets import training_targets
 from rayrank.schema import TRAIN
@@ -17,7 +17,7 @@ from tests.tiny_models import batch, catalogue, model_of
 
 def test_targets_and_unseen_items_get_the_streaming_logits() -> None:
     model, given = model_of("teacher"), batch()
-    found = taught([Teacher.of(model, catalogue())], given, catalogue().count_N, Unseen(3))
+    found = taught([Teacher.of(model, catalogue())], given, Sampler(catalogue().count_N, 3))
     assert found.unseen_item_BTS is not None
     train_BT, target_BT = given.part_BT == TRAIN, given.part_BT > 0
     with torch.no_grad():
@@ -36,10 +36,10 @@ def test_targets_and_unseen_items_get_the_streaming_logits() -> None:
 
 def test_pieces_and_batches_do_not_matter(monkeypatch) -> None:
     teacher, given = Teacher.of(model_of("teacher"), catalogue()), batch()
-    whole = taught([teacher], given, catalogue().count_N, Unseen(2))
+    whole = taught([teacher], given, Sampler(catalogue().count_N, 2))
     monkeypatch.setattr(labels, "PIECE", 4)
     rows = torch.tensor([2, 0])
-    some = taught([teacher], take(given, rows), catalogue().count_N, Unseen(2))
+    some = taught([teacher], take(given, rows), Sampler(catalogue().count_N, 2))
     assert whole.unseen_item_BTS is not None
     assert some.unseen_item_BTS is not None
     assert torch.equal(some.unseen_item_BTS, whole.unseen_item_BTS[rows])
@@ -50,21 +50,21 @@ def test_pieces_and_batches_do_not_matter(monkeypatch) -> None:
 def test_several_teachers_are_averaged_by_weight() -> None:
     torch.manual_seed(1)
     one, two = (Teacher.of(model_of(kind), catalogue()) for kind in ("teacher", "student"))
-    given, count_N = batch(), catalogue().count_N
-    first, second = (taught([t], given, count_N, None).soft_BT["like"] for t in (one, two))
-    both = taught([one, replace(two, weight=3.0)], given, count_N, None).soft_BT["like"]
+    given = batch()
+    first, second = (taught([t], given, None).soft_BT["like"] for t in (one, two))
+    both = taught([one, replace(two, weight=3.0)], given, None).soft_BT["like"]
     torch.testing.assert_close(both, (first + 3 * second) / 4, equal_nan=True)
 
 
 def test_unseen_items_are_drawn_by_count_and_never_the_unknown_one() -> None:
-    count_N = torch.tensor([50.0, 0.0, 3.0, 15.0])
-    drawn = Unseen(1, power=0.5).draw(torch.arange(40_000), count_N).flatten()
-    share = torch.bincount(drawn, minlength=4) / len(drawn)
-    torch.testing.assert_close(share, torch.tensor([0.0, 1 / 7, 2 / 7, 4 / 7]), rtol=0, atol=0.01)
+    count_N = torch.tensor([50.0, 0.0, 3.0, 15.0, -1.0])
+    drawn = Sampler(count_N, 1, power=0.5).draw(torch.arange(40_000)).flatten()
+    share = torch.bincount(drawn, minlength=5) / len(drawn)
+    torch.testing.assert_close(share, torch.tensor([0.0, 1 / 7, 2 / 7, 4 / 7, 0.0]), rtol=0, atol=0.01)
 
 
 def test_each_target_is_asked_again_of_an_unseen_item() -> None:
-    given = taught([Teacher.of(model_of("teacher"), catalogue())], batch(), catalogue().count_N, Unseen(4))
+    given = taught([Teacher.of(model_of("teacher"), catalogue())], batch(), Sampler(catalogue().count_N, 4))
     nobody = torch.full_like(given.valid_from_B, FAR)
     plain = training_targets(given, nobody)
     found = training_targets(given, nobody, torch.full(given.part_BT.shape, 0.6))

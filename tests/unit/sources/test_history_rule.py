@@ -16,6 +16,7 @@ from rayrank.sources.build import build, run_here
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.negatives import draw_weights
 from rayrank.sources.spec import BuildSpec
+from tests.tiny_ids import DatasetIds
 
 TASKS = "tasks: [{kind: binary, name: click, column: c}, {kind: binary, name: buy, column: b}]\n"
 EVENTS = [("u", f"i{k}", 100 + 10 * k, k % 2, int(k % 4 == 3)) for k in range(10)]
@@ -50,26 +51,13 @@ def test_the_history_rule_offline_and_online(tmp_path: Path, rule: str, shown: A
     assert all(part > 0 for part in row["part"]), "what the history leaves out is a target all the same"
     counts = dataset.catalogue_table()["train_count"].to_pylist()
     assert sum(counts) == row["part"].count(TRAIN), "and is counted"
-    encoder = RequestEncoder(dataset.schema, dataset.manifest.features, _Ids(dataset))  # type: ignore[arg-type]
+    encoder = RequestEncoder(dataset.schema, dataset.manifest.features, DatasetIds(dataset))  # type: ignore[arg-type]
     asked = [HistoryEvent(item_id=i, time=t, labels={"click": c, "buy": b}) for _, i, t, c, b in EVENTS]
     history = encoder.history(asked, 10**6, ColdBuilder(encoder))
     keep = np.array(row["history"])
     assert history.item.tolist() == np.array(row["item"])[keep].tolist()
     assert history.time.tolist() == np.array(row["time"])[keep].tolist()
     assert np.array_equal(history.labels["click"], np.array(row["label_click"])[keep])
-
-
-class _Ids:
-    """The part of a catalogue that the encoder asks."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self._rows = {i: n + 1 for n, i in enumerate(dataset.catalogue_table()["item_id"].to_pylist())}
-
-    def row(self, item: str | None) -> int:
-        return self._rows.get(item or "", 0)
-
-    def __len__(self) -> int:
-        return len(self._rows) + 1
 
 
 def test_the_last_events_bound_the_window(tmp_path: Path) -> None:

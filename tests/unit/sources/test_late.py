@@ -20,6 +20,7 @@ from rayrank.sources.build import build, run_here
 from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.spec import BuildSpec
+from tests.tiny_ids import DatasetIds
 
 DAY, START, LAG = 86_400, 1_700_000_000, 3
 SCHEMA = """
@@ -110,19 +111,6 @@ class Server:
             self.tell(at, event.user, event.item, known)
 
 
-class _Ids:
-    """The part of a catalogue that the encoder asks."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self._rows = {i: n + 1 for n, i in enumerate(dataset.catalogue_table()["item_id"].to_pylist())}
-
-    def row(self, item: str | None) -> int:
-        return self._rows.get(item or "", 0)
-
-    def __len__(self) -> int:
-        return len(self._rows) + 1
-
-
 def offline(dataset: Dataset) -> dict[int, dict[str, Any]]:
     """Source row of each target -> what a streaming query at it may see, read through collate."""
     found: dict[int, dict[str, Any]] = {}
@@ -147,7 +135,7 @@ def test_a_timed_replay_gives_identical_features(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path, events)
     found, server = offline(dataset), Server()
     assert sorted(found) == list(range(len(events))), "every logged row is a target once"
-    encoder = RequestEncoder(dataset.schema, dataset.manifest.features, _Ids(dataset))  # type: ignore[arg-type]
+    encoder = RequestEncoder(dataset.schema, dataset.manifest.features, DatasetIds(dataset))  # type: ignore[arg-type]
     for row, event in enumerate(events):
         history = encoder.history(server.history(event.user, event.time), event.time, ColdBuilder(encoder))
         expected = found[row]
