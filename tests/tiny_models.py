@@ -140,3 +140,18 @@ def steps_of(batches: list[SequenceBatch], lanes: int, rank: int = 0, world: int
     """Batches dealt to lanes in turn; the steps of one rank."""
     for start in range(0, len(batches), lanes):
         yield batches[start : start + lanes][rank::world]
+
+
+def only(events: Events, sequence: int, places: torch.Tensor) -> Events:
+    """Some events of one sequence, as if there had been no others."""
+    return replace(
+        events,
+        item_BT=events.item_BT[sequence, places].unsqueeze(0),
+        request_BT=events.request_BT[sequence, places].unsqueeze(0),
+        time_BT=events.time_BT[sequence, places].unsqueeze(0),
+        labels_BT={n: v[sequence, places].unsqueeze(0) for n, v in events.labels_BT.items()},
+        user_B=events.user_B[sequence : sequence + 1],
+        user_features={n: v[sequence : sequence + 1] for n, v in events.user_features.items()},
+        key_B=events.key_B[sequence : sequence + 1],
+        history_BT=None,
+    )

@@ -18,7 +18,7 @@ from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.inputs import TrainData, TrainSpec
 from rayrank.learning.labels import Sampler, Teacher, taught
 from rayrank.learning.plan import GroupInfo, micro_batches, plan, steps
-from rayrank.learning.predict import predict
+from rayrank.learning.predict import Wanted, predict
 from rayrank.learning.spec import LearningSpec
 from rayrank.learning.train import train
 from rayrank.metrics.summary import evaluate_scores
@@ -107,7 +107,7 @@ def learned(given: World, spec: RankerSpec) -> tuple[Ranker, dict[str, float]]:
     data = TrainData(given.catalogue, epoch, per_epoch, lambda: iter(valid))
     result = train(model, data, TrainSpec(learning, objective))
     tested = [group for group in given.groups if (group.part_BT == TEST).any()]
-    scores = predict(model, result.catalogue, tested, "streaming", (TEST,), rank_items=False)
+    scores = predict(model, result.catalogue, tested, Wanted("streaming", (TEST,), rank_items=False))
     return model, evaluate_scores(scores, dataset.schema)
 
 

@@ -31,14 +31,14 @@ def _soft(folder: Path) -> dict[str, list[list[float]]]:
 def test_labels_are_the_predictions_of_the_teacher_at_targets(small, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from rayrank.learning.predict import predict
+    from rayrank.learning.predict import Wanted, predict
     from rayrank.sources.dataset import catalogue_of
 
     result = label(_config(small, tmp_path / "labels"), lambda _: None)
     dataset, bundle = Dataset.open(small.dataset), load_bundle(small.teacher)
     catalogue = replace(catalogue_of(bundle.items, dataset.schema), vectors_ND=bundle.text_ND)
     batches = [collate(dataset.read_group(s, g), dataset.schema) for s, g in dataset.groups()]
-    scores = predict(bundle.model, catalogue, batches, "streaming", (1, 2, 3), rank_items=False)
+    scores = predict(bundle.model, catalogue, batches, Wanted("streaming", (1, 2, 3), rank_items=False))
     expected = {task: dict(zip(scores.row.tolist(), scores.logits[task], strict=True)) for task in scores.logits}
     shards = [pq.read_table(f) for f in sorted(Path(small.dataset, "shards").glob("*.parquet"))]
     rows = [row for table in shards for row in table["row"].to_pylist()]

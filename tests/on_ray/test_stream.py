@@ -154,7 +154,7 @@ def test_place_of_a_group_names_its_mirror(small) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_metrics_do_not_depend_on_the_number_of_workers(small, world: int) -> None:
     from rayrank.bundle import load_bundle
-    from rayrank.learning.predict import predict
+    from rayrank.learning.predict import Wanted, predict
     from rayrank.metrics.scores import merge
     from rayrank.metrics.summary import evaluate_scores
 
@@ -162,7 +162,9 @@ def test_metrics_do_not_depend_on_the_number_of_workers(small, world: int) -> No
 
     def found(world: int) -> dict[str, float]:
         feeds = [Feed(GroupStream(shards, StreamSpec(through="direct")), LEARNING, (r, world)) for r in range(world)]
-        parts = [predict(bundle.model, bundle.catalogue(), f.evaluated("test"), "streaming", (3,)) for f in feeds]
+        parts = [
+            predict(bundle.model, bundle.catalogue(), f.evaluated("test"), Wanted("streaming", (3,))) for f in feeds
+        ]
         assert sum(len(p.row) for p in parts) == sum(g.test for s in shards.manifest.shards for g in s.row_groups)
         return evaluate_scores(merge(parts), bundle.info.data_schema)
 

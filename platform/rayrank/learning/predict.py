@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rayrank.batch import Catalogue, SequenceBatch
+from rayrank.batch import Catalogue, Queries, SequenceBatch
 from rayrank.learning.plan import take
+from rayrank.learning.windows import windowed
 from rayrank.metrics.scores import Array, ProfileScores, RetrievalScores, Scores, merge
-from rayrank.models.ranker import Ranker, UserState
+from rayrank.models.ranker import Ranker, UserState, shown
 from rayrank.objectives.targets import pack
 from rayrank.schema import TEST, VALID, BinaryTask, DatasetSchema, EventTask, MulticlassTask, RetrievalTask
 
@@ -20,21 +22,31 @@ Protocol = Literal["streaming", "snapshot"]
 _PIECE = 16_384
 """Padded positions scored at once; batch shape moves last bits of scores, so pieces depend on the row group only."""
 _RANK_CHUNK = 256
+_USER = "retrieval user"
+"""Not a task's name: those have no spaces."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which targets are scored, and what they see."""
+
+    protocol: Protocol = "streaming"
+    parts: tuple[int, ...] = (VALID, TEST)
+    rank_items: bool = True  # ranks of retrieval too
+    window: int | None = (
+        None  # events that a request shows, as served; None: all that a sequence holds, which is faster
+    )
 
 
 def predict(
-    model: Ranker,
-    catalogue: Catalogue,
-    batches: Iterable[SequenceBatch],
-    protocol: Protocol = "streaming",
-    parts: Sequence[int] = (VALID, TEST),
-    rank_items: bool = True,
+    model: Ranker, catalogue: Catalogue, batches: Iterable[SequenceBatch], wanted: Wanted | None = None
 ) -> Scores:
-    """Score every target of ``parts``; profiles and (``rank_items``) retrieval ranks too.
+    """Score every wanted target; user profiles too.
 
     ``catalogue`` needs ``vectors_ND`` for a model with text input, or its texts are encoded here. Batches are row
     groups; the result is sorted.
     """
+    wanted = wanted or Wanted()
     device = next(model.parameters()).device
     found: list[Scores] = []
     with torch.inference_mode():
@@ -42,8 +54,8 @@ def predict(
         items_NW = model.item_vectors(catalogue)
         for batch in batches:
             for piece in _pieces(batch):
-                found.append(_score(model, items_NW, piece.to(device), protocol, (tuple(parts), rank_items)))
-    return merge(found) if found else empty_scores(model.schema, rank_items)
+                found.append(_score(model, items_NW, piece.to(device), wanted))
+    return merge(found) if found else empty_scores(model.schema, wanted.rank_items)
 
 
 def _pieces(batch: SequenceBatch) -> Iterable[SequenceBatch]:
@@ -53,40 +65,42 @@ def _pieces(batch: SequenceBatch) -> Iterable[SequenceBatch]:
         yield take(batch, torch.from_numpy(rows))
 
 
-def _score(
-    model: Ranker, items_NW: Tensor, batch: SequenceBatch, protocol: Protocol, wanted: tuple[tuple[int, ...], bool]
-) -> Scores:
-    parts, rank_items = wanted
-    keep_BT = torch.isin(batch.part_BT, torch.tensor(parts, dtype=torch.int8, device=batch.part_BT.device))
-    everything = batch.streaming() if protocol == "streaming" else batch.snapshot()
+def _score(model: Ranker, items_NW: Tensor, batch: SequenceBatch, wanted: Wanted) -> Scores:
+    device = batch.part_BT.device
+    keep_BT = torch.isin(batch.part_BT, torch.tensor(wanted.parts, dtype=torch.int8, device=device))
+    everything = batch.streaming() if wanted.protocol == "streaming" else batch.snapshot()
     queries, asked_BQ, place_BQ = pack(everything, keep_BT)
-    state = model.user_state(batch.events, items_NW)
-    logits = {name: value[asked_BQ] for name, value in model.score(state, queries, items_NW).items()}
+    ranked = model.schema.of_kind(RetrievalTask) if wanted.rank_items else ()
+
+    def answer(state: UserState, queries: Queries) -> dict[str, Tensor]:
+        said = model.score(state, queries, items_NW)
+        return said | ({_USER: model.retrieval(state, queries.visible_before_BQ)} if ranked else {})
+
+    said = windowed(model, items_NW, (batch.events, queries, asked_BQ), wanted.window, answer)
+    logits = {task.name: said[task.name] for task in model.schema.event_tasks}
 
     def column(values_BT: Tensor) -> Array:
         return np.asarray(values_BT.gather(1, place_BQ)[asked_BQ].cpu().numpy())
 
-    user_BQ = batch.events.user_B.unsqueeze(1).expand_as(asked_BQ)
+    user_A = batch.events.user_B.unsqueeze(1).expand_as(asked_BQ)[asked_BQ].cpu().numpy()
     retrieval: dict[str, RetrievalScores] = {}
-    if rank_items:
-        for task in model.schema.of_kind(RetrievalTask):
-            like_BQ = batch.events.labels_BT[task.positive].gather(1, place_BQ) == 1.0
-            rank_P = _ranks(model, (state, batch), items_NW, queries.visible_before_BQ, (like_BQ & asked_BQ, place_BQ))
-            mine = like_BQ[asked_BQ].cpu().numpy()
-            columns = (column(batch.row_BT)[mine], user_BQ[asked_BQ].cpu().numpy()[mine])
-            retrieval[task.name] = RetrievalScores(
-                *columns, column(batch.events.item_BT)[mine], column(batch.part_BT)[mine], rank_P
-            )
+    for task in ranked:
+        like_A = (batch.events.labels_BT[task.positive].gather(1, place_BQ) == 1.0)[asked_BQ]
+        place_P2 = asked_BQ.nonzero()[like_A]
+        rank_P = _ranks(model.retrieval_items(items_NW), said[_USER][like_A], batch, (queries, place_BQ, place_P2))
+        mine = like_A.cpu().numpy()
+        own = (column(batch.row_BT)[mine], user_A[mine], column(batch.events.item_BT)[mine])
+        retrieval[task.name] = RetrievalScores(*own, column(batch.part_BT)[mine], rank_P)
     return Scores(
         row=column(batch.row_BT),
-        user=user_BQ[asked_BQ].cpu().numpy(),
+        user=user_A,
         request=column(batch.events.request_BT),
         item=column(batch.events.item_BT),
         part=column(batch.part_BT),
         labels={name: column(value) for name, value in batch.events.labels_BT.items()},
         predictions=predictions(logits, model.schema),
         logits={name: value.float().cpu().numpy() for name, value in logits.items()},
-        profiles=_profiles(model, state, batch),
+        profiles=_profiles(model, items_NW, batch, wanted.window),
         retrieval=retrieval,
     )
 
@@ -102,10 +116,19 @@ def _prediction(logit: Tensor, task: EventTask) -> Tensor:
     return (task.low + (task.high - task.low) * logit).clamp(task.low, task.high)
 
 
-def _profiles(model: Ranker, state: UserState, batch: SequenceBatch) -> dict[str, ProfileScores]:
+def _profiles(model: Ranker, items_NW: Tensor, batch: SequenceBatch, window: int | None) -> dict[str, ProfileScores]:
     if not model.profile_classes:
         return {}
-    logits = model.profiles(state, torch.minimum(batch.valid_from_B, batch.test_from_B))
+
+    def answer(state: UserState, queries: Queries) -> dict[str, Tensor]:
+        told = model.profiles(state, queries.visible_before_BQ[:, 0])
+        return {name: logits_BC.unsqueeze(1) for name, logits_BC in told.items()}
+
+    before_B1 = torch.minimum(batch.valid_from_B, batch.test_from_B).unsqueeze(1)
+    nothing_B1 = torch.zeros_like(before_B1, dtype=batch.events.item_BT.dtype)
+    queries = Queries(nothing_B1, nothing_B1.long(), before_B1, {})
+    asked_B1 = torch.ones_like(before_B1, dtype=torch.bool)
+    logits = windowed(model, items_NW, (batch.events, queries, asked_B1), window, answer)
     found = {}
     for name, logits_BC in logits.items():
         asked_B = batch.profile_B[name] >= 0
@@ -118,22 +141,13 @@ def _profiles(model: Ranker, state: UserState, batch: SequenceBatch) -> dict[str
     return found
 
 
-def _ranks(
-    model: Ranker,
-    users: tuple[UserState, SequenceBatch],
-    items_NW: Tensor,
-    before_BQ: Tensor,
-    asked: tuple[Tensor, Tensor],
-) -> Array:
+def _ranks(table_NR: Tensor, vectors_PR: Tensor, batch: SequenceBatch, asked: tuple[Queries, Tensor, Tensor]) -> Array:
     """int32 (P,): rank of each positive among the items not visible to its query; ties share the middle rank."""
-    state, batch = users
-    positive_BQ, place_BQ = asked
-    table_NR = model.retrieval_items(items_NW)
-    vectors_PR = model.retrieval(state, before_BQ)[positive_BQ]
-    item_P = batch.events.item_BT.gather(1, place_BQ)[positive_BQ]
-    sequence_P = positive_BQ.nonzero()[:, 0]
-    seen_PT = batch.events.request_BT[sequence_P] < before_BQ[positive_BQ].unsqueeze(1)
-    seen_PT &= state.shown_BT[sequence_P]
+    queries, place_BQ, place_P2 = asked
+    sequence_P, query_P = place_P2.unbind(1)
+    item_P = batch.events.item_BT[sequence_P, place_BQ[sequence_P, query_P]]
+    seen_PT = batch.events.request_BT[sequence_P] < queries.visible_before_BQ[sequence_P, query_P].unsqueeze(1)
+    seen_PT &= shown(batch.events)[sequence_P]
     ranks = [torch.zeros(0, dtype=torch.int64)]
     for start in range(0, len(item_P), _RANK_CHUNK):
         chunk = slice(start, start + _RANK_CHUNK)

@@ -20,7 +20,7 @@ from rayrank.learning.collectives import Collectives, Solo
 from rayrank.learning.forward import StepNoise, forward, retrieval_tasks, sample_items
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, Step, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Average, Rates, build_optimiser, schedule, split_parameters, sum_gradients
-from rayrank.learning.predict import predict
+from rayrank.learning.predict import Wanted, predict
 from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.rows import train_rows
 from rayrank.learning.state import StageState, share_marks, snapshot, under
@@ -227,7 +227,7 @@ class _Run:
         metrics: dict[str, float] = {}
         for protocol in ("streaming", "snapshot"):
             ranked = protocol == "streaming"
-            scores = predict(self.model, self.catalogue, self.data.valid(), protocol, (VALID,), ranked)
+            scores = predict(self.model, self.catalogue, self.data.valid(), Wanted(protocol, (VALID,), ranked))
             merged = merge(self.collectives.all_gather_objects(scores))
             found = evaluate_scores(merged, self.model.schema)
             metrics |= {f"{protocol}/{name}": value for name, value in found.items() if ranked or "next" not in name}

@@ -55,6 +55,22 @@ class FeatureSum(nn.Module):
         return (vectors * known).sum(-2) / known.sum(-2).clamp_min(1.0)
 
 
+class ItemNorm(nn.Module):
+    """What an item is made of and which item it is, brought to one size each, then added.
+
+    Normalised together, fresh id factors (0.05) drown in text (about 1): on ml-1m that cost a sixth of Recall@100.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.content, self.factor = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, content: Tensor, factor: Tensor) -> Tensor:
+        """(…, D) of about unit variance, from text and attributes (…, D) and id factors (…, D)."""
+        added: Tensor = (self.content(content) + self.factor(factor)) * 0.5**0.5
+        return added
+
+
 class Perceptron(nn.Module):
     """Linear, GELU, dropout, linear. ``zero`` starts the output at 0, for residual paths."""
 

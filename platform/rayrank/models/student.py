@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayrank.batch import Catalogue, Events, Queries
-from rayrank.models.layers import TIME_WIDTH, FeatureSum, Perceptron, clock_features, drop, embedding
+from rayrank.models.layers import TIME_WIDTH, FeatureSum, ItemNorm, Perceptron, clock_features, drop, embedding
 from rayrank.models.noise import Noise, position_keys
 from rayrank.models.ranker import Ranker, UserState, shown
 from rayrank.models.reader import Reader
@@ -161,7 +161,7 @@ class StudentItems(nn.Module):
         self.text = nn.Linear(sizes.text_width, spec.width) if spec.inputs.text and sizes.text_width else None
         self.base = nn.Parameter(torch.zeros(spec.width))
         self.from_factor = nn.Linear(spec.id_width, spec.width, bias=False)
-        self.norm = nn.LayerNorm(spec.width)
+        self.norm = ItemNorm(spec.width)
         self.hidden = nn.Linear(spec.width, spec.hidden)
         self.retrieval = nn.Linear(spec.width, spec.retrieval_width + 1)
 
@@ -172,5 +172,5 @@ class StudentItems(nn.Module):
             content = content + self.text(catalogue.vectors_ND * catalogue.vectors_ND.shape[-1] ** 0.5)
         if self.inputs.item_attributes and not self.features.empty:
             content = content + self.features(catalogue.features)
-        vector = self.norm(content + self.from_factor(self.factor(known_N) * float(self.inputs.item_id)))
+        vector = self.norm(content, self.from_factor(self.factor(known_N) * float(self.inputs.item_id)))
         return vector, self.hidden(vector), self.retrieval(vector)

@@ -18,7 +18,7 @@ from rayrank.models.attention import CandidateAttention, CausalLayer, PrefixPool
 from rayrank.models.encoder import TextEncoder
 from rayrank.models.events import EventTokens
 from rayrank.models.heads import TaskHeads
-from rayrank.models.layers import TIME_WIDTH, FeatureSum, Perceptron, clock_features, embedding
+from rayrank.models.layers import TIME_WIDTH, FeatureSum, ItemNorm, Perceptron, clock_features, embedding
 from rayrank.models.noise import Noise, position_keys
 from rayrank.models.ranker import Ranker, UserState, shown
 from rayrank.models.reader import Reader
@@ -195,7 +195,7 @@ class ItemTower(nn.Module):
         self.features = FeatureSum(schema.item_features, sizes.item_categories, width)
         self.text = nn.Linear(sizes.text_width, width) if spec.inputs.text and sizes.text_width else None
         self.base = nn.Parameter(torch.zeros(width))
-        self.norm = nn.LayerNorm(width)
+        self.norm = ItemNorm(width)
         self.mix = Perceptron((width, 2 * width, width), spec.dropout, "items.mix")
         self.retrieval = nn.Linear(width, spec.retrieval_width + 1)
 
@@ -209,6 +209,6 @@ class ItemTower(nn.Module):
             content = content + self.text(catalogue.vectors_ND * catalogue.vectors_ND.shape[-1] ** 0.5)
         if self.inputs.item_attributes and not self.features.empty:
             content = content + self.features(catalogue.features)
-        fused = self.norm(content + self.from_factor(self.factor(known_R) * used))
+        fused = self.norm(content, self.from_factor(self.factor(known_R) * used))
         fused = fused + self.mix(fused, noise, rows)
         return fused, self.retrieval(fused)

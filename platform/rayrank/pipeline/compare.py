@@ -13,9 +13,9 @@ from typing import Literal
 from rayrank.batch import SequenceBatch
 from rayrank.bundle import Bundle, load_bundle
 from rayrank.config import ConfigError
-from rayrank.learning.predict import predict
+from rayrank.learning.predict import Wanted, predict
 from rayrank.metrics.bootstrap import Interval, Metric, Resamples, difference
-from rayrank.metrics.scores import Scores, merge
+from rayrank.metrics.scores import Scores
 from rayrank.metrics.summary import evaluate_scores
 from rayrank.pipeline.cost import Cost, measure_cost, one_thread
 from rayrank.pipeline.targets import fit_baselines
@@ -135,7 +135,8 @@ def score_bundle(bundle: Bundle, dataset: Dataset, part: Part, protocol: Protoco
     wanted = profiles and bool(dataset.schema.of_kind(MulticlassTask))
     batches = _batches(dataset, None if wanted else part)
     with one_thread():
-        return merge([predict(bundle.model, bundle.catalogue(), batches, protocol, parts=(PARTS[part],))])
+        asked = Wanted(protocol, (PARTS[part],), window=bundle.info.window)
+        return predict(bundle.model, bundle.catalogue(), batches, asked)
 
 
 def _evaluate_bundle(named: tuple[str, Bundle], dataset: Dataset, asked: Asked, progress: Progress) -> Iterator[Entry]:

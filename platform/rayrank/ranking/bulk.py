@@ -20,7 +20,7 @@ from torch import Tensor
 from rayrank.batch import Events, Queries
 from rayrank.bundle import Bundle
 from rayrank.config import ConfigError
-from rayrank.learning.windows import windowed_logits
+from rayrank.learning.windows import windowed
 from rayrank.messages import ErrorField, RankedItem, RankRequest, RecommendRequest, error_fields
 from rayrank.objectives.targets import pack
 from rayrank.ranking.fusion import fused, shown, task_scores
@@ -105,7 +105,8 @@ def _pieces(rows: pa.Table) -> Iterator[pa.Table]:
 def _logits(bundle: Bundle, asked: tuple[Events, Queries, Tensor]) -> dict[str, np.ndarray]:
     """Event task -> logits of the asked queries."""
     with torch.inference_mode():
-        found = windowed_logits(bundle.model, bundle.items_NW, asked, bundle.info.window)
+        model, items_NW = bundle.model, bundle.items_NW
+        found = windowed(model, items_NW, asked, bundle.info.window, lambda s, q: model.score(s, q, items_NW))
     return {task: logits.float().numpy() for task, logits in found.items()}
 
 

@@ -7,26 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rayrank.batch import Events, Queries
+from rayrank.batch import Queries
 from rayrank.learning import windows
-from rayrank.learning.windows import windowed_logits
+from rayrank.learning.windows import windowed
+from rayrank.models.ranker import UserState
 from rayrank.objectives.targets import pack
-from tests.tiny_models import KINDS, batch, catalogue, model_of
-
-
-def only(events: Events, sequence: int, places: torch.Tensor) -> Events:
-    """Some events of one sequence, as if there had been no others."""
-    return replace(
-        events,
-        item_BT=events.item_BT[sequence, places].unsqueeze(0),
-        request_BT=events.request_BT[sequence, places].unsqueeze(0),
-        time_BT=events.time_BT[sequence, places].unsqueeze(0),
-        labels_BT={n: v[sequence, places].unsqueeze(0) for n, v in events.labels_BT.items()},
-        user_B=events.user_B[sequence : sequence + 1],
-        user_features={n: v[sequence : sequence + 1] for n, v in events.user_features.items()},
-        key_B=events.key_B[sequence : sequence + 1],
-        history_BT=None,
-    )
+from tests.tiny_models import KINDS, batch, catalogue, model_of, only
 
 
 def one(queries: Queries, sequence: int, place: int) -> Queries:
@@ -51,13 +37,17 @@ def test_each_target_equals_its_own_request(kind: str, window: int, hidden: bool
     events = replace(given.events, history_BT=shown)
     queries, asked_BQ, _ = pack(given.streaming(), given.part_BT > 0)
     items, compared = model.item_vectors(catalogue()), 0
+
+    def answer(state: UserState, queries: Queries) -> dict[str, torch.Tensor]:
+        return model.score(state, queries, items) | {"user": model.retrieval(state, queries.visible_before_BQ)}
+
     with torch.no_grad():
-        found = windowed_logits(model, items, (events, queries, asked_BQ), window)
+        found = windowed(model, items, (events, queries, asked_BQ), window, answer)
         for number, (b, q) in enumerate(asked_BQ.nonzero().tolist()):
             seen = (events.request_BT[b] < queries.visible_before_BQ[b, q]) & shown[b]
             last = seen.nonzero()[:, 0][-window:]
             if len(last):
-                said = model.score(model.user_state(only(events, b, last), items), one(queries, b, q), items)
+                said = answer(model.user_state(only(events, b, last), items), one(queries, b, q))
                 compared += 1
                 for task, value in found.items():
                     torch.testing.assert_close(value[number], said[task][0, 0], rtol=1e-5, atol=1e-5)
