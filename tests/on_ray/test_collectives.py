@@ -23,6 +23,7 @@ if rank == 1:
     os._exit(0)
 try:
     {"sum": lambda: group.all_reduce_sum(torch.ones(2)), "gather": lambda: group.all_gather_objects("x"),
+     "first": lambda: group.from_first("x"), "to_first": lambda: group.gather_objects("x"),
      "barrier": group.barrier}[call]()
 except ConfigError as error:
     print("mistake", error, flush=True)
@@ -34,7 +35,15 @@ os._exit(0)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("call", "fate"), [("sum", "late"), ("gather", "late"), ("barrier", "late"), ("sum", "lost"), ("gather", "lost")]
+    ("call", "fate"),
+    [
+        ("sum", "late"),
+        ("gather", "late"),
+        ("to_first", "late"),
+        ("barrier", "late"),
+        ("sum", "lost"),
+        ("gather", "lost"),
+    ],
 )
 def test_a_time_out_names_the_key_and_a_lost_worker_is_tried_again(call: str, fate: str, tmp_path: Path) -> None:
     commands = [[sys.executable, "-c", _RANK, str(rank), call, fate, str(tmp_path)] for rank in (0, 1)]

@@ -26,6 +26,12 @@ class Collectives(Protocol):
     def all_gather_objects(self, value: T) -> list[T]:
         """The value of every rank, in rank order."""
 
+    def gather_objects(self, value: T) -> list[T]:
+        """The value of every rank, in rank order, on rank 0; nothing elsewhere."""
+
+    def from_first(self, value: T) -> T:
+        """Rank 0's value."""
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
 
@@ -43,6 +49,14 @@ class Solo:
     def all_gather_objects(self, value: T) -> list[T]:
         """The one value."""
         return [value]
+
+    def gather_objects(self, value: T) -> list[T]:
+        """The one value."""
+        return [value]
+
+    def from_first(self, value: T) -> T:
+        """The one value."""
+        return value
 
     def barrier(self) -> None:
         """Nobody to wait for."""

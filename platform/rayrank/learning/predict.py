@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,21 +41,26 @@ class Wanted:
 def predict(
     model: Ranker, catalogue: Catalogue, batches: Iterable[SequenceBatch], wanted: Wanted | None = None
 ) -> Scores:
-    """Score every wanted target; user profiles too.
-
-    ``catalogue`` needs ``vectors_ND`` for a model with text input, or its texts are encoded here. Batches are row
-    groups; the result is sorted.
-    """
+    """Every wanted target scored, user profiles too; sorted. All in memory: :func:`scored` is not."""
     wanted = wanted or Wanted()
+    found = list(scored(model, catalogue, batches, wanted))
+    return merge(found) if found else empty_scores(model.schema, wanted.rank_items)
+
+
+def scored(model: Ranker, catalogue: Catalogue, batches: Iterable[SequenceBatch], wanted: Wanted) -> Iterator[Scores]:
+    """The wanted targets, some thousand at a time, in the order of the batches, which are row groups.
+
+    ``catalogue`` needs ``vectors_ND`` for a model with text input, or its texts are encoded here.
+    """
     device = next(model.parameters()).device
-    found: list[Scores] = []
     with torch.inference_mode():
         catalogue = catalogue.to(device)
         items_NW = model.item_vectors(catalogue)
-        for batch in batches:
-            for piece in _pieces(batch):
-                found.append(_score(model, items_NW, piece.to(device), wanted))
-    return merge(found) if found else empty_scores(model.schema, wanted.rank_items)
+    for batch in batches:
+        for piece in _pieces(batch):
+            with torch.inference_mode():
+                found = _score(model, items_NW, piece.to(device), wanted)
+            yield found
 
 
 def _pieces(batch: SequenceBatch) -> Iterable[SequenceBatch]:

@@ -20,13 +20,13 @@ from rayrank.learning.collectives import Collectives, Solo
 from rayrank.learning.forward import StepNoise, forward, retrieval_tasks, sample_items
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, Step, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Average, Rates, build_optimiser, schedule, split_parameters, sum_gradients
-from rayrank.learning.predict import Wanted, predict
+from rayrank.learning.predict import Protocol, Wanted, empty_scores, scored
 from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.rows import train_rows
 from rayrank.learning.state import StageState, share_marks, snapshot, under
 from rayrank.learning.texts import choose_rows, encode_catalogue, encode_fresh, is_trained, write_back
-from rayrank.metrics.scores import merge
-from rayrank.metrics.summary import evaluate_scores
+from rayrank.metrics.evaluated import Evaluated
+from rayrank.metrics.summary import metrics_of
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker
 from rayrank.objectives.losses import compute, label_counts, task_weights
@@ -225,13 +225,20 @@ class _Run:
         if self.spec.choose_blend and self.spec.rows.epochs and self.model.has_static and self.model.has_sequence:
             choose_share(self.model, self.catalogue, self.data.valid(), self.collectives)
         metrics: dict[str, float] = {}
-        for protocol in ("streaming", "snapshot"):
+        protocols: tuple[Protocol, ...] = ("streaming", "snapshot")
+        for protocol in protocols:
             ranked = protocol == "streaming"
-            scores = predict(self.model, self.catalogue, self.data.valid(), Wanted(protocol, (VALID,), ranked))
-            merged = merge(self.collectives.all_gather_objects(scores))
-            found = evaluate_scores(merged, self.model.schema)
+            found = self._valid_metrics(Wanted(protocol, (VALID,), ranked))
             metrics |= {f"{protocol}/{name}": value for name, value in found.items() if ranked or "next" not in name}
         return metrics
+
+    def _valid_metrics(self, wanted: Wanted) -> dict[str, float]:
+        assert self.data.valid is not None
+        nothing = Evaluated.of(empty_scores(self.model.schema, wanted.rank_items))
+        said = scored(self.model, self.catalogue, self.data.valid(), wanted)
+        mine = Evaluated.join([nothing, *map(Evaluated.of, said)])
+        parts = self.collectives.gather_objects(mine)
+        return self.collectives.from_first(metrics_of(Evaluated.join(parts), self.model.schema) if parts else {})
 
     def _chosen(self, metrics: dict[str, float]) -> float:
         name = f"{self.spec.choose_protocol}/{self.spec.choose}"

@@ -6,10 +6,13 @@ broken by input order: a tied pair counts one half (AUC), a tied run of ranks sh
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from rayrank.metrics.evaluated import Judged
 from rayrank.metrics.scores import Array
 
 
@@ -106,6 +109,25 @@ def gauc(user: Array, label: Array, score: Array) -> PerUser:
     rows_U = positive_U + negative_U
     left_out = int(rows_U[~counts].sum())
     return PerUser(user[user_starts][counts], value_U, rows_U[counts], int((~counts).sum()), left_out)
+
+
+_BLOCK = 131_072
+"""Targets whose users are judged at once; what bounds the memory of it."""
+
+
+def by_user(judged: Judged, metric: Callable[[Array, Array, Array], PerUser]) -> PerUser:
+    """:func:`gauc` or :func:`ndcg` of all users, some whole users at a time."""
+    order = np.argsort(judged.user, kind="stable")
+    starts = _run_starts(judged.user[order])
+    at = np.searchsorted(starts, np.arange(0, len(order), _BLOCK))
+    edges = [*np.unique(starts[at[at < len(starts)]]).tolist(), len(order)]
+    found = [_nobody()]
+    for first, last in itertools.pairwise(edges):
+        rows = order[first:last]
+        found.append(metric(judged.user[rows], judged.label[rows], judged.prediction[rows]))
+    user, value, weight = (np.concatenate([getattr(part, n) for part in found]) for n in ("user", "value", "weight"))
+    left_out = (sum(getattr(part, n) for part in found) for n in ("users_left_out", "rows_left_out"))
+    return PerUser(user, value, weight, *left_out)
 
 
 def ndcg(user: Array, label: Array, score: Array, k: int = 10) -> PerUser:

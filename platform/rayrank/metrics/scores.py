@@ -117,7 +117,7 @@ def merge(parts: Sequence[Scores]) -> Scores:
     arrays |= {name: by_task(name) for name in ("labels", "predictions", "logits")}
     return Scores(
         **arrays,
-        profiles={task: _join_profiles([part.profiles[task] for part in parts]) for task in first.profiles},
+        profiles={task: join_profiles([part.profiles[task] for part in parts]) for task in first.profiles},
         retrieval={task: _join_retrieval([part.retrieval[task] for part in parts]) for task in first.retrieval},
     ).sorted()
 
@@ -130,7 +130,8 @@ def _take_retrieval(scores: RetrievalScores, index: Array) -> RetrievalScores:
     return RetrievalScores(*(getattr(scores, n)[index] for n in ("row", "user", "item", "part", "rank")))
 
 
-def _join_profiles(parts: Sequence[ProfileScores]) -> ProfileScores:
+def join_profiles(parts: Sequence[ProfileScores]) -> ProfileScores:
+    """Rows of disjoint users put together."""
     names = ("user", "label", "probabilities", "hidden")
     return ProfileScores(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
 

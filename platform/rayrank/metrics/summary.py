@@ -4,37 +4,39 @@ from __future__ import annotations
 
 import numpy as np
 
-from rayrank.metrics.order import auc, gauc, known, ndcg
-from rayrank.metrics.scores import Array, ProfileScores, RetrievalScores, Scores
+from rayrank.metrics.evaluated import Evaluated, Judged
+from rayrank.metrics.order import auc, by_user, gauc, ndcg
+from rayrank.metrics.scores import Array, ProfileScores, Scores
 from rayrank.metrics.values import calibration, log_loss, mae, mean, normalised_entropy, reliability, rmse
 from rayrank.schema import BinaryTask, DatasetSchema, MulticlassTask, RetrievalTask
 
 
 def evaluate_scores(scores: Scores, schema: DatasetSchema) -> dict[str, float]:
-    """Every metric of every task that ``scores`` hold, in the order of the schema's tasks.
+    """Every metric of every task that ``scores`` hold; see :func:`metrics_of`."""
+    return metrics_of(Evaluated.of(scores), schema)
+
+
+def metrics_of(found: Evaluated, schema: DatasetSchema) -> dict[str, float]:
+    """Every metric of every task that was evaluated, in the order of the schema's tasks.
 
     Counts are floats too, so that one mapping goes to tables and trackers. Metrics without data are NaN.
     """
-    found: dict[str, float] = {}
+    metrics: dict[str, dict[str, float]] = {}
     for task in schema.tasks:
-        if isinstance(task, MulticlassTask):
-            metrics = profile_metrics(scores.profiles[task.name]) if task.name in scores.profiles else {}
-        elif isinstance(task, RetrievalTask):
-            metrics = retrieval_metrics(scores.retrieval[task.name]) if task.name in scores.retrieval else {}
-        elif task.name not in scores.predictions:
-            metrics = {}
-        elif isinstance(task, BinaryTask):
-            metrics = binary_metrics(scores.user, scores.labels[task.name], scores.predictions[task.name])
-        else:
-            metrics = regression_metrics(scores.labels[task.name], scores.predictions[task.name])
-        found |= {f"{task.name}/{name}": value for name, value in metrics.items()}
-    return found
+        if isinstance(task, MulticlassTask) and task.name in found.profiles:
+            metrics[task.name] = profile_metrics(found.profiles[task.name])
+        elif isinstance(task, RetrievalTask) and task.name in found.ranks:
+            metrics[task.name] = retrieval_metrics(found.ranks[task.name])
+        elif task.name in found.events:
+            judged = found.events[task.name]
+            metrics[task.name] = binary_metrics(judged) if isinstance(task, BinaryTask) else regression_metrics(judged)
+    return {f"{task}/{name}": value for task, values in metrics.items() for name, value in values.items()}
 
 
-def binary_metrics(user: Array, label: Array, probability: Array) -> dict[str, float]:
+def binary_metrics(judged: Judged) -> dict[str, float]:
     """Order, value and calibration of a 0/1 task."""
-    label, probability, user = known(label, probability, user)
-    grouped, gain = gauc(user, label, probability), ndcg(user, label, probability, 10)
+    label, probability = judged.label, judged.prediction
+    grouped, gain = by_user(judged, gauc), by_user(judged, ndcg)
     return {
         "auc": auc(label, probability),
         "gauc": grouped.mean,
@@ -53,9 +55,9 @@ def binary_metrics(user: Array, label: Array, probability: Array) -> dict[str, f
     }
 
 
-def regression_metrics(label: Array, prediction: Array) -> dict[str, float]:
+def regression_metrics(judged: Judged) -> dict[str, float]:
     """Errors of a regression task in label units."""
-    label, prediction = known(label, prediction)
+    label, prediction = judged.label, judged.prediction
     return {
         "rmse": rmse(label, prediction),
         "mae": mae(label, prediction),
@@ -77,11 +79,11 @@ def profile_metrics(scores: ProfileScores) -> dict[str, float]:
     }
 
 
-def retrieval_metrics(scores: RetrievalScores, k: int = 100) -> dict[str, float]:
-    """Share of positive targets found among the first k (and 10) unseen items of the catalogue."""
+def retrieval_metrics(rank: Array, k: int = 100) -> dict[str, float]:
+    """Share of positive targets, of rank (P,), found among the first k (and 10) unseen items of the catalogue."""
     return {
-        f"recall_{k}": mean((scores.rank <= k).astype(np.float64)),
-        "recall_10": mean((scores.rank <= 10).astype(np.float64)),
-        "median_rank": float(np.median(scores.rank)) if len(scores.rank) else float("nan"),
-        "queries": float(len(scores.rank)),
+        f"recall_{k}": mean((rank <= k).astype(np.float64)),
+        "recall_10": mean((rank <= 10).astype(np.float64)),
+        "median_rank": float(np.median(rank)) if len(rank) else float("nan"),
+        "queries": float(len(rank)),
     }

@@ -86,4 +86,4 @@ def reliability(label: Array, prediction: Array, bins: int = 15) -> Reliability:
 
 def mean(values: Array) -> float:
     """The mean, NaN when empty (without numpy's warning)."""
-    return float(values.mean()) if len(values) else float("nan")
+    return float(values.mean(dtype=np.float64)) if len(values) else float("nan")

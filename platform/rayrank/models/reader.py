@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from rayrank.batch import Catalogue, Events
 from rayrank.models.layers import FeatureSum, embedding
-from rayrank.models.ranker import UserState
+from rayrank.models.ranker import UserState, shown_counts
 from rayrank.models.spec import Inputs, Sizes
 from rayrank.models.static import middle
 from rayrank.schema import BinaryTask, DatasetSchema
@@ -36,7 +36,8 @@ class Reading:
 
     logits_BQK: Tensor
     taste_BQdK: Tensor  # the solved weights, constant term first
-    root_BQdd: Tensor  # lower Cholesky factor of the regression's matrix
+    root_Hdd: Tensor  # lower Cholesky factors of the regressions' matrices
+    history_BQ: Tensor  # int64: which of the H regressions a query reads; Q is 1 when all candidates share it
     x_BQd: Tensor  # candidates, constant first
 
     def taste(self) -> Tensor:
@@ -46,7 +47,9 @@ class Reading:
     def features(self) -> Tensor:
         """(B, Q, ·) taste, agreement with the candidate and certainty, for layers on top."""
         # How far the candidate is from everything seen: xᵀ (Σ x xᵀ + Λ)⁻¹ x, through one triangular solve.
-        spread = torch.linalg.solve_triangular(self.root_BQdd, self.x_BQd.unsqueeze(-1), upper=False).squeeze(-1)
+        spread = torch.linalg.solve_triangular(
+            self.root_Hdd[self.history_BQ], self.x_BQd.unsqueeze(-1), upper=False
+        ).squeeze(-1)
         doubt_BQ1 = spread.square().sum(-1, keepdim=True)
         agreement_BQX = (self.x_BQd.unsqueeze(-1) * self.taste_BQdK)[..., 1:, :].flatten(-2)
         taste_BQX = self.taste().expand(*self.x_BQd.shape[:2], -1)
@@ -148,22 +151,31 @@ class Reader(nn.Module):
 
     def forward(self, sums_BSX: Tensor, count_BQ: Tensor, item_BQX: Tensor, state: UserState) -> Reading:
         """What the first ``count_BQ`` events say of candidates with packed rows ``item_BQX``."""
-        size, tasks = self.width + 1, len(self.tasks)
         # One request, many candidates: one regression.
         shared = count_BQ.shape[0] == 1 and bool((count_BQ == count_BQ[:, :1]).all())
-        asked_BQ = count_BQ[:, :1] if shared else count_BQ
-        place_BQ1 = state.place(asked_BQ).unsqueeze(-1)
-        now_BQX = sums_BSX.gather(1, place_BQ1.expand(-1, -1, sums_BSX.shape[-1]))
-        now_BQX = now_BQX * torch.exp(-self.recency * (state.shown_count(asked_BQ) - 1) / 100.0).unsqueeze(-1)
-        squares, products = now_BQX.split([size * size, size * tasks], dim=-1)
-        matrix = squares.unflatten(-1, (size, size)) + torch.diag(self.log_ridge.exp())
-        root = torch.linalg.cholesky(matrix.float())
-        taste_BQdK = torch.cholesky_solve(products.unflatten(-1, (size, tasks)).float(), root)
-        taste_BQdK = taste_BQdK + state.prior_BdK.unsqueeze(1)
-        vector_BQd, base_BQK = item_BQX.split([self.width, tasks], dim=-1)
+        taste_HdK, root_Hdd, history_BQ = self._solved(sums_BSX, count_BQ[:, :1] if shared else count_BQ, state)
+        taste_BQdK = taste_HdK[history_BQ]
+        vector_BQd, base_BQK = item_BQX.split([self.width, len(self.tasks)], dim=-1)
         x_BQd = _with_one(vector_BQd)
         read_BQK = (x_BQd.unsqueeze(-1) * taste_BQdK).sum(-2) * self.scale
-        return Reading(base_BQK + read_BQK, taste_BQdK, root, x_BQd)
+        return Reading(base_BQK + read_BQK, taste_BQdK, root_Hdd, history_BQ, x_BQd)
+
+    def _solved(self, sums_BSX: Tensor, count_BQ: Tensor, state: UserState) -> tuple[Tensor, Tensor, Tensor]:
+        """One regression for all queries that see the same events: weights, Cholesky factors, whose (B, Q) is which."""
+        size, tasks = self.width + 1, len(self.tasks)
+        places = state.request_BT.shape[1] + 1
+        key_BQ = torch.arange(len(count_BQ), device=count_BQ.device).unsqueeze(1) * places + count_BQ
+        key_H, history_BQ = torch.unique(key_BQ, return_inverse=True)
+        user_H, count_H = key_H // places, key_H % places
+        now_HX = sums_BSX[user_H, torch.ones_like(count_H) if state.whole else count_H]
+        age_H = shown_counts(state.shown_BT)[user_H, count_H] - 1
+        now_HX = now_HX * torch.exp(-self.recency * age_H / 100.0).unsqueeze(-1)
+        squares, products = now_HX.split([size * size, size * tasks], dim=-1)
+        matrix = squares.unflatten(-1, (size, size)) + torch.diag(self.log_ridge.exp())
+        root_Hdd = torch.linalg.cholesky(matrix.float())
+        taste_HdK = torch.cholesky_solve(products.unflatten(-1, (size, tasks)).float(), root_Hdd)
+        taste_HdK = taste_HdK + state.prior_BdK[user_H]
+        return taste_HdK, root_Hdd, history_BQ
 
     def _said(self, events: Events, base_BTK: Tensor) -> Tensor:
         """(B, T, K): labels less what the item gets from anybody; 0 where missing, a constant when labels are off."""

@@ -53,6 +53,20 @@ class TorchCollectives:
             dist.all_gather_object(gathered, value, group=self._cpu)
         return gathered
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """``value`` of every rank, in rank order, on rank 0; nothing elsewhere."""
+        gathered: list[Any] = [None] * self.world
+        with self._in_time():
+            dist.gather_object(value, gathered if self.rank == 0 else None, group=self._cpu, group_dst=0)
+        return gathered if self.rank == 0 else []
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        held = [value]
+        with self._in_time():
+            dist.broadcast_object_list(held, group=self._cpu, group_src=0)
+        return held[0]
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         with self._in_time():

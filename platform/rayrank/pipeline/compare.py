@@ -6,28 +6,48 @@ What ``evaluate`` tabulates and ``promote`` judges. Knows bundles, datasets and 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from rayrank.batch import SequenceBatch
 from rayrank.bundle import Bundle, load_bundle
 from rayrank.config import ConfigError
-from rayrank.learning.predict import Wanted, predict
-from rayrank.metrics.bootstrap import Interval, Metric, Resamples, difference
-from rayrank.metrics.scores import Scores
-from rayrank.metrics.summary import evaluate_scores
+from rayrank.learning.predict import Wanted, scored
+from rayrank.metrics.bootstrap import Interval, Resamples, interval
+from rayrank.metrics.evaluated import Evaluated, Judged
+from rayrank.metrics.scores import Array, ProfileScores, Scores
+from rayrank.metrics.summary import metrics_of
+from rayrank.metrics.values import Reliability, reliability
 from rayrank.pipeline.cost import Cost, measure_cost, one_thread
-from rayrank.pipeline.targets import fit_baselines
+from rayrank.pipeline.score_files import ScoreFiles
+from rayrank.pipeline.targets import evaluated_users, fit_baselines
 from rayrank.schema import PARTS, BinaryTask, DatasetSchema, MulticlassTask, RetrievalTask
 from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
 
 Protocol = Literal["snapshot", "streaming"]
 Part = Literal["valid", "test"]
+Judging = Literal["auc", "gauc"]
+_RESAMPLED: tuple[Judging, ...] = ("auc", "gauc")
 Progress = Callable[[str], None]
 BOTH = "both"
 """Protocol of a baseline: it looks at no history, so the two agree."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What of the scores is kept for judging: the judged task's metrics on every resample, and its calibration."""
+
+    samples: Mapping[Judging, Array]  # 'auc', 'gauc' -> float64 (R,)
+    curve: Reliability
+
+    @staticmethod
+    def of(judged: Judged, resamples: Resamples) -> Evidence:
+        """Resample the judged task once; differences between models are then differences of samples."""
+        columns = (judged.user, judged.label, judged.prediction)
+        samples = {name: resamples.metric(name, *columns)[1] for name in _RESAMPLED}
+        return Evidence(samples, reliability(judged.label, judged.prediction))
 
 
 @dataclass(frozen=True)
@@ -36,9 +56,9 @@ class Entry:
 
     model: str
     protocol: str
-    scores: Scores
     metrics: Mapping[str, float]
     parameters: int
+    evidence: Evidence
     baseline: bool = False
     cost: Cost | None = None
     bundle_id: str | None = None
@@ -46,7 +66,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All entries on one part of one dataset; targets are aligned row by row."""
+    """All entries on one part of one dataset, about the same targets."""
 
     schema: DatasetSchema
     part: Part
@@ -66,15 +86,20 @@ class Comparison:
         """Names of what is no baseline, in order."""
         return tuple(dict.fromkeys(e.model for e in self.entries if not e.baseline))
 
-    def best_baseline(self, metric: Literal["auc", "gauc"]) -> Entry | None:
+    def best_baseline(self, metric: Judging) -> Entry | None:
         """The baseline that does best on the very targets that are judged."""
         found = [e for e in self.entries if e.baseline and f"{self.task}/{metric}" in e.metrics]
         return max(found, key=lambda e: e.metrics[f"{self.task}/{metric}"], default=None)
 
-    def gain(self, metric: Metric, first: Entry, second: Entry) -> Interval:
-        """metric(first) − metric(second) on the judged task, with an interval over users."""
-        scores = (first.scores.predictions[self.task], second.scores.predictions[self.task])
-        return difference(self.resamples, metric, first.scores.user, first.scores.labels[self.task], scores)
+    def gain(self, metric: Judging, first: Entry, second: Entry) -> Interval:
+        """metric(first) − metric(second) on the judged task, with an interval over users, paired by resample."""
+        name = f"{self.task}/{metric}"
+        value = first.metrics[name] - second.metrics[name]
+        return interval(value, first.evidence.samples[metric] - second.evidence.samples[metric])
+
+    def interval(self, metric: Judging, entry: Entry) -> Interval:
+        """An entry's metric on the judged task, with an interval over users."""
+        return interval(entry.metrics[f"{self.task}/{metric}"], entry.evidence.samples[metric])
 
 
 @dataclass(frozen=True)
@@ -92,8 +117,8 @@ class Asked:
     seed: int = 0
 
 
-def compare(dataset: Dataset, asked: Asked, progress: Progress) -> Comparison:
-    """Score every bundle under every protocol, and the baselines, on one part.
+def compare(dataset: Dataset, asked: Asked, progress: Progress, files: ScoreFiles | None = None) -> Comparison:
+    """Score every bundle under every protocol, and the baselines, on one part; every score goes to ``files``.
 
     Raises:
         ConfigError: no binary task to judge on, no targets in the part, or a bundle made from other data.
@@ -101,18 +126,45 @@ def compare(dataset: Dataset, asked: Asked, progress: Progress) -> Comparison:
     task = judged_task(dataset.schema, asked.task)
     if getattr(dataset.manifest.counts, asked.part) == 0:
         raise ConfigError("part", asked.part, "the dataset has no targets in this part", "choose the other part")
+    resamples = Resamples.draw(evaluated_users(dataset, PARTS[asked.part]), asked.resamples, asked.seed)
+    judge = _Judge(dataset.schema, task, resamples, files)
     entries: list[Entry] = []
     if asked.baselines:
         for found in fit_baselines(dataset, PARTS[asked.part], progress):
-            metrics = evaluate_scores(found.scores, dataset.schema)
-            entries.append(Entry(found.name, BOTH, found.scores, metrics, found.parameters, baseline=True))
+            entries.append(judge.entry((found.name, BOTH), found.scores, found.parameters, baseline=True)[0])
     for name, path in asked.bundles.items():
         bundle = load_bundle(path)
         check_data(bundle, dataset, name)
-        entries += _evaluate_bundle((name, bundle), dataset, asked, progress)
-    users = entries[0].scores.user
-    resamples = Resamples.draw(users, asked.resamples, asked.seed)
+        entries += _evaluate_bundle((name, bundle), dataset, asked, judge, progress)
     return Comparison(dataset.schema, asked.part, task, tuple(entries), resamples, dataset.manifest.data_fingerprint)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Turns scores into an entry, some at a time, and forgets them."""
+
+    schema: DatasetSchema
+    task: str
+    resamples: Resamples
+    files: ScoreFiles | None
+
+    def entry(
+        self,
+        named: tuple[str, str],
+        pieces: Iterable[Scores],
+        parameters: int,
+        profiles: Mapping[str, ProfileScores] | None = None,
+        **about: Any,
+    ) -> tuple[Entry, Mapping[str, ProfileScores]]:
+        """An entry and its profiles, which are those given or come with the pieces."""
+        name = file_name(*named)
+        passing = self.files.through(name, pieces) if self.files else pieces
+        found = Evaluated.join(map(Evaluated.of, passing))
+        found = found if profiles is None else replace(found, profiles=profiles)
+        if self.files:
+            self.files.write_profiles(name, found.profiles)
+        evidence = Evidence.of(found.events[self.task], self.resamples)
+        return Entry(*named, metrics_of(found, self.schema), parameters, evidence, **about), found.profiles
 
 
 def check_data(bundle: Bundle, dataset: Dataset, name: str) -> None:
@@ -130,28 +182,23 @@ def check_data(bundle: Bundle, dataset: Dataset, name: str) -> None:
         raise ConfigError(name, str(bundle.path), rule, "give the dataset it was trained on, or train again")
 
 
-def score_bundle(bundle: Bundle, dataset: Dataset, part: Part, protocol: Protocol, *, profiles: bool = True) -> Scores:
-    """Every target of ``part`` as the bundle sees it; user profiles too, which lie outside the part, if wanted."""
-    wanted = profiles and bool(dataset.schema.of_kind(MulticlassTask))
-    batches = _batches(dataset, None if wanted else part)
-    with one_thread():
-        asked = Wanted(protocol, (PARTS[part],), window=bundle.info.window)
-        return predict(bundle.model, bundle.catalogue(), batches, asked)
-
-
-def _evaluate_bundle(named: tuple[str, Bundle], dataset: Dataset, asked: Asked, progress: Progress) -> Iterator[Entry]:
+def _evaluate_bundle(
+    named: tuple[str, Bundle], dataset: Dataset, asked: Asked, judge: _Judge, progress: Progress
+) -> Iterator[Entry]:
     name, bundle = named
     progress(f"timing {name}")
     cost = measure_cost(bundle, dataset, asked.cost_candidates, asked.cost_requests)
-    profiles = None
+    about = {"cost": cost, "bundle_id": bundle.bundle_id}
+    # A profile is told from the history before valid and test, so both protocols share it; such users lie anywhere.
+    profiles, everywhere = None, bool(dataset.schema.of_kind(MulticlassTask))
     for protocol in asked.protocols:
         progress(f"scoring {asked.part} with {name}, {protocol}")
-        scores = score_bundle(bundle, dataset, asked.part, protocol, profiles=profiles is None)
-        # A profile is told from the history before valid and test, so both protocols share it.
-        profiles = scores.profiles if profiles is None else profiles
-        scores = replace(scores, profiles=profiles)
-        metrics = evaluate_scores(scores, dataset.schema)
-        yield Entry(name, protocol, scores, metrics, bundle.info.parameters, cost=cost, bundle_id=bundle.bundle_id)
+        wanted = Wanted(protocol, (PARTS[asked.part],), window=bundle.info.window)
+        batches = _batches(dataset, None if everywhere and profiles is None else asked.part)
+        with one_thread():
+            pieces = scored(bundle.model, bundle.catalogue(), batches, wanted)
+            entry, profiles = judge.entry((name, protocol), pieces, bundle.info.parameters, profiles, **about)
+        yield entry
 
 
 def _batches(dataset: Dataset, part: Part | None) -> Iterator[SequenceBatch]:
@@ -179,9 +226,9 @@ def judged_task(schema: DatasetSchema, task: str | None) -> str:
     return retrieval[0].positive if retrieval else binary[0]
 
 
-def file_name(entry: Entry) -> str:
+def file_name(model: str, protocol: str) -> str:
     """A plain file name for an entry."""
-    return re.sub(r"[^\w-]+", "_", f"{entry.model}-{entry.protocol}").strip("_")
+    return re.sub(r"[^\w-]+", "_", f"{model}-{protocol}").strip("_")
 
 
 def kept_lift(student: float, teacher: float) -> float:

@@ -14,6 +14,7 @@ from rayrank.config import Config, DataPath
 from rayrank.pipeline import charts, tabulate
 from rayrank.pipeline.compare import Asked, Comparison, Part, Progress, Protocol, compare, named
 from rayrank.pipeline.report import Report, render
+from rayrank.pipeline.score_files import ScoreFiles
 from rayrank.pipeline.training import tracked_run
 from rayrank.ranking.release import champion
 from rayrank.sources import storage
@@ -81,11 +82,12 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> EvaluateResult:
     dataset = Dataset.open(config.dataset)
     with ThreadPoolExecutor(1) as helper:  # opening the store imports for seconds
         opening = helper.submit(open_tracker, config.tracking)
-        found = compare(dataset, _asked(config, dataset, progress), progress)
+        files = ScoreFiles(storage.join(config.output, "scores"))
+        found = compare(dataset, _asked(config, dataset, progress), progress, files)
         tracker = opening.result()
     sentence = tabulate.verdict(found)
     columns, rows = tabulate.table(found)
-    tabulate.write_outputs(config.output, found, sentence, progress)
+    tabulate.write_outputs(config.output, found, sentence)
     page = render(report(found, sentence))
     storage.write_bytes(storage.join(config.output, "report.html"), page.encode())
     for name, figure in _plots(found).items():

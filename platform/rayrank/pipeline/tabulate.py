@@ -1,4 +1,4 @@
-"""A comparison as people and programs read it: table, CSV, JSON, scores in Parquet, one verdict sentence."""
+"""A comparison as people and programs read it: table, CSV, JSON, one verdict sentence."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ import json
 import math
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from rayrank.metrics.bootstrap import Interval
-from rayrank.metrics.scores import Scores
-from rayrank.metrics.values import reliability
-from rayrank.pipeline.compare import Comparison, Entry, Progress, file_name, kept_lift
+from rayrank.pipeline.compare import Comparison, Entry, kept_lift
 from rayrank.pipeline.report import CurveData, SpotData, cell
 from rayrank.schema import MulticlassTask, RegressionTask, RetrievalTask
 from rayrank.sources import storage
@@ -136,31 +131,11 @@ def as_json(found: Comparison, sentence: str) -> dict[str, Any]:
     }
 
 
-def write_outputs(folder: str, found: Comparison, sentence: str, progress: Progress) -> None:
-    """``scores/*.parquet``, ``metrics.csv`` and, last, ``evaluation.json``."""
-    progress(f"writing scores to {folder}")
-    for entry in found.entries:
-        _write_scores(storage.join(folder, "scores", file_name(entry)), entry.scores)
+def write_outputs(folder: str, found: Comparison, sentence: str) -> None:
+    """``metrics.csv`` and, last, ``evaluation.json``."""
     storage.write_bytes(storage.join(folder, "metrics.csv"), _csv(found).encode())
     text = json.dumps(as_json(found, sentence), indent=1, allow_nan=False)
     storage.write_bytes(storage.join(folder, "evaluation.json"), text.encode())
-
-
-def _write_scores(base: str, scores: Scores) -> None:
-    _write_table(f"{base}.parquet", dict(scores.columns()))
-    for name, profile in scores.profiles.items():
-        probabilities = {f"probability_{c}": profile.probabilities[:, c] for c in range(profile.probabilities.shape[1])}
-        columns = {"user": profile.user, "label": profile.label, "hidden": profile.hidden, **probabilities}
-        _write_table(f"{base}-profile-{name}.parquet", columns)
-    for name, found in scores.retrieval.items():
-        columns = {c: getattr(found, c) for c in ("row", "user", "item", "part", "rank")}
-        _write_table(f"{base}-retrieval-{name}.parquet", columns)
-
-
-def _write_table(path: str, columns: dict[str, Any]) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    storage.write_bytes(path, sink.getvalue().to_pybytes())
 
 
 def _csv(found: Comparison) -> str:
@@ -181,7 +156,7 @@ def curves(found: Comparison, protocol: str = "streaming") -> dict[str, CurveDat
     for name in found.models:
         entry = found.find(name, protocol)
         if entry is not None:
-            curve = reliability(entry.scores.labels[found.task], entry.scores.predictions[found.task])
+            curve = entry.evidence.curve
             made[name] = CurveData(
                 prediction=tuple(curve.prediction), label=tuple(curve.label), count=tuple(map(float, curve.count))
             )
@@ -195,20 +170,10 @@ def spots(found: Comparison, protocol: str = "streaming") -> tuple[SpotData, ...
         entry = found.find(name, protocol)
         if entry is None or entry.cost is None:
             continue
-        auc, low, high = _interval(found, entry)
-        made.append(SpotData(name=name, candidates_per_s=entry.cost.candidates_per_s, auc=auc, low=low, high=high))
+        auc = found.interval("auc", entry)
+        rate = entry.cost.candidates_per_s
+        made.append(SpotData(name=name, candidates_per_s=rate, auc=auc.value, low=auc.low, high=auc.high))
     return tuple(made)
-
-
-def _interval(found: Comparison, entry: Entry) -> tuple[float, float, float]:
-    from rayrank.metrics.bootstrap import interval
-
-    scores = entry.scores
-    value, samples = found.resamples.metric(
-        "auc", scores.user, scores.labels[found.task], scores.predictions[found.task]
-    )
-    made = interval(value, samples)
-    return made.value, made.low, made.high
 
 
 def floors(found: Comparison) -> dict[str, float]:

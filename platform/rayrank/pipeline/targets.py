@@ -5,7 +5,7 @@ Streams row groups and keeps at most the few columns that are asked for. Knows d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from rayrank.metrics.scores import Array, Scores
 from rayrank.schema import PARTS, TRAIN, VALID, BinaryTask, EventTask
 from rayrank.sources.dataset import Dataset
 
-_KEPT_IN_MEMORY = 20_000_000
+_KEPT_IN_MEMORY = 1_000_000
 """Train targets up to this many are read once and kept (20 bytes each); more are read again for every pass."""
 
 
@@ -28,25 +28,28 @@ class Baseline:
     name: str
     options: Mapping[str, str]  # task -> what valid chose
     parameters: int
-    scores: Scores
+    scores: Iterator[Scores]
 
 
-def read_targets(dataset: Dataset, part: int) -> Scores:
-    """Every target of ``part`` with its labels and no predictions, sorted like merged scores."""
+def evaluated_users(dataset: Dataset, part: int) -> Array:
+    """Users with a target of ``part``, int32, sorted."""
+    found = [np.unique(block["user"]) for block in _columns(dataset, part, ["user"])]
+    return np.unique(np.concatenate(found))
+
+
+def read_targets(dataset: Dataset, part: int) -> Iterator[Scores]:
+    """Every target of ``part`` with its labels and no predictions, in the order of the row groups."""
     tasks = [task.name for task in dataset.schema.event_tasks]
-    names = ["row", "user", "request", "item"]
-    blocks = list(_columns(dataset, part, [*names, *(f"label_{t}" for t in tasks)]))
-    columns = {n: np.concatenate([b[n] for b in blocks]) for n in blocks[0]}
-    labels = {task: columns[f"label_{task}"] for task in tasks}
-    size = np.full(len(columns["row"]), part, np.int8)
-    row, user, request, item = (columns[n] for n in names)
-    return Scores(row, user.astype(np.int64), request, item.astype(np.int64), size, labels, {}).sorted()
+    for block in _columns(dataset, part, ["row", "user", "request", "item", *(f"label_{t}" for t in tasks)]):
+        labels = {task: block[f"label_{task}"] for task in tasks}
+        about = np.full(len(block["row"]), part, np.int8)
+        user, item = block["user"].astype(np.int64), block["item"].astype(np.int64)
+        yield Scores(block["row"], user, block["request"], item, about, labels, {})
 
 
-def fit_baselines(dataset: Dataset, part: int, progress: Callable[[str], None]) -> list[Baseline]:
+def fit_baselines(dataset: Dataset, part: int, progress: Callable[[str], None]) -> Iterator[Baseline]:
     """Popularity, recent popularity, item mean and user + item bias, fitted on train, chosen on valid."""
     sizes = Sizes(dataset.manifest.counts.users + 1, dataset.manifest.counts.items + 1)
-    evaluated = read_targets(dataset, part)
     fitted: dict[str, dict[str, Additive]] = {}
     for task in dataset.schema.event_tasks:
         progress(f"fitting baselines for {task.name}")
@@ -55,7 +58,10 @@ def fit_baselines(dataset: Dataset, part: int, progress: Callable[[str], None]) 
         for options in _candidates(train, sizes, task):
             chosen = baselines.choose(options, valid, logistic=isinstance(task, BinaryTask))
             fitted.setdefault(chosen.name, {})[task.name] = chosen
-    return [_baseline(name, by_task, evaluated) for name, by_task in fitted.items()]
+    for name, by_task in fitted.items():
+        chosen_by_task = {task: scorer.option for task, scorer in by_task.items()}
+        parameters = sum(scorer.parameters for scorer in by_task.values())
+        yield Baseline(name, chosen_by_task, parameters, _said(by_task, read_targets(dataset, part)))
 
 
 def _candidates(train: baselines.Blocks, sizes: Sizes, task: EventTask) -> Iterator[Sequence[Additive]]:
@@ -66,14 +72,10 @@ def _candidates(train: baselines.Blocks, sizes: Sizes, task: EventTask) -> Itera
     yield baselines.user_item_bias(train, sizes)
 
 
-def _baseline(name: str, by_task: Mapping[str, Additive], evaluated: Scores) -> Baseline:
-    predictions = {task: scorer.predict(evaluated.user, evaluated.item) for task, scorer in by_task.items()}
-    return Baseline(
-        name,
-        {task: scorer.option for task, scorer in by_task.items()},
-        sum(scorer.parameters for scorer in by_task.values()),
-        replace(evaluated, predictions=predictions),
-    )
+def _said(by_task: Mapping[str, Additive], targets: Iterable[Scores]) -> Iterator[Scores]:
+    for block in targets:
+        said = {task: scorer.predict(block.user, block.item) for task, scorer in by_task.items()}
+        yield replace(block, predictions=said)
 
 
 def _blocks(dataset: Dataset, part: int, task: EventTask) -> baselines.Blocks:

@@ -120,12 +120,19 @@ def read_bytes(path: str) -> bytes:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Write under a temporary name, then rename: readers see the old file or the new one, never half."""
+    """The whole file at once, atomically."""
+    with growing(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def growing(path: str) -> Iterator[pa.NativeFile]:
+    """A file written under a temporary name, then renamed: readers see the old one or the new one, never half."""
     system, inside = locate(path)
     make_folder(posixpath.dirname(path))
     temporary = f"{inside}.tmp"
     with system.open_output_stream(temporary, compression=None) as stream:
-        stream.write(data)
+        yield stream
     system.move(temporary, inside)
 
 

@@ -50,6 +50,13 @@ class Threads:
         self.shared["barrier"].wait(30)
         return found
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        found = self.all_gather_objects(value)
+        return found if self.rank == 0 else []
+
+    def from_first(self, value: Any) -> Any:
+        return self.all_gather_objects(value)[0]
+
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         parts = self.all_gather_objects(tensor.clone())
         return tensor.copy_(torch.stack(parts).sum(0))

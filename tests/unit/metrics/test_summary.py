@@ -5,8 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from rayrank.metrics.scores import ProfileScores, RetrievalScores
+from rayrank.metrics.evaluated import Judged
+from rayrank.metrics.scores import ProfileScores
 from rayrank.metrics.summary import binary_metrics, profile_metrics, regression_metrics, retrieval_metrics
+
+NOBODY = Judged.of(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
 
 
 def profile(label, predicted, hidden):
@@ -28,15 +31,14 @@ def test_profile_without_hidden_users_is_nan():
 
 def test_recall_counts_ranks_up_to_k():
     ranks = np.array([1, 100, 101, 10], np.int32)
-    empty = np.zeros(4, np.int64)
-    metrics = retrieval_metrics(RetrievalScores(empty, empty, empty, empty.astype(np.int8), ranks))
+    metrics = retrieval_metrics(ranks)
     assert metrics == {"recall_100": 0.75, "recall_10": 0.5, "median_rank": 55.0, "queries": 4.0}
 
 
 def test_binary_summary_names_what_was_left_out():
     user = np.array([1, 1, 2, 2, 3])
     label = np.array([1, 0, 1, 1, np.nan], np.float32)
-    metrics = binary_metrics(user, label, np.array([0.8, 0.3, 0.6, 0.7, 0.5], np.float32))
+    metrics = binary_metrics(Judged.of(user, label, np.array([0.8, 0.3, 0.6, 0.7, 0.5], np.float32)))
     assert metrics["auc"] == 1.0
     assert (metrics["gauc"], metrics["gauc_users"], metrics["gauc_users_left_out"]) == (1.0, 1.0, 1.0)
     assert (metrics["gauc_rows_left_out"], metrics["count"]) == (2.0, 4.0)
@@ -46,6 +48,5 @@ def test_binary_summary_names_what_was_left_out():
 
 
 def test_summaries_of_nothing_are_nan_not_errors():
-    empty = np.zeros(0, np.float32)
-    assert math.isnan(binary_metrics(np.zeros(0, np.int64), empty, empty)["log_loss"])
-    assert math.isnan(regression_metrics(empty, empty)["rmse"])
+    assert math.isnan(binary_metrics(NOBODY)["log_loss"])
+    assert math.isnan(regression_metrics(NOBODY)["rmse"])

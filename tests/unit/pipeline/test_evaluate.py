@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, roc_au
 
 from rayrank.config import ConfigError, parse
 from rayrank.metrics.bootstrap import Interval
+from rayrank.pipeline.compare import file_name
 from rayrank.pipeline.evaluate import EvaluateConfig, evaluate
 from rayrank.pipeline.tabulate import points
 from rayrank.ranking.release import Release, save_release, set_alias
@@ -82,10 +83,11 @@ def test_profile_and_retrieval_can_be_recomputed_too(result):
 
 
 def test_all_entries_speak_of_the_same_targets(result):
-    rows = [e.scores.row.tolist() for e in result.comparison.entries]
-    assert all(r == rows[0] for r in rows)
-    labels = [e.scores.labels["like"].tolist() for e in result.comparison.entries]
-    assert all(x == labels[0] for x in labels)
+    names = [file_name(e.model, e.protocol) for e in result.comparison.entries]
+    columns = ["row", "user", "item", "part", "label_like"]
+    targets = [dumped(result, name)[columns].sort_values("row").reset_index(drop=True) for name in names]
+    assert len(targets) == 8
+    assert all(t.equals(targets[0]) for t in targets)
 
 
 def test_files_and_verdict(result):
@@ -119,7 +121,7 @@ def test_the_champion_is_evaluated_beside(world, tmp_path):
         ("champion student", "streaming"),
     ]
     assert "no baseline to compare with" in found.verdict
-    assert set(found.comparison.entries[0].scores.part.tolist()) == {2}
+    assert set(dumped(found, "teacher-streaming").part) == {2}
 
 
 def test_mistakes_name_path_and_fix(world, tmp_path):

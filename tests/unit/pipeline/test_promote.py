@@ -9,9 +9,9 @@ import pytest
 
 from rayrank.config import ConfigError, parse
 from rayrank.metrics.bootstrap import Resamples
-from rayrank.metrics.scores import Scores
-from rayrank.metrics.summary import evaluate_scores
-from rayrank.pipeline.compare import Comparison, Entry
+from rayrank.metrics.evaluated import Evaluated, Judged
+from rayrank.metrics.summary import metrics_of
+from rayrank.pipeline.compare import Comparison, Entry, Evidence
 from rayrank.pipeline.cost import Cost
 from rayrank.pipeline.gates import GatesConfig, judge
 from rayrank.pipeline.promote import PromoteConfig, decide, promote
@@ -21,6 +21,7 @@ from rayrank.tracking import NullRun, NullTracker
 
 SCHEMA = DatasetSchema(name="made", tasks=(BinaryTask(name="like", column="like"),))
 FAST, SLOW = Cost(500, (0.004,) * 30), Cost(500, (0.004,) * 20 + (0.5,) * 10)
+RESAMPLES = Resamples.draw(np.arange(1, 200), 100)
 LOOSE = {"gain": -1.0, "lift": -9.0, "calibration_low": 0.01, "calibration_high": 99.0, "latency_ms": 1e6}
 
 OFF = {"tracking": {"kind": "none"}}
@@ -37,18 +38,10 @@ def entry(model, noise, shift=0.0, cost=FAST, baseline=False):
     label = (generator.random(4000) < 1 / (1 + np.exp(-2 * truth))).astype(np.float32)
     own = np.random.default_rng(len(model)).normal(size=4000)
     logit = 2 * (truth + noise * own) / (1 + noise**2) + shift
-    rows = np.arange(4000)
-    scores = Scores(
-        rows,
-        user,
-        rows.astype(np.int32),
-        rows,
-        np.full(4000, 3, np.int8),
-        {"like": label},
-        {"like": (1 / (1 + np.exp(-logit))).astype(np.float32)},
-    )
+    judged = Judged.of(user, label, 1 / (1 + np.exp(-logit)))
+    metrics = metrics_of(Evaluated({"like": judged}, {}, {}), SCHEMA)
     protocol = "both" if baseline else "streaming"
-    return Entry(model, protocol, scores, evaluate_scores(scores, SCHEMA), 1, baseline, cost, f"id-{model}")
+    return Entry(model, protocol, metrics, 1, Evidence.of(judged, RESAMPLES), baseline, cost, f"id-{model}")
 
 
 def comparison(teacher=None, student=None, baseline=None):
@@ -57,7 +50,7 @@ def comparison(teacher=None, student=None, baseline=None):
         teacher or entry("teacher", 0.3),
         student or entry("student", 0.35),
     )
-    return Comparison(SCHEMA, "test", "like", found, Resamples.draw(found[0].scores.user, 100))
+    return Comparison(SCHEMA, "test", "like", found, RESAMPLES)
 
 
 def failed(found, **gates):
