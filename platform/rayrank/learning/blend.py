@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.collectives import Collectives
+from rayrank.learning.plan import pieces
 from rayrank.models.ranker import Ranker
 from rayrank.objectives.losses import hard_loss
 from rayrank.objectives.spec import ObjectiveSpec
@@ -27,8 +28,8 @@ def choose_share(
     losses_KS = torch.zeros(len(model.event_tasks), len(SHARES), dtype=torch.float64, device=device)
     with torch.inference_mode():
         items_NW = model.item_vectors(catalogue.to(device))
-        for batch in batches:
-            losses_KS += _losses(model, items_NW, batch.to(device))
+        for piece in (piece for batch in batches for piece in pieces(batch)):
+            losses_KS += _losses(model, items_NW, piece.to(device))
     collectives.all_reduce_sum(losses_KS)
     model.static_share_K.copy_(SHARES.to(device)[losses_KS.argmin(1)])
     return model.static_share_K

@@ -20,6 +20,8 @@ from rayrank.batch import SequenceBatch
 
 MIN_STEPS, MIN_EVENTS = 60, 256
 """Small data is cut into smaller micro-batches (not below MIN_EVENTS) so that an epoch has about MIN_STEPS steps."""
+_PIECE = 16_384
+"""Padded positions scored at once; batch shape moves last bits of scores, so pieces depend on the row group only."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,14 @@ def steps(lanes: Sequence[Iterable[SequenceBatch]]) -> Iterator[list[SequenceBat
     """Steps of one rank: the next micro-batch of each of its lanes; lanes that have ended are left out."""
     for step in zip_longest(*lanes):
         yield [batch for batch in step if batch is not None]
+
+
+def pieces(batch: SequenceBatch) -> Iterator[SequenceBatch]:
+    """A row group a few sequences at a time, for whatever is not trained on."""
+    sequences, length = batch.part_BT.shape
+    count = min(max(1, -(-sequences * length // _PIECE)), sequences)
+    for rows in np.array_split(np.arange(sequences), count):
+        yield take(batch, torch.from_numpy(rows))
 
 
 def take(batch: SequenceBatch, rows: Tensor) -> SequenceBatch:

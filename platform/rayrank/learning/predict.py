@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rayrank.batch import Catalogue, Queries, SequenceBatch
-from rayrank.learning.plan import take
+from rayrank.learning.plan import pieces
 from rayrank.learning.windows import windowed
 from rayrank.metrics.scores import Array, ProfileScores, RetrievalScores, Scores, merge
 from rayrank.models.ranker import Ranker, UserState, shown
@@ -19,8 +19,6 @@ from rayrank.objectives.targets import pack
 from rayrank.schema import TEST, VALID, BinaryTask, DatasetSchema, EventTask, MulticlassTask, RetrievalTask
 
 Protocol = Literal["streaming", "snapshot"]
-_PIECE = 16_384
-"""Padded positions scored at once; batch shape moves last bits of scores, so pieces depend on the row group only."""
 _RANK_CHUNK = 256
 _USER = "retrieval user"
 """Not a task's name: those have no spaces."""
@@ -57,17 +55,10 @@ def scored(model: Ranker, catalogue: Catalogue, batches: Iterable[SequenceBatch]
         catalogue = catalogue.to(device)
         items_NW = model.item_vectors(catalogue)
     for batch in batches:
-        for piece in _pieces(batch):
+        for piece in pieces(batch):
             with torch.inference_mode():
                 found = _score(model, items_NW, piece.to(device), wanted)
             yield found
-
-
-def _pieces(batch: SequenceBatch) -> Iterable[SequenceBatch]:
-    sequences, length = batch.part_BT.shape
-    pieces = min(max(1, -(-sequences * length // _PIECE)), sequences)
-    for rows in np.array_split(np.arange(sequences), pieces):
-        yield take(batch, torch.from_numpy(rows))
 
 
 def _score(model: Ranker, items_NW: Tensor, batch: SequenceBatch, wanted: Wanted) -> Scores:
