@@ -57,7 +57,7 @@ def configs(folder: Path, rows: int) -> dict[str, dict[str, Any]]:
     small = {"width": 16, "id_width": 8, "taste_width": 4, "inputs": {"text": False}}
     student, releases, labels = str(folder / "student"), str(folder / "releases"), str(folder / "labels")
     both = {"dataset": dataset, "teacher": teacher, "student": student, "tracking": tracking}
-    learning = {"epochs": 1, "rows": {"epochs": 1}, "batch_events": 8192}
+    learning = {"epochs": 1, "rows": {"epochs": 1}}
     return {
         "prepare": {"source": source, "path": dataset, "engine": "ray", "cluster": cluster},
         "train_teacher": {

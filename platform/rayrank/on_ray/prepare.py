@@ -7,7 +7,7 @@ object store never fills, whatever the number of rows. Knows tasks and Ray; know
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rayrank.config import ConfigError, parse
@@ -16,8 +16,10 @@ from rayrank.sources.spec import BuildSpec, Result, Task
 from rayrank.sources.tasks import perform
 
 
-def run_on_ray(spec: BuildSpec, tasks: Sequence[Task], stall_s: float = 1800.0) -> Iterable[Result]:
-    """Run tasks on the initialised Ray cluster; results come in the tasks' order, however they were scheduled.
+def run_on_ray(spec: BuildSpec, tasks: Sequence[Task], stall_s: float = 1800.0) -> Iterator[Result]:
+    """Run tasks on the initialised Ray cluster; results come in the tasks' order, however scheduled.
+
+    Nothing runs before the first is asked for, and no more than those that came early are kept.
 
     Raises:
         ConfigError: a task found a mistake in config or input, or no task ended for ``stall_s``.
@@ -27,13 +29,21 @@ def run_on_ray(spec: BuildSpec, tasks: Sequence[Task], stall_s: float = 1800.0) 
     text = spec.model_dump_json()
     rows = [{"at": at, "spec": text, "task": task.model_dump_json()} for at, task in enumerate(tasks)]
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_run_row).iter_rows()
-    results: list[Result] = [{} for _ in tasks]
-    for row in list(ReadAhead(iter(done), 16, Limit("cluster.stall_s", stall_s, "part of the dataset"))):
+    mistake: ConfigError | None = None
+    early: dict[int, Result] = {}
+    due = 0
+    # To the end, whatever is found: an abandoned stream keeps its CPUs.
+    for row in ReadAhead(iter(done), 16, Limit("cluster.stall_s", stall_s, "part of the dataset")):
         answer = json.loads(row["answer"])
         if "error" in answer:
-            raise ConfigError(**answer["error"])
-        results[row["at"]] = answer["result"]
-    return results
+            mistake = mistake or ConfigError(**answer["error"])
+            continue
+        early[row["at"]] = answer["result"]
+        while mistake is None and due in early:
+            yield early.pop(due)
+            due += 1
+    if mistake is not None:
+        raise mistake
 
 
 def _run_row(row: dict[str, Any]) -> dict[str, Any]:

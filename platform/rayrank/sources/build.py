@@ -32,7 +32,7 @@ from rayrank.sources.entities import (
 from rayrank.sources.fitting import write_entities
 from rayrank.sources.manifest import FILE, Counts, Manifest, ShardInfo, data_fingerprint, read_manifest, write_manifest
 from rayrank.sources.negatives import draw_weights
-from rayrank.sources.oracle import BIASES, TRUTH, oracle_auc
+from rayrank.sources.oracle import BIASES, TRUTH, OracleSums
 from rayrank.sources.sequence import users_file
 from rayrank.sources.source import EVERY_ROW, Part
 from rayrank.sources.spec import (
@@ -99,7 +99,10 @@ def _build(spec: BuildSpec, run: Run, progress: Progress) -> Manifest:
     if item_columns_needed(source.schema):
         _write_past(passes, source.schema, run)
     progress(f"sorting {passes.buckets} buckets of users")
-    made = list(run(spec, passes.tasks("sequence")))
+    made, oracle = [], OracleSums()
+    for found in run(spec, passes.tasks("sequence")):
+        oracle.add(found.pop("oracle"))
+        made.append(found)
     active = [storage.read_arrow(users_file(work_folder(spec.path), b)) for b in range(len(made))]
     seen = pa.concat_tables(active)["user_id"].combine_chunks()
     user_ids, orphan_users = index_ids(users, "user_id", seen, "users")
@@ -116,7 +119,7 @@ def _build(spec: BuildSpec, run: Run, progress: Progress) -> Manifest:
     )
     shards = tuple(ShardInfo(**r["shard"]) for r in results)
     grown = {"buckets": passes.buckets, "next_row": sum(p.rows for p in parts), "last_time": last_time}
-    return _commit(spec, source.schema, state, counts, (shards, made, identity, grown))
+    return _commit(spec, source.schema, state, counts, (shards, oracle, identity, grown))
 
 
 def complete(spec: BuildSpec) -> Manifest | None:
@@ -138,10 +141,10 @@ def _commit(
     schema: DatasetSchema,
     state: FeatureState,
     counts: Counts,
-    written: tuple[tuple[ShardInfo, ...], Sequence[Result], str, dict[str, int]],
+    written: tuple[tuple[ShardInfo, ...], OracleSums, str, dict[str, int]],
 ) -> Manifest:
     """Write the manifest, then remove the work folder."""
-    shards, made, identity, place = written
+    shards, oracle, identity, place = written
     names = ["items.parquet", "users.parquet", *([PAST_FILE] if item_columns_needed(schema) else [])]
     tables = {name: storage.sha256(storage.join(spec.path, name)) for name in names}
     manifest = Manifest(
@@ -153,8 +156,8 @@ def _commit(
         shards=shards,
         tables=tables,
         window=spec.history_window(schema),
-        oracle=_oracle(made, TRUTH),
-        oracle_biases=_oracle(made, BIASES),
+        oracle=oracle.auc(TRUTH),
+        oracle_biases=oracle.auc(BIASES),
         source=spec.source.model_dump(mode="json"),
         build=identity,
         **place,
@@ -227,12 +230,6 @@ def _spill_all(
 
     logged = total - sum(r["before"] for r in spilled)
     return full, find_cuts(split, logged, low, high, histogram, total - 1), high
-
-
-def _oracle(made: Sequence[Result], prefix: str) -> dict[str, float]:
-    """AUC by task of the true logits whose columns start with ``prefix``; empty for real data."""
-    names = [name for name in sorted(made[0]["oracle"]) if name.startswith(prefix)]
-    return {name.removeprefix(prefix): oracle_auc([r["oracle"][name] for r in made]) for name in names}
 
 
 def _check(schema: DatasetSchema, items: pa.Table | None, users: pa.Table | None, parts: Sequence[Part]) -> None:

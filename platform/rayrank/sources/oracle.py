@@ -37,12 +37,28 @@ def oracle_histograms(events: pa.Table, mask: np.ndarray) -> dict[str, Any]:
     return found
 
 
-def oracle_auc(histograms: list[list[list[int]]]) -> float:
-    """AUC from summed histograms, ties counted half; NaN-free: 0.5 when one class is absent."""
-    counts = np.zeros((_BINS, 2), dtype=np.int64)
-    for histogram in histograms:
-        for bin_, negative, positive in histogram:
-            counts[bin_] += (negative, positive)
+class OracleSums:
+    """Histograms added up as the buckets' results arrive: a driver that kept them all would grow with the data."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, np.ndarray] = {}  # column -> int64 (bins, 2): negatives, positives
+
+    def add(self, histograms: dict[str, Any]) -> None:
+        """Add what :func:`oracle_histograms` found in one bucket."""
+        for name, filled in histograms.items():
+            counts = self._counts.setdefault(name, np.zeros((_BINS, 2), dtype=np.int64))
+            for bin_, negative, positive in filled:
+                counts[bin_] += (negative, positive)
+
+    def auc(self, prefix: str) -> dict[str, float]:
+        """AUC by task of the true logits whose columns start with ``prefix``; empty for real data.
+
+        Ties count half; 0.5 when one class is absent.
+        """
+        return {n.removeprefix(prefix): _auc(c) for n, c in sorted(self._counts.items()) if n.startswith(prefix)}
+
+
+def _auc(counts: np.ndarray) -> float:
     negatives, positives = counts[:, 0].astype(np.float64), counts[:, 1].astype(np.float64)
     if not negatives.sum() or not positives.sum():
         return 0.5

@@ -187,9 +187,9 @@ class Synthetic:
         )
 
     def parts(self) -> list[Part]:
-        """Ranges of user blocks of about half a million rows."""
+        """Ranges of user blocks of about a hundred thousand rows."""
         rows_per_block = max(1, self.config.num_rows // self._num_blocks)
-        step = max(1, 500_000 // rows_per_block)
+        step = max(1, 100_000 // rows_per_block)
         parts = []
         for start in range(0, self._num_blocks, step):
             end = min(start + step, self._num_blocks)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from rayrank.sources.build import build, run_here
 from rayrank.sources.manifest import Manifest
-from rayrank.sources.oracle import oracle_auc, oracle_histograms
+from rayrank.sources.oracle import OracleSums, oracle_histograms
 from rayrank.sources.spec import BuildSpec
 from rayrank.sources.synthetic import Synthetic, SyntheticConfig
 from rayrank.sources.synthetic_text import TOPICS
@@ -147,7 +148,15 @@ def test_oracle_auc_from_histograms_is_the_auc() -> None:
     halves = []
     for half in (slice(0, 1500), slice(1500, None)):
         events = pa.table({"truth_like": logit[half], "label_like": label[half]})
-        halves.append(oracle_histograms(events, np.ones(events.num_rows, bool))["truth_like"])
-    assert oracle_auc(halves) == pytest.approx(roc_auc_score(label, logit), abs=1e-4)
-    assert oracle_auc([[[3, 5, 0]]]) == 0.5
-    assert oracle_auc([[[3, 1, 1]]]) == 0.5
+        halves.append(oracle_histograms(events, np.ones(events.num_rows, bool)))
+    assert summed(halves) == pytest.approx(roc_auc_score(label, logit), abs=1e-4)
+    assert summed([{"truth_like": [[3, 5, 0]]}]) == 0.5
+    assert summed([{"truth_like": [[3, 1, 1]]}]) == 0.5
+
+
+def summed(histograms: list[dict[str, Any]]) -> float:
+    """AUC of the histograms together."""
+    sums = OracleSums()
+    for found in histograms:
+        sums.add(found)
+    return sums.auc("truth_")["like"]
