@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any
 
 import pytest
@@ -159,6 +160,27 @@ def test_ranks_agree_when_lanes_are_uneven_and_a_rank_has_nothing() -> None:
     first, second = on_ranks(2, lambda: fresh("teacher"), given, TrainSpec(LEARNING))
     torch.testing.assert_close(curve(first), curve(alone), rtol=0, atol=1e-4)
     assert len(second.curve) == len(alone.curve) == 2
+
+
+def test_a_rank_with_three_times_the_rows_finishes_with_the_other() -> None:
+    """Blocks of prime sizes; the short rank has no step left and still answers every collective call."""
+    sizes = ((5, 7, 11, 13, 5, 7), (3, 13))
+    lanes = [[batch(sequences=n, seed=n + 9 * k, first_key=50 * k) for k, n in enumerate(lane)] for lane in sizes]
+
+    def fed(model: Ranker, mine: list[list[SequenceBatch]], collectives: Threads | None) -> TrainResult:
+        steps = [[one for one in step if one is not None] for step in zip_longest(*mine)]
+        every = [one for lane in mine for one in lane]
+        data = TrainData(catalogue(), lambda _, start: iter(steps[start:]), max(map(len, sizes)), lambda: iter(every))
+        return train(model, data, TrainSpec(LEARNING), None, collectives)
+
+    alone = fed(fresh("teacher"), lanes, None)
+    shared: dict[str, Any] = {"barrier": threading.Barrier(2)}
+    models = [fresh("teacher") for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(fed, models[r], [lanes[r]], Threads(r, 2, shared)) for r in range(2)]
+        first, second = (one.result(120) for one in runs)
+    torch.testing.assert_close(curve(first), curve(alone), rtol=0, atol=1e-4)
+    assert len(second.curve) == len(alone.curve) == 2 * 6
 
 
 def test_ranks_agree_while_texts_are_encoded_anew() -> None:
