@@ -23,7 +23,7 @@ if rank == 1:
     os._exit(0)
 try:
     {"sum": lambda: group.all_reduce_sum(torch.ones(2)), "gather": lambda: group.all_gather_objects("x"),
-     "first": lambda: group.from_first("x"), "to_first": lambda: group.gather_objects("x"),
+     "to_first": lambda: group.gather_objects("x"),
      "barrier": group.barrier}[call]()
 except ConfigError as error:
     print("mistake", error, flush=True)

@@ -135,7 +135,7 @@ def test_another_format_and_unknown_keys_are_refused(teacher: Path) -> None:
     with pytest.raises(ConfigError, match="colour"):
         load_bundle(teacher)
     edit_manifest(teacher, lambda raw: raw.__setitem__("format", 99))
-    with pytest.raises(ConfigError, match="reads bundle format 1"):
+    with pytest.raises(ConfigError, match="reads bundle format 2"):
         load_bundle(teacher)
 
 

@@ -12,7 +12,7 @@ from rayrank.config import Config, ConfigError
 from rayrank.models.spec import RankerSpec, Sizes
 from rayrank.schema import DatasetSchema
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.safetensors"
 FEATURES = "features.json"

@@ -31,9 +31,9 @@ class Wanted:
     protocol: Protocol = "streaming"
     parts: tuple[int, ...] = (VALID, TEST)
     rank_items: bool = True  # ranks of retrieval too
-    window: int | None = (
-        None  # events that a request shows, as served; None: all that a sequence holds, which is faster
-    )
+    profiles: bool = True  # user profiles too
+    # Events that a request shows, as served; None: all that a sequence holds, which is faster.
+    window: int | None = None
 
 
 def predict(
@@ -96,7 +96,7 @@ def _score(model: Ranker, items_NW: Tensor, batch: SequenceBatch, wanted: Wanted
         labels={name: column(value) for name, value in batch.events.labels_BT.items()},
         predictions=predictions(logits, model.schema),
         logits={name: value.float().cpu().numpy() for name, value in logits.items()},
-        profiles=_profiles(model, items_NW, batch, wanted.window),
+        profiles=_profiles(model, items_NW, batch, wanted.window) if wanted.profiles else {},
         retrieval=retrieval,
     )
 
@@ -120,19 +120,21 @@ def _profiles(model: Ranker, items_NW: Tensor, batch: SequenceBatch, window: int
         told = model.profiles(state, queries.visible_before_BQ[:, 0])
         return {name: logits_BC.unsqueeze(1) for name, logits_BC in told.items()}
 
+    known_B = {name: batch.profile_B[name] >= 0 for name in model.profile_classes}
+    asked_B1 = torch.stack(list(known_B.values())).any(0).unsqueeze(1)  # one chunk of a user's at most
     before_B1 = torch.minimum(batch.valid_from_B, batch.test_from_B).unsqueeze(1)
     nothing_B1 = torch.zeros_like(before_B1, dtype=batch.events.item_BT.dtype)
     queries = Queries(nothing_B1, nothing_B1.long(), before_B1, {})
-    asked_B1 = torch.ones_like(before_B1, dtype=torch.bool)
-    logits = windowed(model, items_NW, (batch.events, queries, asked_B1), window, answer)
+    logits = windowed(model, items_NW, (batch.events, queries, asked_B1), window, answer) if asked_B1.any() else {}
     found = {}
-    for name, logits_BC in logits.items():
-        asked_B = batch.profile_B[name] >= 0
+    for name, classes in model.profile_classes.items():
+        logits_AC = logits[name] if name in logits else torch.zeros(0, classes, device=asked_B1.device)
+        mine_A = known_B[name][asked_B1[:, 0]]
         found[name] = ProfileScores(
-            user=batch.events.user_B[asked_B].cpu().numpy(),
-            label=batch.profile_B[name][asked_B].to(torch.int16).cpu().numpy(),
-            probabilities=logits_BC[asked_B].float().softmax(-1).cpu().numpy(),
-            hidden=batch.profile_hidden_B[name][asked_B].cpu().numpy(),
+            user=batch.events.user_B[known_B[name]].cpu().numpy(),
+            label=batch.profile_B[name][known_B[name]].to(torch.int16).cpu().numpy(),
+            probabilities=logits_AC[mine_A].float().softmax(-1).cpu().numpy(),
+            hidden=batch.profile_hidden_B[name][known_B[name]].cpu().numpy(),
         )
     return found
 

@@ -237,6 +237,10 @@ class _Run:
         nothing = Evaluated.of(empty_scores(self.model.schema, wanted.rank_items))
         said = scored(self.model, self.catalogue, self.data.valid(), wanted)
         mine = Evaluated.join([nothing, *map(Evaluated.of, said)])
+        # Told to all ranks before one of them raises, or the others would wait for it.
+        wrong = torch.tensor([float(not all(judged.finite for judged in mine.events.values()))])
+        if float(self.collectives.all_reduce_sum(wrong)) > 0:
+            raise self._diverged(f"predictions on valid are no numbers after step {self.step}")
         parts = self.collectives.gather_objects(mine)
         return self.collectives.from_first(metrics_of(Evaluated.join(parts), self.model.schema) if parts else {})
 

@@ -62,12 +62,17 @@ class Resamples:
             values = np.array([ties.auc(label, weight_U[index].astype(np.float64)) for weight_U in self.weights])
             return ties.auc(label), values
         per_user = _per_user(name, user, label, score)
-        index = self._index(per_user.user)
-        weight_RU = self.weights[:, index].astype(np.float64) * per_user.weight
-        total_R = weight_RU.sum(axis=1)
-        values = np.divide(weight_RU @ per_user.value, total_R, out=np.full(len(total_R), np.nan), where=total_R > 0)
-        whole = per_user.mean
+        whole, values = per_user.mean, self.means(per_user)
         return (float(np.sqrt(whole)), np.sqrt(values)) if name == "rmse" else (whole, values)
+
+    def means(self, per_user: PerUser) -> Array:
+        """The weighted mean over users on every resample, float64 (R,); NaN where no user counts."""
+        index, values = self._index(per_user.user), np.full(len(self.weights), np.nan)
+        for r, weight_U in enumerate(self.weights):  # one at a time: users times resamples can be much
+            drawn_U = weight_U[index] * per_user.weight
+            if (total := float(drawn_U.sum())) > 0:
+                values[r] = drawn_U @ per_user.value / total
+        return values
 
     def _index(self, user: Array) -> Array:
         index = np.searchsorted(self.user, user)

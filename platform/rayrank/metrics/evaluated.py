@@ -22,12 +22,13 @@ class Judged:
     label: Array  # float32 (S,), label units
     prediction: Array  # float32 (S,): probability (binary) or label units (regression)
 
-    def __post_init__(self) -> None:
-        if not np.isfinite(self.prediction).all():
-            raise ValueError("scores of labelled targets must be finite")
-
     def __len__(self) -> int:
         return len(self.user)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every prediction is a number; metrics refuse others."""
+        return bool(np.isfinite(self.prediction).all())
 
     @staticmethod
     def of(user: Array, label: Array, prediction: Array) -> Judged:

@@ -1,7 +1,7 @@
 """What a model said about every evaluated target: plain numpy columns that merge across ranks.
 
-``Scores`` is what ``learning.predict`` returns and every metric takes. Metrics are computed on merged scores,
-never averaged over ranks, so the number of processes cannot change them. Knows nothing about models or files.
+``Scores`` is what :mod:`rayrank.learning.predict` makes; metrics take what :mod:`~rayrank.metrics.evaluated` keeps of
+it. Knows nothing about models or files.
 
 Legend: ``S`` scored targets, ``U`` users asked for a profile, ``P`` positive queries, ``C`` classes.
 """

@@ -46,10 +46,11 @@ class Reading:
 
     def features(self) -> Tensor:
         """(B, Q, ·) taste, agreement with the candidate and certainty, for layers on top."""
+        root_BQdd = functional.embedding(self.history_BQ, self.root_Hdd.flatten(1)).unflatten(
+            -1, self.root_Hdd.shape[1:]
+        )
         # How far the candidate is from everything seen: xᵀ (Σ x xᵀ + Λ)⁻¹ x, through one triangular solve.
-        spread = torch.linalg.solve_triangular(
-            self.root_Hdd[self.history_BQ], self.x_BQd.unsqueeze(-1), upper=False
-        ).squeeze(-1)
+        spread = torch.linalg.solve_triangular(root_BQdd, self.x_BQd.unsqueeze(-1), upper=False).squeeze(-1)
         doubt_BQ1 = spread.square().sum(-1, keepdim=True)
         agreement_BQX = (self.x_BQd.unsqueeze(-1) * self.taste_BQdK)[..., 1:, :].flatten(-2)
         taste_BQX = self.taste().expand(*self.x_BQd.shape[:2], -1)
@@ -154,7 +155,8 @@ class Reader(nn.Module):
         # One request, many candidates: one regression.
         shared = count_BQ.shape[0] == 1 and bool((count_BQ == count_BQ[:, :1]).all())
         taste_HdK, root_Hdd, history_BQ = self._solved(sums_BSX, count_BQ[:, :1] if shared else count_BQ, state)
-        taste_BQdK = taste_HdK[history_BQ]
+        # Not by indexing: its gradient would be added up in any order when there are several threads.
+        taste_BQdK = functional.embedding(history_BQ, taste_HdK.flatten(1)).unflatten(-1, taste_HdK.shape[1:])
         vector_BQd, base_BQK = item_BQX.split([self.width, len(self.tasks)], dim=-1)
         x_BQd = _with_one(vector_BQd)
         read_BQK = (x_BQd.unsqueeze(-1) * taste_BQdK).sum(-2) * self.scale
@@ -174,7 +176,8 @@ class Reader(nn.Module):
         matrix = squares.unflatten(-1, (size, size)) + torch.diag(self.log_ridge.exp())
         root_Hdd = torch.linalg.cholesky(matrix.float())
         taste_HdK = torch.cholesky_solve(products.unflatten(-1, (size, tasks)).float(), root_Hdd)
-        taste_HdK = taste_HdK + state.prior_BdK[user_H]
+        prior_HdK = functional.embedding(user_H, state.prior_BdK.flatten(1)).unflatten(-1, (size, tasks))
+        taste_HdK = taste_HdK + prior_HdK
         return taste_HdK, root_Hdd, history_BQ
 
     def _said(self, events: Events, base_BTK: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from rayrank.config import ConfigError
 from rayrank.learning.predict import Wanted, scored
 from rayrank.metrics.bootstrap import Interval, Resamples, interval
 from rayrank.metrics.evaluated import Evaluated, Judged
+from rayrank.metrics.order import by_user, gauc
 from rayrank.metrics.scores import Array, ProfileScores, Scores
 from rayrank.metrics.summary import metrics_of
 from rayrank.metrics.values import Reliability, reliability
@@ -29,7 +30,6 @@ from rayrank.sources.dataset import Dataset
 Protocol = Literal["snapshot", "streaming"]
 Part = Literal["valid", "test"]
 Judging = Literal["auc", "gauc"]
-_RESAMPLED: tuple[Judging, ...] = ("auc", "gauc")
 Progress = Callable[[str], None]
 BOTH = "both"
 """Protocol of a baseline: it looks at no history, so the two agree."""
@@ -45,8 +45,8 @@ class Evidence:
     @staticmethod
     def of(judged: Judged, resamples: Resamples) -> Evidence:
         """Resample the judged task once; differences between models are then differences of samples."""
-        columns = (judged.user, judged.label, judged.prediction)
-        samples = {name: resamples.metric(name, *columns)[1] for name in _RESAMPLED}
+        auc_R = resamples.metric("auc", judged.user, judged.label, judged.prediction)[1]
+        samples: dict[Judging, Array] = {"auc": auc_R, "gauc": resamples.means(by_user(judged, gauc))}
         return Evidence(samples, reliability(judged.label, judged.prediction))
 
 
@@ -193,7 +193,7 @@ def _evaluate_bundle(
     profiles, everywhere = None, bool(dataset.schema.of_kind(MulticlassTask))
     for protocol in asked.protocols:
         progress(f"scoring {asked.part} with {name}, {protocol}")
-        wanted = Wanted(protocol, (PARTS[asked.part],), window=bundle.info.window)
+        wanted = Wanted(protocol, (PARTS[asked.part],), window=bundle.info.window, profiles=profiles is None)
         batches = _batches(dataset, None if everywhere and profiles is None else asked.part)
         with one_thread():
             pieces = scored(bundle.model, bundle.catalogue(), batches, wanted)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from rayrank.bundle import read_info
-from rayrank.config import Config, DataPath
+from rayrank.config import Config, ConfigError, DataPath
 from rayrank.pipeline import charts, tabulate
 from rayrank.pipeline.compare import Asked, Comparison, Part, Progress, Protocol, compare, named
 from rayrank.pipeline.report import Report, render
@@ -80,6 +80,7 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> EvaluateResult:
     """
     check_tracking(config.tracking)
     dataset = Dataset.open(config.dataset)
+    storage.remove(storage.join(config.output, "evaluation.json"))  # it comes last: without it results are not whole
     with ThreadPoolExecutor(1) as helper:  # opening the store imports for seconds
         opening = helper.submit(open_tracker, config.tracking)
         files = ScoreFiles(storage.join(config.output, "scores"))
@@ -138,9 +139,17 @@ def _champion_bundles(config: EvaluateConfig, dataset: Dataset, progress: Progre
         return {}
     places = named([("champion teacher", release.teacher), ("champion student", release.student)])
     data = dataset.manifest.data_fingerprint
-    fitting = {name: path for name, path in places.items() if read_info(path).data_fingerprint == data}
-    for name in places.keys() - fitting.keys():
-        progress(f"leaving out the {name}: it was trained on other data than this dataset")
+    fitting = {}
+    for name, path in places.items():
+        try:
+            same = read_info(path).data_fingerprint == data
+        except ConfigError as error:  # of an older version, or gone: it is beside the point of this evaluation
+            progress(f"leaving out the {name}: {error}")
+            continue
+        if same:
+            fitting[name] = path
+        else:
+            progress(f"leaving out the {name}: it was trained on other data than this dataset")
     return fitting
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -83,7 +84,12 @@ class _Growing:
         self._writer.write_table(table, row_group_size=max(len(table), 1))
         self._held, self._rows = [], 0
 
-    def __exit__(self, *raised: object) -> None:
-        if raised[0] is None and self._held:
-            self._flush()
-        self._files.__exit__(*raised)  # type: ignore[arg-type]
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._files.__exit__(kind, error, trace)
+            return
+        with self._files:  # closed and removed also when the last rows do not fit
+            if self._held:
+                self._flush()

@@ -18,7 +18,7 @@ from rayrank.schema import PARTS, TRAIN, VALID, BinaryTask, EventTask
 from rayrank.sources.dataset import Dataset
 
 _KEPT_IN_MEMORY = 1_000_000
-"""Train targets up to this many are read once and kept (20 bytes each); more are read again for every pass."""
+"""Train targets up to this many are read once and kept (24 bytes each); more are read again for every pass."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -131,8 +131,13 @@ def growing(path: str) -> Iterator[pa.NativeFile]:
     system, inside = locate(path)
     make_folder(posixpath.dirname(path))
     temporary = f"{inside}.tmp"
-    with system.open_output_stream(temporary, compression=None) as stream:
-        yield stream
+    try:
+        with system.open_output_stream(temporary, compression=None) as stream:
+            yield stream
+    except BaseException:
+        with suppress(OSError):
+            system.delete_file(temporary)  # it may be what fills the disk
+        raise
     system.move(temporary, inside)
 
 

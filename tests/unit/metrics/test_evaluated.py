@@ -8,6 +8,7 @@ import pytest
 from rayrank.metrics import order
 from rayrank.metrics.evaluated import Evaluated, Judged
 from rayrank.metrics.order import by_user, gauc, ndcg
+from rayrank.metrics.summary import binary_metrics
 
 
 def judged(seed: int = 0, size: int = 400) -> Judged:
@@ -38,8 +39,10 @@ def test_nobody_at_all() -> None:
 def test_missing_labels_are_left_out_and_scores_must_be_numbers() -> None:
     label = np.array([1.0, np.nan], np.float32)
     assert len(Judged.of(np.array([1, 2]), label, np.array([0.5, np.nan]))) == 1
+    wrong = Judged.of(np.array([1, 2]), label, np.array([np.inf, 0.5]))
+    assert not wrong.finite
     with pytest.raises(ValueError, match="must be finite"):
-        Judged.of(np.array([1, 2]), label, np.array([np.inf, 0.5]))
+        binary_metrics(wrong)
 
 
 def test_parts_must_agree_on_their_tasks() -> None:
