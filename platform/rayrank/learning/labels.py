@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 
 from rayrank.batch import Catalogue, Queries, SequenceBatch
-from rayrank.learning.plan import take
+from rayrank.learning.plan import piece_rows, take
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker, UserState
 from rayrank.objectives.targets import pack
 from rayrank.schema import TRAIN
-
-PIECE = 16_384
-"""Padded positions scored at once."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def taught(teachers: Sequence[Teacher], batch: SequenceBatch, sampler: Sampler |
         item_BTS = sampler.draw(batch.row_BT) * train_BT.unsqueeze(-1)
         unseen_BTS = {name: torch.full(item_BTS.shape, torch.nan) for name in names}
     with torch.inference_mode():
-        for rows in _pieces(batch):
+        for rows in piece_rows(batch):
             piece = take(batch, rows)
             states = [teacher.model.user_state(piece.events, teacher.items_NW) for teacher in teachers]
             heard = list(zip(teachers, states, strict=True))
@@ -96,9 +93,3 @@ def _put(into: dict[str, Tensor], rows: Tensor, keep_BT: Tensor, said: dict[str,
     sequence, place = keep_BT.nonzero(as_tuple=True)
     for name, value in said.items():
         into[name][rows[sequence], place] = value
-
-
-def _pieces(batch: SequenceBatch) -> Sequence[Tensor]:
-    sequences, length = batch.part_BT.shape
-    pieces = min(max(1, -(-sequences * length // PIECE)), sequences)
-    return torch.tensor_split(torch.arange(sequences), pieces)

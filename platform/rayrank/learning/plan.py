@@ -98,10 +98,14 @@ def steps(lanes: Sequence[Iterable[SequenceBatch]]) -> Iterator[list[SequenceBat
 
 def pieces(batch: SequenceBatch) -> Iterator[SequenceBatch]:
     """A row group a few sequences at a time, for whatever is not trained on."""
+    return (take(batch, rows) for rows in piece_rows(batch))
+
+
+def piece_rows(batch: SequenceBatch) -> Sequence[Tensor]:
+    """The sequences of each of :func:`pieces`, int64."""
     sequences, length = batch.part_BT.shape
     count = min(max(1, -(-sequences * length // _PIECE)), sequences)
-    for rows in np.array_split(np.arange(sequences), count):
-        yield take(batch, torch.from_numpy(rows))
+    return torch.tensor_split(torch.arange(sequences), count)
 
 
 def take(batch: SequenceBatch, rows: Tensor) -> SequenceBatch:

@@ -7,15 +7,12 @@ weight (the Poisson bootstrap: Chamandy et al., 2012), so a metric needs one sor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from rayrank.metrics.order import PerUser, TieOrder, gauc, known, ndcg
+from rayrank.metrics.evaluated import Judged
+from rayrank.metrics.order import PerUser, TieOrder, known
 from rayrank.metrics.scores import Array
-from rayrank.metrics.values import cross_entropy
-
-Metric = Literal["auc", "gauc", "ndcg_10", "log_loss", "rmse"]
 
 
 @dataclass(frozen=True)
@@ -49,21 +46,15 @@ class Resamples:
         draws = [generator.poisson(1.0, len(users)).astype(np.uint8) for _ in range(resamples)]
         return Resamples(users, np.stack(draws))
 
-    def metric(self, name: Metric, user: Array, label: Array, score: Array) -> tuple[float, Array]:
-        """The metric on all targets, and on every resample, float64 (R,).
+    def auc(self, judged: Judged) -> Array:
+        """AUC over all targets on every resample, float64 (R,); NaN where a class is missing.
 
         Raises:
             ValueError: a target's user was not among those drawn for.
         """
-        label, score, user = known(label, score, user)
-        if name == "auc":
-            index = self._index(user)
-            ties = TieOrder.of(score)
-            values = np.array([ties.auc(label, weight_U[index].astype(np.float64)) for weight_U in self.weights])
-            return ties.auc(label), values
-        per_user = _per_user(name, user, label, score)
-        whole, values = per_user.mean, self.means(per_user)
-        return (float(np.sqrt(whole)), np.sqrt(values)) if name == "rmse" else (whole, values)
+        label, score, user = known(judged.label, judged.prediction, judged.user)
+        index, ties = self._index(user), TieOrder.of(score)
+        return np.array([ties.auc(label, weight_U[index].astype(np.float64)) for weight_U in self.weights])
 
     def means(self, per_user: PerUser) -> Array:
         """The weighted mean over users on every resample, float64 (R,); NaN where no user counts."""
@@ -90,23 +81,3 @@ def interval(value: float, samples: Array, confidence: float = 0.95) -> Interval
     tail = (1.0 - confidence) / 2
     low, high = np.quantile(samples, [tail, 1.0 - tail])
     return Interval(value, float(samples.std(ddof=1)) if len(samples) > 1 else 0.0, float(low), float(high), confidence)
-
-
-def difference(
-    resamples: Resamples, name: Metric, user: Array, label: Array, scores: tuple[Array, Array], confidence: float = 0.95
-) -> Interval:
-    """Interval of metric(scores[0]) − metric(scores[1]) on the same targets, paired by resample."""
-    first, first_R = resamples.metric(name, user, label, scores[0])
-    second, second_R = resamples.metric(name, user, label, scores[1])
-    return interval(first - second, first_R - second_R, confidence)
-
-
-def _per_user(name: Metric, user: Array, label: Array, score: Array) -> PerUser:
-    if name == "gauc":
-        return gauc(user, label, score)
-    if name == "ndcg_10":
-        return ndcg(user, label, score, 10)
-    error = cross_entropy(label, score) if name == "log_loss" else (label - score) ** 2
-    users, index, count = np.unique(user, return_inverse=True, return_counts=True)
-    sums = np.bincount(index, weights=error, minlength=len(users))
-    return PerUser(users, sums / count, count.astype(np.float64), 0, 0)

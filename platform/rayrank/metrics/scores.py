@@ -62,12 +62,6 @@ class Scores:
     def __len__(self) -> int:
         return int(self.row.shape[0])
 
-    def of_part(self, part: int) -> Scores:
-        """The targets (and retrieval queries) of one part; profiles are kept whole."""
-        keep = self.part == part
-        retrieval = {name: _take_retrieval(r, r.part == part) for name, r in self.retrieval.items()}
-        return replace(self._take(keep), retrieval=retrieval)
-
     def sorted(self) -> Scores:
         """In (row, user, item) order, which no partition over ranks can change."""
         merged = self._take(np.lexsort((self.item, self.user, self.row)))

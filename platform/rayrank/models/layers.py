@@ -58,7 +58,7 @@ class FeatureSum(nn.Module):
 class ItemNorm(nn.Module):
     """What an item is made of and which item it is, brought to one size each, then added.
 
-    Normalised together, fresh id factors (0.05) drown in text (about 1): on ml-1m that cost a sixth of Recall@100.
+    Normalised together, fresh id factors (0.05) drown in text (about 1): on ml-1m that cost a tenth of Recall@100.
     """
 
     def __init__(self, width: int) -> None:

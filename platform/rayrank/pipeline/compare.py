@@ -45,8 +45,7 @@ class Evidence:
     @staticmethod
     def of(judged: Judged, resamples: Resamples) -> Evidence:
         """Resample the judged task once; differences between models are then differences of samples."""
-        auc_R = resamples.metric("auc", judged.user, judged.label, judged.prediction)[1]
-        samples: dict[Judging, Array] = {"auc": auc_R, "gauc": resamples.means(by_user(judged, gauc))}
+        samples: dict[Judging, Array] = {"auc": resamples.auc(judged), "gauc": resamples.means(by_user(judged, gauc))}
         return Evidence(samples, reliability(judged.label, judged.prediction))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from rayrank.batch import FAR
-from rayrank.learning import labels
+from rayrank.learning import plan
 from rayrank.learning.labels import Sampler, Teacher, taught
 from rayrank.learning.plan import take
 from rayrank.objectives.targets import training_targets
@@ -37,7 +37,7 @@ def test_targets_and_unseen_items_get_the_streaming_logits() -> None:
 def test_pieces_and_batches_do_not_matter(monkeypatch) -> None:
     teacher, given = Teacher.of(model_of("teacher"), catalogue()), batch()
     whole = taught([teacher], given, Sampler(catalogue().count_N, 2))
-    monkeypatch.setattr(labels, "PIECE", 4)
+    monkeypatch.setattr(plan, "_PIECE", 4)
     rows = torch.tensor([2, 0])
     some = taught([teacher], take(given, rows), Sampler(catalogue().count_N, 2))
     assert whole.unseen_item_BTS is not None

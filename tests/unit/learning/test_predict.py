@@ -17,7 +17,7 @@ def test_every_target_of_the_parts_is_scored_once() -> None:
     rows = [int(r) for one in given for r in one.row_BT[one.part_BT >= 2]]
     assert sorted(rows) == scores.row.tolist()
     assert set(scores.part.tolist()) == {2, 3}
-    assert len(scores.of_part(3)) == sum(int((one.part_BT == 3).sum()) for one in given)
+    assert int((scores.part == 3).sum()) == sum(int((one.part_BT == 3).sum()) for one in given)
     probability, value = scores.predictions["like"], scores.predictions["stars"]
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-scores.logits["like"])), rtol=1e-5)
     np.testing.assert_allclose(value, np.clip(1 + 4 * scores.logits["stars"], 1, 5), rtol=1e-5)

@@ -183,6 +183,23 @@ def test_a_rank_with_three_times_the_rows_finishes_with_the_other() -> None:
     assert len(second.curve) == len(alone.curve) == 2 * 6
 
 
+def test_a_bad_prediction_on_one_rank_ends_all_ranks_with_the_same_mistake() -> None:
+    given, bad = batches(2), batches(2)[1]
+    bad = with_labels(bad, stars=torch.full_like(bad.events.labels_BT["stars"], float("inf")))
+    shared: dict[str, Any] = {"barrier": threading.Barrier(2)}
+
+    def fed(rank: int) -> TrainResult:
+        valid = [given[0], bad][rank]
+        data = TrainData(catalogue(), lambda _, start: iter([[given[rank]]][start:]), 1, lambda: iter([valid]))
+        return train(models[rank], data, TrainSpec(LEARNING), None, Threads(rank, 2, shared))
+
+    models = [fresh("teacher") for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        for run_of_rank in [pool.submit(fed, rank) for rank in range(2)]:
+            with pytest.raises(DivergedError, match="predictions on valid are no numbers"):
+                run_of_rank.result(60)
+
+
 def test_ranks_agree_while_texts_are_encoded_anew() -> None:
     learning = LEARNING.model_copy(update={"refresh_share": 0.5, "encoder_learning_rate": 1e-2})
     given, spec = batches(4), TrainSpec(learning)

@@ -103,13 +103,3 @@ def test_merge_refuses_nothing_and_parts_with_other_tasks():
         merge([])
     with pytest.raises(ValueError, match="disagree on labels"):
         merge([made(), replace(made(), labels={})])
-
-
-def test_of_part_takes_targets_and_queries_of_that_part():
-    scores = made()
-    test = scores.of_part(TEST)
-    assert set(test.part.tolist()) == {TEST} == set(test.retrieval["next"].part.tolist())
-    assert len(test) + len(scores.of_part(VALID)) == len(scores)
-    assert len(test.profiles["gender"].user) == 49
-    assert len(scores.of_part(9)) == 0
-    assert np.isnan(evaluate_scores(scores.of_part(9), SCHEMA)["like/auc"])
