@@ -8,19 +8,12 @@ import torch
 from torch import Tensor
 
 from rayrank.batch import Catalogue, SequenceBatch
+from rayrank.learning.negatives import Negatives, Positives
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker, take_rows
-from rayrank.objectives.losses import Outputs, Retrieval
+from rayrank.objectives.losses import Outputs
 from rayrank.objectives.targets import Targets
 from rayrank.schema import DatasetSchema, RetrievalTask
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Items sampled for the retrieval tasks of a step, the same on every rank."""
-
-    item_S: Tensor  # int64, with repeats
-    log_q_N: Tensor  # float32: log of the expected number of times that each catalogue row is sampled
 
 
 @dataclass(frozen=True)
@@ -36,12 +29,12 @@ def forward(
     batch: SequenceBatch,
     targets: Targets,
     catalogue: Catalogue,
-    samples: Samples | None,
+    negatives: Negatives | None,
     step: StepNoise,
 ) -> Outputs:
     """Everything the objective needs of one micro-batch; the event tasks as the sequence path alone sees them."""
     wanted = [batch.events.item_BT.flatten(), targets.queries.item_BQ.flatten(), batch.events.item_BT.new_zeros(1)]
-    rows = torch.unique(torch.cat(wanted if samples is None else [*wanted, samples.item_S]))
+    rows = torch.unique(torch.cat(wanted if negatives is None else [*wanted, negatives.item_S]))
     part = with_fresh(take_rows(catalogue, rows), rows, step.fresh, batch.events.item_BT)
     items_RW = model.item_vectors(part, rows, step.noise)
     events = replace(batch.events, item_BT=torch.searchsorted(rows, batch.events.item_BT.contiguous()))
@@ -52,21 +45,13 @@ def forward(
         logits = model.by_task(model.sequence_logits(state, queries, items_RW, step.noise))
     profiles = model.profiles(state, targets.profile_before_B, step.noise) if model.profile_classes else {}
     retrieval = {}
-    if samples is not None:
+    if negatives is not None:
         users_BQR = model.retrieval(state, queries.visible_before_BQ, step.noise)
         table_RX = model.retrieval_items(items_RW)
         for task in model.schema.of_kind(RetrievalTask):
             positive_BQ = targets.labels_BQ[task.positive] == 1.0
-            item_P = targets.queries.item_BQ[positive_BQ]
-            retrieval[task.name] = Retrieval(
-                users_BQR[positive_BQ],
-                table_RX[queries.item_BQ[positive_BQ]],
-                table_RX[torch.searchsorted(rows, samples.item_S)],
-                item_P,
-                samples.item_S,
-                samples.log_q_N[item_P],
-                samples.log_q_N[samples.item_S],
-            )
+            found = Positives.of(batch, targets, positive_BQ)
+            retrieval[task.name] = negatives.against(found, users_BQR[positive_BQ], rows, table_RX)
     return Outputs(logits, profiles, retrieval)
 
 
@@ -88,19 +73,6 @@ def with_fresh(part: Catalogue, rows: Tensor, fresh: Fresh | None, own_BT: Tenso
     place = torch.searchsorted(rows, fresh.rows_R).clamp_max(len(rows) - 1)
     here = (rows[place] == fresh.rows_R) & torch.isin(fresh.rows_R, own_BT)
     return replace(part, vectors_ND=part.vectors_ND.index_copy(0, place[here], fresh.vectors_RD[here]))
-
-
-def sample_items(catalogue: Catalogue, count: int, power: float, seed: int) -> Samples:
-    """``count`` items in proportion to (training count + 1) ** power, never row 0; the same for the same seed."""
-    weight_N = (catalogue.count_N.double().cpu() + 1.0) ** power
-    weight_N[0] = 0.0
-    edges = weight_N.cumsum(0)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(count, dtype=torch.float64, generator=generator) * edges[-1]
-    item_S = torch.searchsorted(edges, drawn, right=True).clamp_max(len(weight_N) - 1)
-    log_q_N = (weight_N / edges[-1] * count).clamp_min(1e-12).log().float()
-    device = catalogue.count_N.device
-    return Samples(item_S.to(device), log_q_N.to(device))
 
 
 def retrieval_tasks(schema: DatasetSchema) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,19 +18,21 @@ from torch import Tensor
 from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.blend import choose_share
 from rayrank.learning.collectives import Collectives, Solo
-from rayrank.learning.forward import StepNoise, forward, retrieval_tasks, sample_items
+from rayrank.learning.forward import StepNoise, forward, retrieval_tasks
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, Step, TrainData, TrainSpec, Used
+from rayrank.learning.negatives import sample_negatives
 from rayrank.learning.optimiser import Average, Rates, build_optimiser, schedule, split_parameters, sum_gradients
 from rayrank.learning.predict import Protocol, Wanted, empty_scores, scored
 from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.rows import train_rows
 from rayrank.learning.state import StageState, share_marks, snapshot, under
 from rayrank.learning.texts import choose_rows, encode_catalogue, encode_fresh, is_trained, write_back
+from rayrank.memory import release
 from rayrank.metrics.evaluated import Evaluated
 from rayrank.metrics.summary import metrics_of
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker
-from rayrank.objectives.losses import compute, label_counts, task_weights
+from rayrank.objectives.losses import check_negatives, compute, label_counts, task_weights
 from rayrank.objectives.targets import Targets, random_horizon, training_targets
 from rayrank.schema import TRAIN, VALID
 
@@ -65,6 +68,7 @@ class _Run:
         self.device = next(model.parameters()).device
         self.tasks = tuple(task.name for task in model.schema.tasks)
         task_weights(self.objective, self.tasks)
+        check_negatives(self.objective, model.schema)
         catalogue = data.catalogue.to(self.device)
         self.catalogue = encode_catalogue(model, catalogue) if catalogue.vectors_ND is None else catalogue
         self.encodes = is_trained(model)
@@ -141,11 +145,9 @@ class _Run:
         if found is None:
             return None
         counts, due = found
-        samples = None
+        negatives = None
         if retrieval_tasks(self.model.schema):
-            seed = self.spec.seed * 1_000_003 + self.step
-            objective = self.objective
-            samples = sample_items(self.catalogue, objective.negatives, objective.negative_power, seed)
+            negatives = sample_negatives(self.catalogue, self.objective, self.spec.seed * 1_000_003 + self.step)
         self.optimiser.zero_grad(set_to_none=True)
         graph, fresh = None, None
         if self.encodes and lanes:
@@ -153,7 +155,7 @@ class _Run:
         sums = torch.zeros(len(self.tasks), device=self.device)
         for batch, target in zip(lanes, targets, strict=True):
             with self._precision():
-                said = forward(self.model, batch, target, self.catalogue, samples, StepNoise(noise, fresh))
+                said = forward(self.model, batch, target, self.catalogue, negatives, StepNoise(noise, fresh))
                 terms = compute(said, target, self.model.schema, self.objective)
             terms.total(counts, self.objective).backward()
             for (task, _), value in terms.sums.items():
@@ -230,13 +232,14 @@ class _Run:
             ranked = protocol == "streaming"
             found = self._valid_metrics(Wanted(protocol, (VALID,), ranked))
             metrics |= {f"{protocol}/{name}": value for name, value in found.items() if ranked or "next" not in name}
+            release()
         return metrics
 
     def _valid_metrics(self, wanted: Wanted) -> dict[str, float]:
         assert self.data.valid is not None
         nothing = Evaluated.of(empty_scores(self.model.schema, wanted.rank_items))
         said = scored(self.model, self.catalogue, self.data.valid(), wanted)
-        mine = Evaluated.join([nothing, *map(Evaluated.of, said)])
+        mine = Evaluated.join(chain([nothing], map(Evaluated.of, said)))
         # Told to all ranks before one of them raises, or the others would wait for it.
         wrong = torch.tensor([float(not all(judged.finite for judged in mine.events.values()))])
         if float(self.collectives.all_reduce_sum(wrong)) > 0:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayrank.config import ConfigError
 from rayrank.objectives.spec import ObjectiveSpec
 from rayrank.objectives.targets import Targets
 from rayrank.schema import BinaryTask, DatasetSchema, EventTask, MulticlassTask, RegressionTask, RetrievalTask
@@ -28,15 +29,17 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The positive queries of a retrieval task against shared sampled items."""
+    """The P positive queries of a retrieval task against the C negatives that they share.
 
-    user_PR: Tensor  # user vectors of the P positives
-    positive_PR: Tensor  # their items' vectors
-    sampled_SR: Tensor  # sampled items' vectors
-    item_P: Tensor  # int64 catalogue rows, to mask accidental hits
-    sampled_S: Tensor  # int64 catalogue rows
-    positive_log_q_P: Tensor  # log expected count of the item among the samples
-    sampled_log_q_S: Tensor
+    ``log_q``: log of the number of times that an item is to be expected among the negatives.
+    """
+
+    user_PR: Tensor  # user vectors
+    positive_PR: Tensor  # vectors of the positives' items
+    log_q_P: Tensor
+    negative_CR: Tensor  # vectors of the negatives
+    log_q_PC: Tensor
+    hidden_PC: Tensor  # bool: no negatives of that query, such as accidental hits
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,26 @@ def soft_loss(logits: Tensor, soft: Tensor, task: EventTask, spec: ObjectiveSpec
 
 
 def sampled_softmax(retrieval: Retrieval) -> Tensor:
-    """Summed cross-entropy of each positive against the samples, logits corrected by log q (Bengio & Senécal, 2008)."""
-    positive_P = (retrieval.user_PR * retrieval.positive_PR).sum(-1) - retrieval.positive_log_q_P
-    negative_PS = retrieval.user_PR @ retrieval.sampled_SR.T - retrieval.sampled_log_q_S
-    hit_PS = retrieval.item_P.unsqueeze(1) == retrieval.sampled_S
-    logits = torch.cat([positive_P.unsqueeze(1), negative_PS.masked_fill(hit_PS, float("-inf"))], dim=1)
+    """Summed cross-entropy of each positive against its negatives, logits corrected by log q (Bengio & Senécal, 2008).
+
+    A positive without any negative has loss zero.
+    """
+    positive_P = (retrieval.user_PR * retrieval.positive_PR).sum(-1) - retrieval.log_q_P
+    negative_PC = retrieval.user_PR @ retrieval.negative_CR.T - retrieval.log_q_PC
+    shared_PC = negative_PC.masked_fill(retrieval.hidden_PC, float("-inf"))
+    logits = torch.cat([positive_P.unsqueeze(1), shared_PC], dim=1)
     return -(logits.log_softmax(1)[:, 0]).sum()
+
+
+def check_negatives(spec: ObjectiveSpec, schema: DatasetSchema) -> None:
+    """Whether there is something to tell positives of a retrieval task from.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    if spec.negatives == 0 and not spec.in_batch and schema.of_kind(RetrievalTask):
+        rule = "a retrieval task needs negatives: sampled items, the other positives of its micro-batch, or both"
+        raise ConfigError("objective.negatives", 0, rule, "set it to 512, or objective.in_batch to true")
 
 
 def task_weights(spec: ObjectiveSpec, tasks: tuple[str, ...]) -> dict[str, float]:

@@ -26,6 +26,11 @@ class ObjectiveSpec(Config):
         default_factory=dict, description="task -> weight; tasks left out get 0, no entry at all means 1/T each"
     )
     distillation: DistillationSpec | None = Field(None, description="learn from soft labels where a batch has them")
-    negatives: int = Field(512, ge=1, description="sampled items of a step that all retrieval queries share")
+    negatives: int = Field(
+        512, ge=0, description="sampled items of a step that all retrieval queries share; 0 only with in_batch"
+    )
     negative_power: float = Field(0.5, ge=0, description="items are sampled in proportion to (count + 1) to this power")
+    in_batch: bool = Field(
+        False, description="the positives of a micro-batch are negatives of its other users' retrieval queries too"
+    )
     regression_scale: float = Field(4.0, gt=0, description="multiplies the squared error of labels scaled to 0..1")

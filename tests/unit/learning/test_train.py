@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rayrank.batch import SequenceBatch
+from rayrank.config import ConfigError
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Average, schedule
 from rayrank.learning.spec import LearningSpec, RowsSpec
@@ -141,6 +142,23 @@ def test_one_and_two_ranks_agree_on_the_loss_curve(kind: str) -> None:
         torch.testing.assert_close(curve(second, name), curve(first, name), rtol=0, atol=0)
     for name, value in alone.metrics.items():
         assert first.metrics[name] == pytest.approx(value, abs=1e-3, nan_ok=True)
+
+
+@pytest.mark.parametrize("negatives", [0, 64])
+def test_ranks_agree_when_positives_are_each_others_negatives(negatives: int) -> None:
+    given, spec = batches(), TrainSpec(LEARNING, ObjectiveSpec(negatives=negatives, in_batch=True))
+    alone = run(fresh("student"), given, spec)
+    first, second = on_ranks(2, lambda: fresh("student"), given, spec)
+    torch.testing.assert_close(curve(first, "loss/next"), curve(alone, "loss/next"), rtol=0, atol=1e-4)
+    torch.testing.assert_close(curve(second), curve(first), rtol=0, atol=0)
+    assert not torch.allclose(
+        curve(alone, "loss/next"), curve(run(fresh("student"), given, TrainSpec(LEARNING)), "loss/next")
+    )
+
+
+def test_training_without_any_negative_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"objective\.negatives"):
+        run(fresh("student"), batches(1), TrainSpec(LEARNING, ObjectiveSpec(negatives=0)))
 
 
 def test_ranks_agree_when_one_has_no_label_of_a_task() -> None:

@@ -128,11 +128,10 @@ def test_sampled_softmax_corrects_for_popularity_and_masks_hits() -> None:
     retrieval = Retrieval(
         user_PR=torch.tensor([[1.0, 2.0]]),
         positive_PR=torch.tensor([[0.5, 1.0]]),
-        sampled_SR=torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 1.0]]),
-        item_P=torch.tensor([7]),
-        sampled_S=torch.tensor([1, 2, 7]),  # the last is the positive itself
-        positive_log_q_P=torch.tensor([-1.0]),
-        sampled_log_q_S=torch.tensor([-2.0, -0.5, -1.0]),
+        log_q_P=torch.tensor([-1.0]),
+        negative_CR=torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 1.0]]),
+        log_q_PC=torch.tensor([[-2.0, -0.5, -1.0]]),
+        hidden_PC=torch.tensor([[False, False, True]]),  # the last is the positive itself
     )
     positive, negatives = 2.5 + 1.0, [1.0 + 2.0, 2.0 + 0.5]
     expected = -positive + math.log(sum(math.exp(x) for x in [positive, *negatives]))
