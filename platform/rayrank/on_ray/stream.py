@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import ray
 
 T = TypeVar("T")
-LABELS = ("soft_", "unseen_")
+LABELS = ("soft_", "unseen_", "mined_")
 """Prefixes of the columns that hold a teacher's labels."""
 _OPEN = 16
 """Files kept open at a time, of shards and of labels."""
