@@ -79,6 +79,8 @@ class SequenceBatch(_Movable):
     soft_BT: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> float32 teacher logits
     unseen_item_BTS: Tensor | None = None  # int64: other items that the teacher scored at each train target
     unseen_soft_BTS: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> its logits of those
+    mined_item_BTM: Tensor | None = None  # int64: hard negatives of each positive train target, best first; 0 none
+    mined_log_q_BTM: Tensor | None = None  # float32: log of how often each was to be expected in its pool; NaN none
 
     def streaming(self) -> Queries:
         """Every event asked with all strictly earlier requests visible, as in live serving."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
 
 
-def _config(small, output: Path, actors: int = 0, samples: int = 2) -> LabelConfig:
+def _config(small, output: Path, actors: int = 0, samples: int = 2, **changes: int) -> LabelConfig:
     places = {"dataset": small.dataset, "teacher": small.teacher, "output": str(output)}
-    return LabelConfig(**places, actors=actors, samples=samples)
+    return LabelConfig(**places, actors=actors, samples=samples, **changes)
 
 
 def _soft(folder: Path) -> dict[str, list[list[float]]]:
@@ -72,6 +73,47 @@ def test_unseen_items_come_back_with_the_batch(small, tmp_path: Path) -> None:
             torch.testing.assert_close(read.unseen_soft_BTS[task], expected, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
+def test_mined_items_come_back_with_the_batch(small, tmp_path: Path) -> None:
+    from rayrank.learning.labels import Sampler, Teacher
+    from rayrank.learning.mining import POOL_SEED, mined
+
+    label(_config(small, tmp_path / "labels", samples=0, mined=3, pool=20), lambda _: None)
+    dataset, bundle = Dataset.open(small.dataset), load_bundle(small.teacher)
+    pool = Sampler(bundle.catalogue().count_N, 20, seed=POOL_SEED)
+    positives = 0
+    for shard, group in dataset.groups():
+        file = pq.ParquetFile(tmp_path / "labels" / f"part-{shard:05d}.parquet")
+        table = dataset.read_group(shard, group)
+        read = collate(table, dataset.schema, file.read_row_group(group))
+        told = mined([Teacher(bundle.model, bundle.items_NW)], collate(table, dataset.schema), pool, 3)
+        assert read.unseen_item_BTS is None
+        assert read.mined_item_BTM is not None
+        assert told.mined_item_BTM is not None
+        assert torch.equal(read.mined_item_BTM, told.mined_item_BTM)
+        torch.testing.assert_close(read.mined_log_q_BTM, told.mined_log_q_BTM, equal_nan=True, rtol=0, atol=0)
+        positives += int((read.mined_item_BTM[..., 0] > 0).sum())
+    assert positives > 100
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_mined_items_reach_a_student_through_ray(small, tmp_path: Path) -> None:
+    from rayrank.config import parse
+    from rayrank.on_ray.fit import Listeners, fit
+    from rayrank.on_ray.task import FitTask
+    from rayrank.on_ray.train import Workers, run_in_process
+
+    label(_config(small, tmp_path / "labels", samples=0, mined=4, pool=32), lambda _: None)
+    learning = {**small.raw_student["learning"], "epochs": 1, "rows": {"epochs": 0}}
+    raw = {**small.raw_student, "labels": str(tmp_path / "labels"), "learning": learning}
+    through = fit(parse(FitTask, raw), Listeners())
+    direct = run_in_process(parse(FitTask, raw), Workers(count=0, gpu="never"), lambda _: None)
+    assert through.curve == direct.curve
+    without = fit(parse(FitTask, {**raw, "objective": {"mined": False}, "stream": {"through": "direct"}}), Listeners())
+    assert through.curve[0]["loss/next_like"] > without.curve[0]["loss/next_like"]
+    assert through.curve[0]["loss/like"] == without.curve[0]["loss/like"]
+
+
 def test_a_second_run_finds_everything_and_an_interrupted_one_goes_on(small, tmp_path: Path) -> None:
     folder = tmp_path / "labels"
     first = label(_config(small, folder), lambda _: None)
@@ -91,6 +133,23 @@ def test_a_second_run_finds_everything_and_an_interrupted_one_goes_on(small, tmp
     assert "there already" in lines[0]
 
 
+def test_labels_are_found_again_by_what_was_mined_only(small, tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    label(_config(small, folder), lambda _: None)
+    for name in ("key.json", "manifest.json"):
+        assert not {"mined", "pool"} & set(json.loads((folder / name).read_text())), "as before anything was mined"
+    shards = len(Dataset.open(small.dataset).manifest.shards)
+    for changes, reused in (
+        ({"pool": 9}, shards),  # nothing is mined from it
+        ({"mined": 2}, 0),
+        ({"mined": 2}, shards),
+        ({"mined": 2, "pool": 9}, 0),
+        ({}, 0),
+    ):
+        assert label(_config(small, folder, **changes), lambda _: None).reused_shards == reused, changes
+        assert read_label_key(str(folder)).mined == changes.get("mined", 0)
+
+
 def test_labels_of_another_teacher_are_replaced(small, tmp_path: Path) -> None:
     label(_config(small, tmp_path / "labels"), lambda _: None)
     changed = tmp_path / "teacher"
@@ -106,8 +165,8 @@ def test_labels_of_another_teacher_are_replaced(small, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_pool_of_actors_writes_the_same_labels(small, tmp_path: Path) -> None:
-    label(_config(small, tmp_path / "here"), lambda _: None)
-    label(_config(small, tmp_path / "pool", actors=2), lambda _: None)
+    label(_config(small, tmp_path / "here", mined=2), lambda _: None)
+    label(_config(small, tmp_path / "pool", actors=2, mined=2), lambda _: None)
     here, pool = _soft(tmp_path / "here"), _soft(tmp_path / "pool")
     for name in here:
         np.testing.assert_allclose(np.concatenate(pool[name]), np.concatenate(here[name]), atol=1e-6)

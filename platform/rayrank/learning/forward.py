@@ -34,7 +34,7 @@ def forward(
 ) -> Outputs:
     """Everything the objective needs of one micro-batch; the event tasks as the sequence path alone sees them."""
     wanted = [batch.events.item_BT.flatten(), targets.queries.item_BQ.flatten(), batch.events.item_BT.new_zeros(1)]
-    rows = torch.unique(torch.cat(wanted if negatives is None else [*wanted, negatives.item_S]))
+    rows = torch.unique(torch.cat(wanted if negatives is None else [*wanted, *negatives.items(batch)]))
     part = with_fresh(take_rows(catalogue, rows), rows, step.fresh, batch.events.item_BT)
     items_RW = model.item_vectors(part, rows, step.noise)
     events = replace(batch.events, item_BT=torch.searchsorted(rows, batch.events.item_BT.contiguous()))

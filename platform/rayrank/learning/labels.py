@@ -47,6 +47,10 @@ class Sampler:
         weight_N = (count_N.double().cpu() + 1.0).clamp_min(0.0) ** power * (count_N.cpu() >= 0)
         weight_N[0] = 0.0
         self._edges, self.samples, self._noise = weight_N.cumsum(0) / weight_N.sum(), samples, Noise(seed, 0)
+        self.rows = len(weight_N)
+        """Of the catalogue."""
+        self.log_count_N = (weight_N / weight_N.sum() * samples).log().float()
+        """float32: log of how often each row is to be expected among the samples."""
 
     def draw(self, row: Tensor) -> Tensor:
         """int64 (…, S) catalogue rows for source rows (…): the same for the same row, whoever asks."""

@@ -1,10 +1,11 @@
-"""What the positives of a retrieval task are told apart from: sampled items, and each other.
+"""What the positives of a retrieval task are told apart from: sampled items, each other, items that a teacher mined.
 
 A softmax over the whole catalogue is estimated from a few of its terms. Each counts for as many as it stands for: its
 logit is lowered by the log of how often its item is to be expected among the negatives of the micro-batch (Bengio &
 Senécal, 2008). Sampled items come in proportion to a power of their popularity; positives of other users come in
 proportion to their popularity itself (Yi et al., RecSys 2019). Where both are negatives, they are one mixture with one
-expectation (mixed negative sampling; Yang et al., WWW 2020).
+expectation (mixed negative sampling; Yang et al., WWW 2020). Mined negatives are an estimate of their own, of the
+largest terms alone (:mod:`rayrank.learning.mining`): added to the other one, those terms count about twice.
 """
 
 from __future__ import annotations
@@ -29,12 +30,18 @@ class Positives:
 
     item_P: Tensor  # int64 catalogue rows
     user_P: Tensor  # int64 user rows
+    mined_PM: Tensor | None = None  # int64 catalogue rows of their hard negatives, where the labels hold any; 0 none
+    mined_log_q_PM: Tensor | None = None  # float32; NaN none
 
     @staticmethod
     def of(batch: SequenceBatch, targets: Targets, asked_BQ: Tensor) -> Positives:
         """Those at the queries where ``asked_BQ``."""
-        sequence_P = asked_BQ.nonzero()[:, 0]
-        return Positives(targets.queries.item_BQ[asked_BQ], batch.events.user_B[sequence_P])
+        item_P, sequence_P = targets.queries.item_BQ[asked_BQ], asked_BQ.nonzero()[:, 0]
+        user_P, place_P = batch.events.user_B[sequence_P], targets.place_BQ[asked_BQ]
+        if batch.mined_item_BTM is None or batch.mined_log_q_BTM is None:
+            return Positives(item_P, user_P)
+        mined_PM, log_q_PM = batch.mined_item_BTM[sequence_P, place_P], batch.mined_log_q_BTM[sequence_P, place_P]
+        return Positives(item_P, user_P, mined_PM, log_q_PM)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,13 @@ class Negatives:
     item_S: Tensor  # int64, with repeats
     log_q_N: Tensor  # float32: log of the expected number of times that each catalogue row is sampled
     share_N: Tensor | None  # float32: share of each row in all training positives; None: these are no negatives
+    mined: bool  # whether those that the labels hold are negatives
+
+    def items(self, batch: SequenceBatch) -> list[Tensor]:
+        """Catalogue rows that a comparison needs beside the micro-batch's own."""
+        if batch.mined_item_BTM is None or not self.mined:
+            return [self.item_S]
+        return [self.item_S, batch.mined_item_BTM.flatten()]
 
     def log_q(self, row: Tensor, others: Tensor) -> Tensor:
         """float32: log of the expected number of times that catalogue rows are negatives of queries.
@@ -55,7 +69,8 @@ class Negatives:
         return torch.logaddexp(self.log_q_N[row], (others * self.share_N[row]).log())
 
     def against(self, found: Positives, vectors_PR: Tensor, rows: Tensor, table_RX: Tensor) -> Retrieval:
-        """The comparison of positives with their C negatives: S sampled items and, in-batch, the P positives.
+        """The comparison of positives with their C negatives (S sampled items and, in-batch, the P positives), and with
+        M mined ones each.
 
         A positive of the same user is no negative: what a user likes is not drawn as often as what all users like,
         and the correction holds for nobody but the others.
@@ -73,6 +88,7 @@ class Negatives:
             others_P1 = (~same_PP).sum(1, keepdim=True)
             item_C = torch.cat([item_C, item_P])
             hidden_PC = torch.cat([hidden_PC, same_PP | (item_P.unsqueeze(1) == item_P)], dim=1)
+        mined_PM = found.mined_PM if self.mined else None
         return Retrieval(
             user_PR=vectors_PR,
             positive_PR=table_RX[torch.searchsorted(rows, item_P)],
@@ -80,6 +96,8 @@ class Negatives:
             negative_CR=table_RX[torch.searchsorted(rows, item_C)],
             log_q_PC=self.log_q(item_C, others_P1),
             hidden_PC=hidden_PC,
+            mined_PMR=None if mined_PM is None else table_RX[torch.searchsorted(rows, mined_PM)],
+            mined_log_q_PM=found.mined_log_q_PM if self.mined else None,
         )
 
 
@@ -94,7 +112,7 @@ def sample_negatives(catalogue: Catalogue, spec: ObjectiveSpec, seed: int) -> Ne
     log_q_N = (weight_N / edges[-1] * spec.negatives).clamp_min(_NEVER).log().float()
     device = catalogue.count_N.device
     share_N = training_share(catalogue.count_N) if spec.in_batch else None
-    return Negatives(item_S.to(device), log_q_N.to(device), share_N)
+    return Negatives(item_S.to(device), log_q_N.to(device), share_N, spec.mined)
 
 
 def training_share(count_N: Tensor) -> Tensor:

@@ -120,7 +120,8 @@ def trim(batch: SequenceBatch) -> SequenceBatch:
     full = batch.part_BT.shape[1]
     if length == full:
         return batch
-    cut = {"context", "part_BT", "row_BT", "soft_BT", "unseen_item_BTS", "unseen_soft_BTS"}
+    cut = {"context", "part_BT", "row_BT", "soft_BT"}
+    cut |= {"unseen_item_BTS", "unseen_soft_BTS", "mined_item_BTM", "mined_log_q_BTM"}
     events = replace(batch.events, **{f.name: _cut(getattr(batch.events, f.name), length, f.name) for f in _events()})
     return replace(batch, events=events, **{name: _cut(getattr(batch, name), length, "_BT") for name in cut})
 

@@ -29,7 +29,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The P positive queries of a retrieval task against the C negatives that they share.
+    """The P positive queries of a retrieval task against C negatives that they share, and M of each one's own.
 
     ``log_q``: log of the number of times that an item is to be expected among the negatives.
     """
@@ -40,6 +40,8 @@ class Retrieval:
     negative_CR: Tensor  # vectors of the negatives
     log_q_PC: Tensor
     hidden_PC: Tensor  # bool: no negatives of that query, such as accidental hits
+    mined_PMR: Tensor | None = None  # vectors of the own negatives
+    mined_log_q_PM: Tensor | None = None  # NaN where there is none
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,11 @@ def sampled_softmax(retrieval: Retrieval) -> Tensor:
     positive_P = (retrieval.user_PR * retrieval.positive_PR).sum(-1) - retrieval.log_q_P
     negative_PC = retrieval.user_PR @ retrieval.negative_CR.T - retrieval.log_q_PC
     shared_PC = negative_PC.masked_fill(retrieval.hidden_PC, float("-inf"))
-    logits = torch.cat([positive_P.unsqueeze(1), shared_PC], dim=1)
-    return -(logits.log_softmax(1)[:, 0]).sum()
+    logits = [positive_P.unsqueeze(1), shared_PC]
+    if retrieval.mined_PMR is not None and retrieval.mined_log_q_PM is not None:
+        mined_PM = (retrieval.mined_PMR @ retrieval.user_PR.unsqueeze(-1)).squeeze(-1) - retrieval.mined_log_q_PM
+        logits.append(mined_PM.masked_fill(retrieval.mined_log_q_PM.isnan(), float("-inf")))
+    return -(torch.cat(logits, dim=1).log_softmax(1)[:, 0]).sum()
 
 
 def check_negatives(spec: ObjectiveSpec, schema: DatasetSchema) -> None:

@@ -33,4 +33,5 @@ class ObjectiveSpec(Config):
     in_batch: bool = Field(
         False, description="the positives of a micro-batch are negatives of its other users' retrieval queries too"
     )
+    mined: bool = Field(True, description="the teacher's hard negatives are negatives too, where the labels hold any")
     regression_scale: float = Field(4.0, gt=0, description="multiplies the squared error of labels scaled to 0..1")

@@ -24,6 +24,7 @@ from torch import Tensor
 from rayrank.config import Config, ConfigError, parse
 from rayrank.learning.labels import Sampler, taught
 from rayrank.learning.labels import Teacher as TeacherModel
+from rayrank.learning.mining import POOL_SEED, mined
 from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.on_ray.stream import (
     Group,
@@ -55,6 +56,12 @@ class LabelKey(Config):
     code: str = Field(description="digest of the code that decides numbers")
     samples: int = Field(description="unseen items labelled at each train target")
     sample_power: float = Field(description="they are drawn in proportion to (training count + 1) to this power")
+    mined: int = Field(0, description="hard negatives of each positive train target")
+    pool: int = Field(0, description="items drawn for each such target, of which they are the hardest")
+
+    def note(self) -> dict[str, Any]:
+        """As it is kept; labels without hard negatives are known by the note they had before there were any."""
+        return self.model_dump(mode="json", exclude=set() if self.mined else {"mined", "pool"})
 
 
 def read_label_key(folder: str) -> LabelKey:
@@ -69,7 +76,7 @@ def read_label_key(folder: str) -> LabelKey:
             folder, None, "holds no teacher labels (manifest.json is missing)", "run label, or correct it"
         )
     raw = json.loads(storage.read_bytes(place))
-    return parse(LabelKey, {name: raw.get(name) for name in LabelKey.model_fields}, place)
+    return parse(LabelKey, {name: raw[name] for name in LabelKey.model_fields if name in raw}, place)
 
 
 def labels_exist(folder: str, key: LabelKey) -> bool:
@@ -87,6 +94,8 @@ class LabelTask(Config):
     threads: int = Field(1, description="torch threads of each")
     samples: int = Field(0, description="unseen items labelled at each train target")
     sample_power: float = Field(0.5, description="how they are drawn")
+    mined: int = Field(0, description="hard negatives of each positive train target")
+    pool: int = Field(0, description="items drawn for each such target")
     groups_per_task: int = Field(4, description="row groups scored per call")
     stall_s: float = Field(1800.0, description="longest wait for the next labels, s")
 
@@ -123,9 +132,7 @@ def label_shards(task: LabelTask, key: LabelKey, progress: Callable[[str], None]
     files = {
         label_file(s): storage.sha256(storage.join(task.output, label_file(s))) for s in range(len(manifest.shards))
     }
-    storage.write_json(
-        storage.join(task.output, FILE), {**key.model_dump(mode="json"), "files": files, "targets": targets}
-    )
+    storage.write_json(storage.join(task.output, FILE), {**key.note(), "files": files, "targets": targets})
     return Labelled(task.output, len(manifest.shards), len(done), targets)
 
 
@@ -139,13 +146,16 @@ class Teacher:
         torch.set_num_threads(spec.threads)
         self._bundle = load_bundle(spec.teacher, verify=False)
         self._teacher = TeacherModel(self._bundle.model, self._bundle.items_NW)
-        self._sampler = Sampler(self._bundle.catalogue().count_N, spec.samples, spec.sample_power)
+        count_N = self._bundle.catalogue().count_N
+        self._sampler = Sampler(count_N, spec.samples, spec.sample_power)
+        self._pool, self._mined = Sampler(count_N, spec.pool, spec.sample_power, POOL_SEED), spec.mined
 
     def label(self, place: Place) -> pa.Table:
         """The columns of labels of a row group.
 
         ``key``; aligned with ``item``, ``soft_<task>`` logits of every target (NaN elsewhere); for each train target in
-        turn S unseen items (``unseen_item``) and their logits (``unseen_<task>``).
+        turn S unseen items (``unseen_item``) and their logits (``unseen_<task>``), and M hard negatives
+        (``mined_item``, 0 where there is none) and their corrections (``mined_log_q``, NaN).
         """
         from rayrank.sources.collate import collate
 
@@ -156,12 +166,21 @@ class Teacher:
         columns = {"key": table.column("key").combine_chunks()}
         for name, logits_BT in found.soft_BT.items():
             columns[f"soft_{name}"] = _lists(logits_BT[found.row_BT >= 0], offsets)
+        train_BT = batch.part_BT == TRAIN
+
+        def by_target(values_BTS: Tensor) -> pa.ListArray:
+            return _lists(values_BTS[train_BT].flatten(), _offsets(train_BT.sum(1).numpy() * values_BTS.shape[-1]))
+
         if found.unseen_item_BTS is not None:
-            train_BT = batch.part_BT == TRAIN
-            offsets = _offsets(train_BT.sum(1).numpy() * self._sampler.samples)
-            columns["unseen_item"] = _lists(found.unseen_item_BTS[train_BT].flatten().int(), offsets)
+            columns["unseen_item"] = by_target(found.unseen_item_BTS.int())
             for name, logits_BTS in found.unseen_soft_BTS.items():
-                columns[f"unseen_{name}"] = _lists(logits_BTS[train_BT].flatten(), offsets)
+                columns[f"unseen_{name}"] = by_target(logits_BTS)
+        if self._mined:
+            found = mined([self._teacher], batch, self._pool, self._mined)
+            assert found.mined_item_BTM is not None
+            assert found.mined_log_q_BTM is not None
+            columns["mined_item"] = by_target(found.mined_item_BTM.int())
+            columns["mined_log_q"] = by_target(found.mined_log_q_BTM)
         return pa.table(columns)
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
@@ -173,12 +192,12 @@ def _claim(folder: str, key: LabelKey, manifest: Manifest) -> set[int]:
     """Shards whose labels are there already; what other keys left behind is removed first."""
     place = storage.join(folder, KEY)
     known = json.loads(storage.read_bytes(place)) if storage.exists(place) else None
-    if known != key.model_dump(mode="json"):
+    if known != key.note():
         if known is not None:
             storage.remove(storage.join(folder, FILE))  # first: without it the labels do not exist
             for shard in range(len(manifest.shards)):
                 storage.remove(storage.join(folder, label_file(shard)))
-        storage.write_json(place, key.model_dump(mode="json"))
+        storage.write_json(place, key.note())
         return set()
     return {s for s in range(len(manifest.shards)) if storage.exists(storage.join(folder, label_file(s)))}
 

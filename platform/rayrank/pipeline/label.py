@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayrank.bundle import load_bundle, read_info
 from rayrank.config import Config, ConfigError, DataPath
@@ -15,6 +15,7 @@ from rayrank.learning.code import code_digest
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import LabelKey, Labelled, LabelTask, label_shards, labels_exist
+from rayrank.schema import RetrievalTask
 from rayrank.sources.manifest import read_manifest
 
 
@@ -32,8 +33,22 @@ class LabelConfig(Config):
     sample_power: float = Field(
         0.5, ge=0, description="they are drawn in proportion to (training count + 1) to this power"
     )
+    mined: int = Field(
+        0,
+        ge=0,
+        description="hard negatives at each positive of a retrieval task: the teacher's best of the pool; 0: none",
+    )
+    pool: int = Field(256, ge=1, description="items drawn for that at each positive, as the samples are drawn")
     groups_per_task: int = Field(4, ge=1, description="row groups that one call scores")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="which Ray they run on")
+
+    @model_validator(mode="after")
+    def _enough_to_mine_from(self) -> LabelConfig:
+        if self.mined > self.pool:
+            raise ValueError(
+                f"mined ({self.mined}) items are the best of pool ({self.pool}): raise pool, or lower mined"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -57,13 +72,17 @@ def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
     """Write the teacher's logits for every target; only shards without labels are scored.
 
     Raises:
-        ConfigError: no such dataset or teacher, a damaged one, another schema, more actors than there is room for.
+        ConfigError: no such dataset or teacher, a damaged one, another schema, hard negatives without a retrieval task,
+            more actors than there is room for.
     """
     began = time.monotonic()
     manifest, info = read_manifest(config.dataset), read_info(config.teacher)
     if info.schema_fingerprint != manifest.fingerprint:
         rule = f"the teacher's schema must be that of the dataset ({manifest.fingerprint[:16]})"
         raise ConfigError("teacher", info.schema_fingerprint[:16], rule, "train a teacher on this dataset")
+    if config.mined and not manifest.dataset_schema.of_kind(RetrievalTask):
+        rule = "hard negatives are mined by the teacher's retrieval head, and this dataset has no retrieval task"
+        raise ConfigError("mined", config.mined, rule, "set it to 0, or add a retrieval task to the dataset")
     key = LabelKey(
         bundle_id=bundle_id(config.teacher),
         data_fingerprint=manifest.data_fingerprint,
@@ -71,6 +90,8 @@ def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
         code=code_digest(),
         samples=config.samples,
         sample_power=config.sample_power,
+        mined=config.mined,
+        pool=config.pool if config.mined else 0,
     )
     named = {name: getattr(config, name) for name in LabelTask.model_fields if name != "stall_s"}
     task = LabelTask(**named, stall_s=config.cluster.stall_s)

@@ -26,7 +26,8 @@ def collate(table: pa.Table, schema: DatasetSchema, labels: pa.Table | None = No
         table: rows of a shard (all columns).
         schema: of the dataset.
         labels: the same rows of the teacher's label files, or None: ``key``, ``soft_<task>`` aligned with ``item``,
-            and S unseen items for each train target in turn (``unseen_item``, ``unseen_<task>``).
+            and for each train target in turn S unseen items (``unseen_item``, ``unseen_<task>``) and M hard negatives
+            (``mined_item``, ``mined_log_q``).
 
     Raises:
         ConfigError: ``labels`` belong to other rows.
@@ -97,16 +98,17 @@ class _Soft:
             for n in names
             if n.startswith("soft_")
         }
-        if "unseen_item" not in names:
-            return {"soft_BT": soft}
-        return {
-            "soft_BT": soft,
-            "unseen_item_BTS": self._spread("unseen_item", torch.int64, 0),
-            "unseen_soft_BTS": {n: self._spread(f"unseen_{n}", torch.float32, float("nan")) for n in soft},
-        }
+        found: dict[str, Any] = {"soft_BT": soft}
+        if "unseen_item" in names:
+            found["unseen_item_BTS"] = self._spread("unseen_item", torch.int64, 0)
+            found["unseen_soft_BTS"] = {n: self._spread(f"unseen_{n}", torch.float32, float("nan")) for n in soft}
+        if "mined_item" in names:
+            found["mined_item_BTM"] = self._spread("mined_item", torch.int64, 0)
+            found["mined_log_q_BTM"] = self._spread("mined_log_q", torch.float32, float("nan"))
+        return found
 
     def _spread(self, name: str, dtype: torch.dtype, fill: float) -> Tensor:
-        """(B, T, S) from S values for each train target, in order."""
+        """(B, T, S) from S (or M) values for each train target, in order."""
         values = torch.from_numpy(pc.list_flatten(_one(self.labels[name])).to_numpy(zero_copy_only=False).copy())
         targets = int(self.train_BT.sum())
         samples = len(values) // max(targets, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice, zip_longest
@@ -13,122 +12,14 @@ import pytest
 import torch
 
 from rayrank.batch import SequenceBatch
-from rayrank.config import ConfigError
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Average, schedule
-from rayrank.learning.spec import LearningSpec, RowsSpec
+from rayrank.learning.spec import RowsSpec
 from rayrank.learning.train import TrainResult, _Run, train
-from rayrank.models.build import build_ranker
-from rayrank.models.encoder import build_encoder
 from rayrank.models.ranker import Ranker
 from rayrank.objectives.spec import DistillationSpec, ObjectiveSpec
-from tests.tiny_models import ITEMS, SCHEMA, SIZES, batch, catalogue, spec_of, steps_of, with_labels
-
-LEARNING = LearningSpec(
-    epochs=2,
-    lanes=2,
-    choose="stars/rmse",
-    lower_is_better=True,
-    horizon=0.5,
-    patience=9,
-    rows=RowsSpec(epochs=1, batch=8, window=2, steps=1),
-)
-
-
-def batches(count: int = 5) -> list[SequenceBatch]:
-    return [batch(sequences=4, seed=10 + n, first_key=10 * n) for n in range(count)]
-
-
-class Threads:
-    """Collectives of processes played by threads."""
-
-    def __init__(self, rank: int, world: int, shared: dict[str, Any]) -> None:
-        self.rank, self.world, self.shared = rank, world, shared
-
-    def all_gather_objects(self, value: Any) -> list[Any]:
-        self.shared[str(self.rank)] = value
-        self.shared["barrier"].wait(30)
-        found = [self.shared[str(rank)] for rank in range(self.world)]
-        self.shared["barrier"].wait(30)
-        return found
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        found = self.all_gather_objects(value)
-        return found if self.rank == 0 else []
-
-    def from_first(self, value: Any) -> Any:
-        return self.all_gather_objects(value)[0]
-
-    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        parts = self.all_gather_objects(tensor.clone())
-        return tensor.copy_(torch.stack(parts).sum(0))
-
-    def barrier(self) -> None:
-        self.shared["barrier"].wait(30)
-
-
-def fresh(kind: str, encoder: bool = False) -> Ranker:
-    torch.manual_seed(0)
-    if not encoder:
-        return build_ranker(spec_of(kind), SCHEMA, SIZES)
-    config = {"model_type": "bert", "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2,
-              "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 16}  # fmt: skip
-    network = build_encoder(config)
-    network.set_trainable("top", 1)
-    return build_ranker(spec_of(kind), SCHEMA, SIZES.model_copy(update={"text_width": 8}), network)
-
-
-def run(
-    model: Ranker,
-    given: list[SequenceBatch],
-    spec: TrainSpec,
-    collectives: Threads | None = None,
-    hooks: Hooks | None = None,
-) -> TrainResult:
-    rank, world = (collectives.rank, collectives.world) if collectives else (0, 1)
-    lanes = spec.learning.lanes
-    table = catalogue()
-    if getattr(model, "encoder", None) is not None:
-        offsets = torch.arange(0, 3 * (ITEMS + 2), 3)
-        table = replace(
-            table, vectors_ND=None, token_offsets=offsets, token_ids=(torch.arange(3 * ITEMS + 3) % 26 + 4).int()
-        )
-    data = TrainData(
-        table,
-        lambda _, start: islice(steps_of(given, lanes, rank, world), start, None),
-        -(-len(given) // lanes),
-        lambda: iter(given[rank::world]),
-    )
-    return train(model, data, spec, hooks, collectives)
-
-
-def on_ranks(
-    world: int,
-    make: Callable[[], Ranker],
-    given: list[SequenceBatch],
-    spec: TrainSpec,
-    hooks: Callable[[int], Hooks] = lambda _: Hooks(),
-) -> list[TrainResult]:
-    shared: dict[str, Any] = {"barrier": threading.Barrier(world)}
-    models, results = [make() for _ in range(world)], {}
-
-    def work(rank: int) -> None:
-        try:
-            results[rank] = run(models[rank], given, spec, Threads(rank, world, shared), hooks(rank))
-        except BaseException:
-            shared["barrier"].abort()
-            raise
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    return [results[rank] for rank in range(world)]
-
-
-def curve(result: TrainResult, name: str = "loss") -> torch.Tensor:
-    return torch.tensor([entry[name] for entry in result.curve])
+from tests.tiny_models import ITEMS, batch, catalogue, steps_of, with_labels
+from tests.tiny_runs import LEARNING, Threads, batches, curve, fresh, on_ranks, run
 
 
 @pytest.mark.parametrize("kind", ["attentive", "student"])
@@ -142,23 +33,6 @@ def test_one_and_two_ranks_agree_on_the_loss_curve(kind: str) -> None:
         torch.testing.assert_close(curve(second, name), curve(first, name), rtol=0, atol=0)
     for name, value in alone.metrics.items():
         assert first.metrics[name] == pytest.approx(value, abs=1e-3, nan_ok=True)
-
-
-@pytest.mark.parametrize("negatives", [0, 64])
-def test_ranks_agree_when_positives_are_each_others_negatives(negatives: int) -> None:
-    given, spec = batches(), TrainSpec(LEARNING, ObjectiveSpec(negatives=negatives, in_batch=True))
-    alone = run(fresh("student"), given, spec)
-    first, second = on_ranks(2, lambda: fresh("student"), given, spec)
-    torch.testing.assert_close(curve(first, "loss/next"), curve(alone, "loss/next"), rtol=0, atol=1e-4)
-    torch.testing.assert_close(curve(second), curve(first), rtol=0, atol=0)
-    assert not torch.allclose(
-        curve(alone, "loss/next"), curve(run(fresh("student"), given, TrainSpec(LEARNING)), "loss/next")
-    )
-
-
-def test_training_without_any_negative_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"objective\.negatives"):
-        run(fresh("student"), batches(1), TrainSpec(LEARNING, ObjectiveSpec(negatives=0)))
 
 
 def test_ranks_agree_when_one_has_no_label_of_a_task() -> None:
