@@ -1,7 +1,8 @@
 """The first stage: the static path on events in random order.
 
-A window of micro-batches is taken apart into rows; which step a row goes to is a hash of its number, so that the
-steps are the same for any number of ranks. Memory holds one window. Knows nothing about the sequence path.
+A window of micro-batches is taken apart into rows (:mod:`rayrank.learning.held`); which step a row goes to is a hash
+of its number, so that the steps are the same for any number of ranks. Memory holds one window. Knows nothing about
+the sequence path.
 """
 
 from __future__ import annotations
@@ -9,22 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rayrank.batch import FAR, Catalogue, Events, SequenceBatch
+from rayrank.batch import FAR, Catalogue, SequenceBatch
 from rayrank.learning.collectives import Collectives
+from rayrank.learning.held import Held
 from rayrank.learning.inputs import DivergedError, Hooks, Step, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Average, Rates, build_optimiser, schedule, split_parameters, sum_gradients
-from rayrank.learning.plan import take
 from rayrank.learning.state import StageState, snapshot
+from rayrank.memory import release
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker, take_rows
 from rayrank.objectives.losses import Outputs, compute, label_counts
 from rayrank.objectives.targets import Targets, training_targets
-from rayrank.schema import TRAIN
 
 FIRST_EPOCH = 1_000
 """What this stage calls its first epoch: its order of the data differs from that of the next stage."""
@@ -62,7 +62,7 @@ class _Rows:
             self.begin = (int(resume.meta["position"][0]), int(resume.meta["position"][1]))
         while self.epoch < epochs:
             seen, losses = 0, torch.zeros(len(self.names))
-            for batch, done, place in _steps(self.data, self.epoch, self.spec, self.collectives, self.begin):
+            for batch, done, place in self._steps():
                 means, due = self._step(batch, (self.epoch + done) / epochs)
                 mean = means.cpu()
                 self._check(mean, "loss")
@@ -72,6 +72,7 @@ class _Rows:
             found = {f"loss/{n}": v for n, v in zip(self.names, (losses / max(1, seen)).tolist(), strict=True)}
             self.hooks.report({"stage": STAGE, "epoch": self.epoch, "epochs": epochs, **found})
             self.epoch, self.begin = self.epoch + 1, (0, 0)
+        release()
         self.state.average.keep()
         for parameter in self.state.parameters:  # a last step may have ruined them without a loss that shows it
             self._check(parameter.detach(), "weights")
@@ -80,6 +81,34 @@ class _Rows:
         if not bool(values.isfinite().all()):
             found = f"{what} of the rows stage: no numbers at step {self.step} of epoch {self.epoch + 1}"
             raise DivergedError("learning.rows.learning_rate", self.spec.learning.rows.learning_rate, found)
+
+    def _steps(self) -> Iterator[tuple[SequenceBatch | None, float, tuple[int, int]]]:
+        """(this rank's rows of the step or None, share of the epoch done after it, place after it) from ``begin`` on.
+
+        As many on every rank. A place is a window's first micro-batch and how many of the window's pieces are done.
+        """
+        total, window = self.data.steps_per_epoch, self.spec.learning.rows.window
+        iterator = iter(self.data.train(FIRST_EPOCH + self.epoch, self.begin[0]))
+        for start in range(self.begin[0], total, window):
+            length = min(window, total - start)
+            last = start + length == total  # which takes all: epochs differ by a step or two
+            done = self.begin[1] if start == self.begin[0] else 0
+            for batch, pieces in self._window(iterator if last else islice(iterator, length), length / total, done):
+                done += 1
+                yield batch, (start + length * done / pieces) / total, (start, done)
+
+    def _window(self, steps: Iterable[Step], share: float, done: int) -> Iterator[tuple[SequenceBatch | None, int]]:
+        """The pieces of a window that is ``share`` of an epoch, and how many; the first ``done`` are left out."""
+        rows, order = self.spec.learning.rows, Noise(self.spec.learning.seed, FIRST_EPOCH + self.epoch)
+        held = Held.of(steps, self.model.schema)
+        release()
+        count = torch.tensor([0.0 if held is None else float(len(held))], device=self.data.catalogue.count_N.device)
+        found = int(self.collectives.all_reduce_sum(count))
+        pieces = max(1, -(-found // rows.batch), min(round(rows.steps * share), found // 64))
+        place = None if held is None else (order.uniform("rows", held.columns["row"]) * pieces).long()
+        for piece in range(done, pieces):
+            mine = None if place is None else (place == piece).nonzero()[:, 0]
+            yield None if held is None or mine is None or not len(mine) else held.take(mine), pieces
 
     def _step(self, batch: SequenceBatch | None, progress: float) -> tuple[Tensor, bool]:
         """(mean loss by event task over all ranks, whether a rank asks for a snapshot)."""
@@ -136,82 +165,3 @@ def _static_outputs(
     queries = replace(targets.queries, item_BQ=torch.searchsorted(rows, targets.queries.item_BQ))
     state = model.static_state(batch.events, noise)
     return Outputs(model.by_task(model.static_logits(state, queries, static_RW, noise)))
-
-
-def _steps(
-    data: TrainData, epoch: int, spec: TrainSpec, collectives: Collectives, begin: tuple[int, int]
-) -> Iterator[tuple[SequenceBatch | None, float, tuple[int, int]]]:
-    """(this rank's rows of the step or None, share of the epoch done after it, place after it); as many on every rank.
-
-    ``begin`` is such a place: a window's first micro-batch and how many of the window's pieces are done.
-    """
-    rows, order = spec.learning.rows, Noise(spec.learning.seed, FIRST_EPOCH + epoch)
-    iterator = iter(data.train(FIRST_EPOCH + epoch, begin[0]))
-    for start in range(begin[0], data.steps_per_epoch, rows.window):
-        length = min(rows.window, data.steps_per_epoch - start)
-        last = start + length == data.steps_per_epoch
-        held = as_rows(iterator if last else islice(iterator, length))  # epochs differ by a step or two
-        count = torch.tensor([0.0 if held is None else float(len(held.row_BT))], device=data.catalogue.count_N.device)
-        found = int(collectives.all_reduce_sum(count))
-        pieces = max(1, -(-found // rows.batch), min(round(rows.steps * length / data.steps_per_epoch), found // 64))
-        place = None if held is None else (order.uniform("rows", held.row_BT[:, 0]) * pieces).long()
-        for piece in range(begin[1] if start == begin[0] else 0, pieces):
-            mine = None if place is None else (place == piece).nonzero()[:, 0]
-            batch = None if held is None or mine is None or not len(mine) else take(held, mine)
-            yield batch, (start + length * (piece + 1) / pieces) / data.steps_per_epoch, (start, piece + 1)
-
-
-def as_rows(steps: Iterable[Step]) -> SequenceBatch | None:
-    """The train targets of some micro-batches as sequences of one event each; None when there are none."""
-    found = [rows_of(batch) for step in steps for batch in step]
-    return _joined(found) if found else None
-
-
-def rows_of(batch: SequenceBatch) -> SequenceBatch:
-    """The train targets of a batch as sequences of one event; keys are row numbers."""
-    sequence, place = (batch.part_BT == TRAIN).nonzero(as_tuple=True)
-
-    def pick(values: Tensor) -> Tensor:
-        return values[sequence, place].unsqueeze(1)
-
-    events = batch.events
-    flat = Events(
-        item_BT=pick(events.item_BT),
-        request_BT=torch.ones_like(sequence, dtype=torch.int32).unsqueeze(1),
-        time_BT=pick(events.time_BT),
-        labels_BT={name: pick(value) for name, value in events.labels_BT.items()},
-        user_B=events.user_B[sequence],
-        user_features={name: value[sequence] for name, value in events.user_features.items()},
-        key_B=batch.row_BT[sequence, place],
-    )
-    nobody = torch.full_like(sequence, -1)
-    return SequenceBatch(
-        events=flat,
-        context={name: pick(value) for name, value in batch.context.items()},
-        part_BT=pick(batch.part_BT),
-        row_BT=pick(batch.row_BT),
-        valid_from_B=batch.valid_from_B[sequence],
-        test_from_B=batch.test_from_B[sequence],
-        profile_B=dict.fromkeys(batch.profile_B, nobody),
-        profile_hidden_B={name: value[sequence] for name, value in batch.profile_hidden_B.items()},
-        soft_BT={name: pick(value) for name, value in batch.soft_BT.items()},
-        unseen_item_BTS=None if batch.unseen_item_BTS is None else pick(batch.unseen_item_BTS),
-        unseen_soft_BTS={name: pick(value) for name, value in batch.unseen_soft_BTS.items()},
-    )
-
-
-def _joined(batches: list[SequenceBatch]) -> SequenceBatch:
-    joined: SequenceBatch = _cat(batches)
-    return joined
-
-
-def _cat(values: list[Any]) -> Any:
-    first = values[0]
-    if isinstance(first, Tensor):
-        return torch.cat(values)
-    if isinstance(first, dict):
-        return {name: _cat([value[name] for value in values]) for name in first}
-    if hasattr(first, "__dataclass_fields__"):
-        names = [n for n in first.__dataclass_fields__ if getattr(first, n) is not None]
-        return replace(first, **{name: _cat([getattr(value, name) for value in values]) for name in names})
-    return first

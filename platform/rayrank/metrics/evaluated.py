@@ -6,8 +6,8 @@ row groups are joined, and metrics computed on the whole, never averaged: the nu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -57,24 +57,51 @@ class Evaluated:
 
     @staticmethod
     def join(parts: Iterable[Evaluated]) -> Evaluated:
-        """Disjoint parts put together.
+        """Disjoint parts put together, each forgotten before the next is asked for.
 
         Raises:
             ValueError: nothing to join, or parts that disagree on their tasks.
         """
-        found = list(parts)
-        tasks = {tuple(tuple(sorted(by_task)) for by_task in (p.events, p.profiles, p.ranks)) for p in found}
+        growing: dict[tuple[str, str], _Growing] = {}
+        profiles: dict[str, list[ProfileScores]] = {}
+        tasks: set[tuple[tuple[str, ...], ...]] = set()
+        for part in parts:
+            tasks.add(tuple(tuple(sorted(by_task)) for by_task in (part.events, part.profiles, part.ranks)))
+            for task, found in part.profiles.items():
+                profiles.setdefault(task, []).append(found)
+            for key, values in part._columns():
+                growing.setdefault(key, _Growing(values.dtype)).add(values)
         if len(tasks) != 1:
             raise ValueError(f"parts must have the same tasks: {sorted(tasks)}")
-        first = found[0]
+        whole = {key: column.done() for key, column in growing.items()}
         return Evaluated(
-            {task: _joined([part.events[task] for part in found]) for task in first.events},
-            {task: join_profiles([part.profiles[task] for part in found]) for task in first.profiles},
-            {task: np.concatenate([part.ranks[task] for part in found]) for task in first.ranks},
+            {task: Judged(*(whole[task, name] for name in _JUDGED)) for task, name in whole if name == _JUDGED[0]},
+            {task: join_profiles(found) for task, found in profiles.items()},
+            {task: values for (task, name), values in whole.items() if name == "rank"},
         )
 
+    def _columns(self) -> Iterator[tuple[tuple[str, str], Array]]:
+        for task, judged in self.events.items():
+            yield from (((task, name), getattr(judged, name)) for name in _JUDGED)
+        yield from (((task, "rank"), rank) for task, rank in self.ranks.items())
 
-def _joined(parts: list[Judged]) -> Judged:
-    return Judged(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("user", "label", "prediction"))
-    )
+
+_JUDGED = tuple(field.name for field in fields(Judged))
+
+
+class _Growing:
+    """A column that grows in place: thousands of small arrays kept between large ones would hold on to the heap."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self._values, self._size = np.empty(4096, dtype), 0
+
+    def add(self, values: Array) -> None:
+        size = self._size + len(values)
+        if size > len(self._values):
+            self._values.resize(max(size, len(self._values) * 3 // 2), refcheck=False)
+        self._values[self._size : size] = values
+        self._size = size
+
+    def done(self) -> Array:
+        self._values.resize(self._size, refcheck=False)
+        return self._values

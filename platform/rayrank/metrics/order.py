@@ -15,6 +15,9 @@ import numpy as np
 from rayrank.metrics.evaluated import Judged
 from rayrank.metrics.scores import Array
 
+_BLOCK = 131_072
+"""Targets judged at once; what bounds the memory of it."""
+
 
 @dataclass(frozen=True)
 class PerUser:
@@ -44,27 +47,42 @@ def known(label: Array, score: Array, *others: Array) -> tuple[Array, ...]:
     Raises:
         ValueError: lengths differ, or the score of a labelled target is not finite.
     """
-    if any(len(other) != len(label) for other in (score, *others)):
-        raise ValueError(f"columns differ in length: {[len(label), len(score), *(len(o) for o in others)]}")
+    _same_length(label, score, *others)
     keep = ~np.isnan(label.astype(np.float64))
-    label_S, score_S = label[keep].astype(np.float64), score[keep].astype(np.float64)
-    if not np.isfinite(score_S).all():
-        raise ValueError("scores of labelled targets must be finite")
+    label_S, score_S = label[keep].astype(np.float64), _numbers(score[keep]).astype(np.float64)
     return label_S, score_S, *(other[keep] for other in others)
+
+
+def _same_length(*columns: Array) -> None:
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError(f"columns differ in length: {[len(column) for column in columns]}")
+
+
+def _numbers(score: Array) -> Array:
+    if not np.isfinite(score).all():
+        raise ValueError("scores of labelled targets must be finite")
+    return score
 
 
 def auc(label: Array, score: Array) -> float:
     """Probability that a random positive is scored above a random negative, ties one half.
 
-    NaN when a class is missing. Labels are 0/1. Mann–Whitney U statistic, O(S log S).
+    NaN when a class is missing. Labels are 0/1. Mann–Whitney U statistic, exact (whole and half pairs are counted),
+    O(S log S); beside its input it needs the scores once.
     """
-    label, score = known(label, score)
-    return TieOrder.of(score).auc(label)
+    _same_length(label, score)
+    wins, positives, negatives = 0, *(np.sort(_numbers(score[label == side])) for side in (1.0, 0.0))
+    for first in range(0, len(positives), _BLOCK):
+        block = positives[first : first + _BLOCK]
+        below = (np.searchsorted(negatives, block, side) for side in ("left", "right"))
+        wins += sum(int(count.sum()) for count in below)
+    pairs = len(positives) * len(negatives)
+    return wins / 2 / pairs if pairs else float("nan")
 
 
 @dataclass(frozen=True)
 class TieOrder:
-    """An order by score with its runs of equal scores, reusable for many weightings of the same targets."""
+    """An order by score with its runs of equal scores, for many weightings of the same targets."""
 
     order: Array  # int64 (S,): ascending score
     starts: Array  # int64 (R,): first position of every run of equal scores
@@ -75,12 +93,11 @@ class TieOrder:
         order = np.argsort(score, kind="stable")
         return TieOrder(order, _run_starts(score[order]))
 
-    def auc(self, label: Array, weight: Array | None = None) -> float:
-        """AUC with every target counted ``weight`` times (None: once)."""
+    def auc(self, label: Array, weight: Array) -> float:
+        """AUC with every target counted ``weight`` times."""
         if not len(label):
             return float("nan")
-        label_S = label[self.order]
-        weight_S = np.ones(len(label)) if weight is None else weight[self.order]
+        label_S, weight_S = label[self.order], weight[self.order]
         positive_R = np.add.reduceat(label_S * weight_S, self.starts)
         negative_R = np.add.reduceat((1.0 - label_S) * weight_S, self.starts)
         below_R = np.cumsum(negative_R) - 0.5 * negative_R
@@ -109,10 +126,6 @@ def gauc(user: Array, label: Array, score: Array) -> PerUser:
     rows_U = positive_U + negative_U
     left_out = int(rows_U[~counts].sum())
     return PerUser(user[user_starts][counts], value_U, rows_U[counts], int((~counts).sum()), left_out)
-
-
-_BLOCK = 131_072
-"""Targets whose users are judged at once; what bounds the memory of it."""
 
 
 def by_user(judged: Judged, metric: Callable[[Array, Array, Array], PerUser]) -> PerUser:

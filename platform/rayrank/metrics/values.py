@@ -1,11 +1,13 @@
 """Metrics of value: how near predictions are to labels, one by one (LogLoss, RMSE) and on average (calibration).
 
 All take flat arrays with one entry per target; targets whose label is missing (NaN) are left out, and an empty
-input gives NaN. Probabilities are clipped to [1e-7, 1 − 1e-7], what float32 can hold.
+input gives NaN. Probabilities are clipped to [1e-7, 1 − 1e-7], what float32 can hold. Sums are taken in float64, some
+targets at a time, so that a metric needs no copy of its columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +16,13 @@ from rayrank.metrics.order import known
 from rayrank.metrics.scores import Array
 
 _CLIP = 1e-7
+_BLOCK = 131_072
+"""Targets summed at once."""
 
 
 def log_loss(label: Array, probability: Array) -> float:
     """Mean cross-entropy in nats."""
-    return mean(cross_entropy(*known(label, probability)))
+    return _average(label, probability, cross_entropy)
 
 
 def cross_entropy(label: Array, probability: Array) -> Array:
@@ -29,31 +33,27 @@ def cross_entropy(label: Array, probability: Array) -> Array:
 
 def normalised_entropy(label: Array, probability: Array) -> float:
     """LogLoss over the entropy of the mean label: below 1 is better than the best constant (He et al., ADKDD 2014)."""
-    label, probability = known(label, probability)
-    base = mean(label)
-    if not len(label) or base in (0.0, 1.0):
+    base = _average(label, probability, lambda label, _: label)
+    if np.isnan(base) or base in (0.0, 1.0):
         return float("nan")
     entropy = -(base * np.log(base) + (1.0 - base) * np.log1p(-base))
-    return mean(cross_entropy(label, probability)) / float(entropy)
+    return log_loss(label, probability) / float(entropy)
 
 
 def rmse(label: Array, prediction: Array) -> float:
     """Root of the mean squared error, in label units."""
-    label, prediction = known(label, prediction)
-    return float(np.sqrt(mean((label - prediction) ** 2)))
+    return float(np.sqrt(_average(label, prediction, lambda label, said: (label - said) ** 2)))
 
 
 def mae(label: Array, prediction: Array) -> float:
     """Mean absolute error, in label units."""
-    label, prediction = known(label, prediction)
-    return mean(np.abs(label - prediction))
+    return _average(label, prediction, lambda label, said: np.abs(label - said))
 
 
 def calibration(label: Array, prediction: Array) -> float:
     """Sum predicted over sum observed: 1 is calibrated, above 1 predicts too much. NaN when nothing was observed."""
-    label, prediction = known(label, prediction)
-    observed = float(label.sum())
-    return float(prediction.sum()) / observed if observed != 0 else float("nan")
+    observed = _average(label, prediction, lambda label, _: label)
+    return _average(label, prediction, lambda _, said: said) / observed if observed != 0 else float("nan")
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,31 @@ class Reliability:
 
 def reliability(label: Array, prediction: Array, bins: int = 15) -> Reliability:
     """Mean prediction against mean label in ``bins`` quantile bins; equal predictions share a bin."""
-    label, prediction = known(label, prediction)
-    if not len(label):
+    keep = ~np.isnan(label)
+    if not keep.any():
         return Reliability(np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
-    edges = np.quantile(prediction, np.linspace(0.0, 1.0, bins + 1)[1:-1])
-    index = np.searchsorted(edges, prediction, side="left")
-    count = np.bincount(index, minlength=bins)
-    held = count > 0
-    sums = [np.bincount(index, weights=values, minlength=bins)[held] for values in (prediction, label)]
-    return Reliability(sums[0] / count[held], sums[1] / count[held], count[held])
+    edges = np.quantile(prediction[keep], np.linspace(0.0, 1.0, bins + 1)[1:-1])
+    sums = np.zeros((3, bins))
+    for label_S, said_S in _blocks(label, prediction):
+        index = np.searchsorted(edges, said_S, side="left")
+        for row, weights in zip(sums, (said_S, label_S, None), strict=True):
+            row += np.bincount(index, weights=weights, minlength=bins)
+    held = sums[2] > 0
+    said, observed, count = sums[:, held]
+    return Reliability(said / count, observed / count, count.astype(np.int64))
+
+
+def _average(label: Array, prediction: Array, value: Callable[[Array, Array], Array]) -> float:
+    total, count = 0.0, 0
+    for label_S, said_S in _blocks(label, prediction):
+        total, count = total + float(value(label_S, said_S).sum()), count + len(label_S)
+    return total / count if count else float("nan")
+
+
+def _blocks(label: Array, prediction: Array) -> Iterator[tuple[Array, ...]]:
+    """Known (label, prediction) as float64, some at a time; see :func:`rayrank.metrics.order.known`."""
+    for first in range(0, max(len(label), len(prediction)), _BLOCK):
+        yield known(label[first : first + _BLOCK], prediction[first : first + _BLOCK])
 
 
 def mean(values: Array) -> float:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score, roc_auc_score
 
+from rayrank.metrics import order
 from rayrank.metrics.order import TieOrder, auc, gauc, ndcg
 
 NAN = float("nan")
@@ -62,6 +63,13 @@ def test_auc_equals_counting_all_pairs(rows):
     pairs = [(p, n) for p, n in itertools.product(score[label == 1], score[label == 0])]
     expected = np.mean([(p > n) + 0.5 * (p == n) for p, n in pairs]) if pairs else NAN
     assert auc(label, score) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("block", [1, 7, 10_000])
+def test_auc_is_exact_whatever_is_counted_at_once(block, monkeypatch):
+    monkeypatch.setattr(order, "_BLOCK", block)
+    _, label, score = users_with_ties(5)
+    assert auc(label, score) == pytest.approx(roc_auc_score(label, score), abs=1e-15)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -129,9 +137,9 @@ def test_ndcg_cuts_at_k_and_leaves_out_users_without_a_positive():
 def expected_dcg_slow(label, score, k):
     """Average DCG over every order that agrees with the scores."""
     totals = []
-    for order in itertools.permutations(range(len(label))):
-        if all(score[a] >= score[b] for a, b in itertools.pairwise(order)):
-            totals.append(sum(label[i] / math.log2(rank + 2) for rank, i in enumerate(order[:k])))
+    for ranking in itertools.permutations(range(len(label))):
+        if all(score[a] >= score[b] for a, b in itertools.pairwise(ranking)):
+            totals.append(sum(label[i] / math.log2(rank + 2) for rank, i in enumerate(ranking[:k])))
     return float(np.mean(totals))
 
 

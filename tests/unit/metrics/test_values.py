@@ -46,6 +46,17 @@ def test_errors_equal_scikit_learn_and_leave_out_missing_labels():
     assert values.mae(np.array([3.0, NAN]), np.array([1.0, 100.0])) == 2.0
 
 
+@pytest.mark.parametrize("name", ["log_loss", "normalised_entropy", "rmse", "mae", "calibration"])
+def test_what_is_summed_at_once_does_not_matter(name, monkeypatch):
+    label, probability = binary()
+    label[::5] = NAN
+    whole, bins = getattr(values, name)(label, probability), values.reliability(label, probability)
+    monkeypatch.setattr(values, "_BLOCK", 7)
+    assert getattr(values, name)(label, probability) == pytest.approx(whole, abs=1e-12)
+    for found, wanted in zip(vars(values.reliability(label, probability)).values(), vars(bins).values(), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+
+
 def test_calibration_is_predicted_over_observed():
     assert values.calibration(np.array([1, 0, 1, NAN]), np.array([0.5, 0.5, 0.5, 9.0])) == 0.75
     assert math.isnan(values.calibration(np.zeros(2), np.ones(2)))
