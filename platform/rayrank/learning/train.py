@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.rows import train_rows
 from rayrank.learning.state import StageState, share_marks, snapshot, under
 from rayrank.learning.texts import choose_rows, encode_catalogue, encode_fresh, is_trained, write_back
+from rayrank.memory import release
 from rayrank.metrics.evaluated import Evaluated
 from rayrank.metrics.summary import metrics_of
 from rayrank.models.noise import Noise
@@ -230,13 +232,14 @@ class _Run:
             ranked = protocol == "streaming"
             found = self._valid_metrics(Wanted(protocol, (VALID,), ranked))
             metrics |= {f"{protocol}/{name}": value for name, value in found.items() if ranked or "next" not in name}
+            release()
         return metrics
 
     def _valid_metrics(self, wanted: Wanted) -> dict[str, float]:
         assert self.data.valid is not None
         nothing = Evaluated.of(empty_scores(self.model.schema, wanted.rank_items))
         said = scored(self.model, self.catalogue, self.data.valid(), wanted)
-        mine = Evaluated.join([nothing, *map(Evaluated.of, said)])
+        mine = Evaluated.join(chain([nothing], map(Evaluated.of, said)))
         # Told to all ranks before one of them raises, or the others would wait for it.
         wrong = torch.tensor([float(not all(judged.finite for judged in mine.events.values()))])
         if float(self.collectives.all_reduce_sum(wrong)) > 0:
