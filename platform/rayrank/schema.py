@@ -299,6 +299,11 @@ def item_columns_needed(schema: DatasetSchema) -> tuple[str, ...]:
     return tuple(name for name in derived_columns(schema) if name.startswith("@item"))
 
 
+def past_features(schema: DatasetSchema) -> tuple[Feature, ...]:
+    """Context features that are told of an item's past: each candidate of a request has its own values."""
+    return tuple(f for f in schema.context_features if f.column.startswith("@item"))
+
+
 def _elements(feature: Any) -> list[Any]:
     if not isinstance(feature, dict) or feature.get("kind") != "embedding":
         return [feature]

@@ -27,17 +27,21 @@ from rayrank.bundle.info import (
     ITEM_TABLE,
     ITEMS,
     MANIFEST,
+    PAST,
     USERS,
     WEIGHTS,
     BundleInfo,
     local_folder,
     sha256_of,
 )
+from rayrank.bundle.past import past_of
 from rayrank.config import ConfigError, parse
+from rayrank.features.derived import ItemPast
 from rayrank.features.state import FeatureState, check_state
 from rayrank.models.build import build_ranker
 from rayrank.models.encoder import build_encoder
 from rayrank.models.ranker import Ranker
+from rayrank.schema import past_features
 from rayrank.sources.dataset import catalogue_of
 
 _AGAIN = "copy the bundle again, or save it again"
@@ -54,6 +58,7 @@ class Bundle:
     features: FeatureState
     items_NW: Tensor  # packed item rows, as Ranker.item_vectors gave them
     text_ND: Tensor | None  # text vectors of the items, if the model reads text
+    past: ItemPast | None = None  # what @item_ columns are computed from; None without them, and in older bundles
 
     @cached_property
     def items(self) -> pa.Table:
@@ -114,7 +119,8 @@ def load_bundle(path: str | Path, verify: bool = True) -> Bundle:
     table = _tensors(folder / ITEM_TABLE)
     if len(table["packed"]) != info.sizes.items:
         raise _broken(folder / ITEM_TABLE, f"must hold {info.sizes.items} rows, found {len(table['packed'])}")
-    bundle = Bundle(folder, bundle_id, info, model, features, table["packed"], table.get("text"))
+    past = _past(folder, info)
+    bundle = Bundle(folder, bundle_id, info, model, features, table["packed"], table.get("text"), past)
     if verify:
         _check_golden(bundle)
     return bundle
@@ -155,6 +161,18 @@ def _features(folder: Path, info: BundleInfo) -> FeatureState:
     if missing := check_state(state, info.data_schema):
         raise _broken(file, f"lacks the features {', '.join(missing)}")
     return state
+
+
+def _past(folder: Path, info: BundleInfo) -> ItemPast | None:
+    file = folder / PAST
+    if not past_features(info.data_schema) or PAST not in info.files:  # saved before bundles had it
+        return None
+    try:
+        return past_of(_tensors(file), info.data_schema)
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise _broken(file, str(error)) from None
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

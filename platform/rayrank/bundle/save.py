@@ -30,6 +30,7 @@ from rayrank.bundle.info import (
     ITEM_TABLE,
     ITEMS,
     MANIFEST,
+    PAST,
     USERS,
     WEIGHTS,
     BundleInfo,
@@ -38,10 +39,12 @@ from rayrank.bundle.info import (
     local_folder,
     sha256_of,
 )
+from rayrank.bundle.past import write_past
 from rayrank.config import ConfigError
+from rayrank.features.derived import ItemPast
 from rayrank.features.state import FeatureState
 from rayrank.models.ranker import Ranker
-from rayrank.schema import DatasetSchema
+from rayrank.schema import DatasetSchema, past_features
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "ray", "rayrank")
 
@@ -57,6 +60,7 @@ class BundleParts:
     data_fingerprint: str
     window: int
     users: pa.Table | None = None  # the dataset's users.parquet
+    past: ItemPast | None = None  # the dataset's, where its schema has @item_ columns
     metrics: Mapping[str, float] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
     encoder: EncoderInfo | None = None
@@ -96,6 +100,9 @@ def _write(folder: Path, model: Ranker, parts: BundleParts) -> BundleInfo:
     pq.write_table(parts.items, folder / ITEMS, compression="zstd")
     if parts.users is not None:
         pq.write_table(parts.users, folder / USERS, compression="zstd")
+    if past_features(parts.schema):
+        assert parts.past is not None, "@item_ columns are served from the dataset's past"
+        write_past(folder / PAST, parts.past)
     _write_text(folder / FEATURES, parts.features.model_dump_json(indent=1))
     for name, content in parts.tokenizer.items():
         place = folder / ENCODER / name

@@ -13,6 +13,9 @@ import numpy as np
 from rayrank.schema import DatasetSchema, derived_columns
 
 _HOUR, _DAY = 3600, 86_400
+_PERIOD_BITS = 34
+_PERIODS = 2 ** (_PERIOD_BITS - 1)
+"""Periods before and after 1970 that a key can tell apart: of one second, until the year 2242."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +57,35 @@ class ItemPast:
     """Events and labels of items, summed over whole periods: what was known of an item before an instant.
 
     A period counts from the first instant of the next one on, so that nothing of the running period is seen: a server
-    that is given the table once a period answers as ``prepare`` does.
+    that is given the table once a period answers as ``prepare`` does. After the last one all that is known counts.
     """
 
     period_s: int
-    item: np.ndarray  # (entries,) int64, ascending by (item, period)
-    period: np.ndarray  # (entries,) int64: unix seconds // period_s
-    sums: dict[str, np.ndarray]  # name -> (entries,) float64, summed over this and all earlier periods of the item
+    key: np.ndarray  # (entries,) int64, ascending: item and period in one number, so that a mapped file is searched
+    sums: dict[str, np.ndarray]  # name -> (entries,) numbers, summed over this and all earlier periods of the item
 
     @classmethod
     def of(cls, period_s: int, item: np.ndarray, period: np.ndarray, amounts: dict[str, np.ndarray]) -> ItemPast:
         """Sum amounts (any order, several entries per item and period) into a table."""
-        order = np.lexsort((period, item))
-        item, period = item[order], period[order]
-        first = np.flatnonzero(np.append(True, (np.diff(item) != 0) | (np.diff(period) != 0)))[: len(item)]
-        start = np.searchsorted(item[first], item[first])  # where the item's entries begin
-        sums = {}
+        key = past_keys(item, period)
+        order = np.argsort(key, kind="stable")
+        first = np.flatnonzero(np.diff(key[order], prepend=-1) != 0)  # no key is below 0
+        made = cls(period_s, key[order][first], {})
+        start = np.searchsorted(made.item, made.item)  # where the item's entries begin
         for name, values in amounts.items():
-            total = np.cumsum(np.add.reduceat(values[order], first)) if len(item) else np.zeros(0)
-            sums[name] = total - np.append(0.0, total)[start]
-        return cls(period_s, item[first], period[first], sums)
+            total = np.cumsum(np.add.reduceat(values[order], first)) if len(key) else np.zeros(0)
+            made.sums[name] = total - np.append(0.0, total)[start]
+        return made
+
+    @property
+    def item(self) -> np.ndarray:
+        """(entries,) int64 items."""
+        return self.key >> _PERIOD_BITS
+
+    @property
+    def period(self) -> np.ndarray:
+        """(entries,) int64: unix seconds // period_s."""
+        return self.key % 2**_PERIOD_BITS - _PERIODS
 
     def value(self, column: str, item: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Raw values of an item column at instants, float64.
@@ -88,11 +100,13 @@ class ItemPast:
         return np.where(count > 0, self._before(f"sum_{task}", item, time) / np.maximum(count, 1), np.nan)
 
     def _before(self, name: str, item: np.ndarray, time: np.ndarray) -> np.ndarray:
-        if not len(self.item):
+        if not len(self.key):
             return np.zeros(len(item))
-        low = int(self.period.min())
-        width = int(self.period.max()) - low + 2
-        asked = np.clip(time // self.period_s - low, 0, width - 1)
-        at = np.searchsorted(self.item * width + self.period - low, item * width + asked) - 1
-        known = (at >= 0) & (self.item[at.clip(min=0)] == item)
+        at = np.searchsorted(self.key, past_keys(item, time // self.period_s)) - 1
+        known = (at >= 0) & (self.key[at.clip(min=0)] >> _PERIOD_BITS == item)
         return np.where(known, self.sums[name][at.clip(min=0)], 0.0)
+
+
+def past_keys(item: np.ndarray, period: np.ndarray) -> np.ndarray:
+    """int64 keys that sort by (item, period); items 0 … 2²⁹, periods beyond what fits count as the outermost."""
+    return (item.astype(np.int64) << _PERIOD_BITS) + np.clip(period, -_PERIODS, _PERIODS - 1) + _PERIODS

@@ -192,6 +192,7 @@ def _save(task: FitTask, model: Any, result: TrainResult, dataset: Dataset, item
         catalogue=result.catalogue.to("cpu"),
         items=dataset.catalogue_table(),
         users=dataset.users_table(),
+        past=dataset.past(),
         data_fingerprint=dataset.manifest.data_fingerprint,
         window=dataset.manifest.window,
         metrics=result.metrics,

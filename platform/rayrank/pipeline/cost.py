@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from rayrank.bundle import Bundle
 from rayrank.ranking.context import ColdItems, UserContext
 from rayrank.ranking.scorer import Scorer
 from rayrank.ranking.store import History
+from rayrank.schema import past_features
 from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
 
@@ -76,7 +77,9 @@ def _contexts(dataset: Dataset, window: int, limit: int) -> list[UserContext]:
         step = max(1, table.num_rows // 4)
         batch = collate(table, dataset.schema)
         found += [_context(batch, row, window) for row in range(0, table.num_rows, step)]
-    return found[:limit]
+    looked_up = {f.name for f in past_features(dataset.schema)}
+    shared = [{n: v for n, v in context.context.items() if n not in looked_up} for context in found]
+    return [replace(context, context=own) for context, own in zip(found, shared, strict=True)][:limit]
 
 
 def _context(batch: SequenceBatch, row: int, window: int) -> UserContext:

@@ -37,7 +37,7 @@ class UserContext:
     time: int  # unix seconds of the request
     user: int = 0  # user row, 0 unknown
     features: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> () or (V,), encoded
-    context: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (), encoded
+    context: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (), encoded; equal for all candidates
     older: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # rows of events before the window
 
     @property

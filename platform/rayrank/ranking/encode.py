@@ -32,13 +32,19 @@ class TableEncoder:
 
     def __call__(self, rows: Sequence[Mapping[str, object]]) -> dict[str, np.ndarray]:
         """Feature -> int64 (R,) or (R, V), or float32 (R,); absent columns count as missing."""
+        return self.columns({f.column: [row.get(f.column) for row in rows] for f in self.features})
+
+    def columns(self, given: Mapping[str, Sequence[object] | np.ndarray]) -> dict[str, np.ndarray]:
+        """The same from whole columns."""
         encoded: dict[str, np.ndarray] = {}
         for feature in self.features:
-            cells = [None if feature.train_only else row.get(feature.column) for row in rows]
+            cells = given[feature.column]
+            if feature.train_only:
+                cells = [None] * len(cells)
             if not isinstance(feature, CategoricalFeature):
                 encoded[feature.name] = encode_numeric(feature, self._state.scales[feature.name], cells)
                 continue
-            values = encode_categorical(feature, self._index[feature.name], cells)
+            values = encode_categorical(feature, self._index[feature.name], list(cells))
             if is_multi(feature):
                 encoded[feature.name] = pad_lists(values, feature.max_values)  # type: ignore[arg-type]
             else:

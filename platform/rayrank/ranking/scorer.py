@@ -18,6 +18,7 @@ from rayrank.bundle import Bundle
 from rayrank.models.encoder import TextEncoder
 from rayrank.ranking.context import ColdItems, Scored, UserContext
 from rayrank.ranking.fusion import task_scores
+from rayrank.ranking.past import CandidateContext
 from rayrank.ranking.store import History
 
 
@@ -28,6 +29,7 @@ class Scorer:
         self.bundle, self.model = bundle, bundle.model
         self.schema = bundle.info.data_schema
         self.window = bundle.info.window
+        self._of_candidates = CandidateContext(bundle)
 
     def score(self, context: UserContext, candidates: np.ndarray, cold: ColdItems) -> Scored:
         """Scores of catalogue rows (int64 (Q,)); described items are rows from the catalogue's size on."""
@@ -125,11 +127,13 @@ class Scorer:
     def _queries(self, context: UserContext, candidates: np.ndarray, rows: np.ndarray | None) -> Queries:
         size = len(candidates)
         after = _after(context.history)
+        shared = {n: torch.as_tensor(np.array(v)).expand(1, size, *v.shape) for n, v in context.context.items()}
+        own = {n: torch.as_tensor(v)[None] for n, v in self._of_candidates(context, candidates).items()}
         return Queries(
             item_BQ=torch.as_tensor(_places(rows, candidates))[None],
             time_BQ=torch.full((1, size), context.time, dtype=torch.int64),
             visible_before_BQ=torch.full((1, size), after, dtype=torch.int32),
-            context={n: torch.as_tensor(np.array(v)).expand(1, size, *v.shape) for n, v in context.context.items()},
+            context=shared | own,
         )
 
     @cached_property

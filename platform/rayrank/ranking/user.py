@@ -14,7 +14,7 @@ from rayrank.ranking.context import Prepared, UserContext
 from rayrank.ranking.encode import ColdBuilder, RequestEncoder
 from rayrank.ranking.items import Items
 from rayrank.ranking.store import History, UserStore, empty_history
-from rayrank.schema import Feature
+from rayrank.schema import Feature, past_features
 from rayrank.sources.dataset import feature_tensor
 
 
@@ -31,6 +31,7 @@ class UserStage:
     def __init__(self, bundle: Bundle, items: Items, store: UserStore | None = None) -> None:
         self.encoder = RequestEncoder(bundle.info.data_schema, bundle.features, items)
         self._store, self._window, self._schema = store, bundle.info.window, bundle.info.data_schema
+        self._of_items, self._knows_past = past_features(self._schema), bundle.past is not None
         self._rows: dict[str, int] = {}
         self._features: Mapping[str, np.ndarray] = {}
         if bundle.users is not None:
@@ -56,14 +57,14 @@ class UserStage:
             candidates = self.encoder.rows(request.candidates, cold)
             if unknown := int((candidates == 0).sum()):
                 warnings.append(f"{unknown} candidates are neither in the catalogue nor described")
-        warnings += [w for w in (warning, self._unused(request)) if w]
+        warnings += [w for w in (warning, self._unused(request), self._without_past(request)) if w]
         row = self._rows.get(request.user_id or "", 0)
         context = UserContext(
             history=history.last(self._window),
             time=time,
             user=row,
             features=self._user_features(row, request.user),
-            context=self.encoder.context.one(request_columns(self._schema, time, history.time) | dict(request.context)),
+            context=self._context(request, time, history),
             older=history.item[: -self._window],
         )
         return Prepared(context, cold.build(), candidates, tuple(warnings))
@@ -90,10 +91,34 @@ class UserStage:
         features: tuple[Feature, ...] = self._schema.user_features
         return {f.name: fresh[f.name] if f.column in given or not found else found[f.name] for f in features}
 
+    def _context(self, request: RankRequest | RecommendRequest, time: int, history: History) -> dict[str, np.ndarray]:
+        """Features that all candidates share; those of items only where the client gives a value for all of them."""
+        given = _given(request.context)
+        found = self.encoder.context.one(request_columns(self._schema, time, history.time) | given)
+        for feature in self._of_items:
+            if feature.column not in given:
+                del found[feature.name]
+        return found
+
+    def _without_past(self, request: RankRequest | RecommendRequest) -> str | None:
+        if self._knows_past or not self._of_items:
+            return None
+        columns = {f.column for f in self._of_items} - _given(request.context).keys()
+        return (
+            f"the bundle holds no item pasts: {', '.join(sorted(columns))} count as missing; train it again"
+            if columns
+            else None
+        )
+
     def _unused(self, request: RankRequest | RecommendRequest) -> str | None:
         used = {f.column for f in self._schema.user_features}, {f.column for f in self._schema.context_features}
         count = sum(len(set(given) - known) for given, known in zip((request.user, request.context), used, strict=True))
         return f"{count} user or context columns are not used by this release" if count else None
+
+
+def _given(columns: Mapping[str, object]) -> dict[str, object]:
+    """Without nulls: batch requests from Parquet leave them out, and a computed column is no less known for them."""
+    return {name: value for name, value in columns.items() if value is not None}
 
 
 def _before(history: History, time: int | None) -> History:

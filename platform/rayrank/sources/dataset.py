@@ -16,9 +16,11 @@ from torch import Tensor
 
 from rayrank.batch import Catalogue
 from rayrank.config import ConfigError
+from rayrank.features.derived import ItemPast
 from rayrank.features.encode import is_multi
-from rayrank.schema import CategoricalFeature, DatasetSchema, Feature
+from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, item_columns_needed
 from rayrank.sources import storage
+from rayrank.sources.derive import read_past
 from rayrank.sources.manifest import Manifest, read_manifest
 
 
@@ -67,6 +69,12 @@ class Dataset:
     def catalogue(self) -> Catalogue:
         """Item features and training counts as tensors, row 0 the unknown item; no tokens."""
         return catalogue_of(self.catalogue_table(), self.schema)
+
+    def past(self) -> ItemPast | None:
+        """What was known of each item, by period; None without ``@item_`` columns."""
+        if not item_columns_needed(self.schema):
+            return None
+        return read_past(storage.join(self.path, self.manifest.table_file("past")), self.schema)
 
     def groups(self) -> list[tuple[int, int]]:
         """Every (shard, row group) in file order."""

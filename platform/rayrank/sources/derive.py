@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from rayrank.features.derived import ItemPast, Moment, moment_value
+from rayrank.features.derived import ItemPast, Moment, moment_value, past_keys
 from rayrank.schema import DatasetSchema, item_columns_needed
 from rayrank.sources.late import ready_at, ready_column
 from rayrank.sources.source import context_column, label_column
@@ -68,7 +68,8 @@ def read_past(path: str, schema: DatasetSchema) -> ItemPast:
     """The table of items' pasts."""
     table = read_table(path)
     sums = {n: table[n].to_numpy() for n in table.column_names if n not in ("item", "period")}
-    return ItemPast(schema.past_period_s, table["item"].to_numpy(), table["period"].to_numpy(), sums)
+    key = past_keys(table["item"].to_numpy(), table["period"].to_numpy())
+    return ItemPast(schema.past_period_s, key, sums)
 
 
 def _amounts(item: np.ndarray, time: np.ndarray, schema: DatasetSchema, own: dict[str, np.ndarray]) -> pa.Table:

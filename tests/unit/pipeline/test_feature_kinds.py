@@ -17,6 +17,7 @@ from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.train import Workers, run_in_process
 from rayrank.ranking.context import Prepared
 from rayrank.ranking.items import Items
+from rayrank.ranking.past import CandidateContext
 from rayrank.ranking.user import UserStage
 from rayrank.sources.build import build, run_here
 from rayrank.sources.spec import BuildSpec
@@ -95,7 +96,13 @@ def test_a_server_computes_the_clock_and_the_users_past(bundle: str) -> None:
     scale = state.scales["activity"]
     assert float(context["activity"]) == pytest.approx((np.log1p(2) - scale.mean) / scale.std, rel=1e-5)
     assert int(context["position"]) == 0
-    assert float(context["popularity"]) == 0.0, "not told: like the mean"
+    assert "popularity" not in context, "each candidate has its own: the scorer looks it up"
+    assert loaded.past is not None
+    row = Items.of(loaded.items).row("i3")
+    count = loaded.past.value("@item_events", np.array([row]), np.array([now]))
+    looked_up, scale = CandidateContext(loaded)(prepared.context, np.array([row])), state.scales["popularity"]
+    assert count[0] > 0
+    assert looked_up["popularity"] == pytest.approx((np.log1p(count) - scale.mean) / scale.std, rel=1e-5)
     again = stage.prepare(request.model_copy(update={"context": {"@item_events": 5}}), now)
     assert isinstance(again, Prepared)
     assert float(again.context.context["popularity"]) != 0.0, "told by the client"
