@@ -23,6 +23,7 @@ from rayrank.messages import RankRequest, RecommendRequest
 from rayrank.models.build import build_ranker
 from rayrank.models.spec import Inputs, RankerSpec, StudentSpec, TeacherSpec
 from rayrank.on_ray.items import sizes_of
+from rayrank.pipeline.cost import measure_cost
 from rayrank.ranking.bulk import Asked, RequestScorer, ShardScorer
 from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.graph import Bundles, RankingGraph
@@ -336,3 +337,11 @@ def test_a_damaged_table_is_refused_and_an_older_bundle_says_what_it_lacks(world
     older = world.with_past(None).respond(RankRequest.model_validate({"candidates": ["i1"], "time": BEGIN}))
     assert any("holds no item pasts: @item_click, @item_events, @item_stars" in w for w in older.warnings)
     assert not any("item pasts" in w for w in world.graph.respond(next(rows_of(world)).request).warnings)
+
+
+def test_the_cost_of_a_request_includes_looking_its_candidates_up(world: World) -> None:
+    student = world.graph.bundles.student
+    assert student is not None
+    with spied(world.graph) as asked:
+        measure_cost(student, world.dataset, candidates=12, requests=1)
+        assert len(set(asked().context["popularity"][0].tolist())) > 1, "each its own, not the shards' of one event"
