@@ -32,7 +32,8 @@ def test_ray_and_the_plain_loop_write_the_same_bytes(tmp_path: Path) -> None:
     assert here.written
     assert len(on_ray.manifest.shards) == 5
     assert on_ray.manifest.data_fingerprint == here.manifest.data_fingerprint
-    for name in [s.file for s in on_ray.manifest.shards] + ["items.parquet", "users.parquet"]:
+    assert on_ray.manifest.tables == here.manifest.tables
+    for name in [s.file for s in on_ray.manifest.shards] + list(on_ray.manifest.tables):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
     Dataset.open(on_ray.path, verify=True)
     assert not (tmp_path / "ray" / "_work").exists()

@@ -148,7 +148,7 @@ def test_an_epoch_begun_early_is_the_same_epoch(small) -> None:
 def test_place_of_a_group_names_its_mirror(small) -> None:
     place = Shards(small.dataset, "/labels").place(Group(1, 0))
     assert place.labels == "/labels/part-00001.parquet"
-    assert place.file.endswith("shards/part-00001.parquet")
+    assert "shards/part-00001-" in place.file
 
 
 @pytest.mark.parametrize("world", [2, 3])

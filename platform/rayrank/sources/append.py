@@ -2,7 +2,8 @@
 
 Only where nothing of the old can change: a boundary split (a row's part depends on its time alone), rows later than all
 the dataset has, the same schema, features as they were fitted. Item and user tables are written anew under other
-names (new ids follow the old), the manifest last; a reader sees the dataset before or after, never between.
+names (new ids follow the old), the manifest last; a reader sees the dataset before or after, never between. The tables
+of before stay until the next build: a run that reads the dataset meanwhile may still want them.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from rayrank.sources.dataset import Dataset
 from rayrank.sources.entities import encode_entities, index_ids, item_columns, profile_columns, without_hidden
 from rayrank.sources.fitting import deal_users, item_counts
 from rayrank.sources.late import late_tasks
+from rayrank.sources.leftovers import discard, free_tag
 from rayrank.sources.manifest import Manifest, ShardInfo, data_fingerprint, write_manifest
 from rayrank.sources.mind import MindConfig
 from rayrank.sources.sequence import users_file
 from rayrank.sources.source import Part
-from rayrank.sources.spec import BuildSpec, Result, Run, Task, identity_of, items_file, work_folder
+from rayrank.sources.spec import BuildSpec, Result, Run, Task, identity_of, items_file, table_name, work_folder
 from rayrank.sources.spill import distinct_items
 
 Progress = Callable[[str], None]
@@ -46,15 +48,17 @@ def append(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, boo
     if identity in (dataset.manifest.build, *dataset.manifest.appended):
         return dataset.manifest, False
     _refuse(dataset.manifest, source.schema, spec)
+    tag = free_tag(spec, source, dataset.manifest)
     with storage.room_for(spec.path):
         try:
-            return _append(dataset, spec, (run, progress), identity), True
+            grown = _append(dataset, spec, (run, progress), (identity, tag))
         finally:
-            storage.remove(work_folder(spec.path))
+            discard(spec.path, tag)  # after a success that is the work folder alone
+    return grown, True
 
 
-def _append(dataset: Dataset, spec: BuildSpec, how: tuple[Run, Progress], identity: str) -> Manifest:
-    run, progress = how
+def _append(dataset: Dataset, spec: BuildSpec, how: tuple[Run, Progress], names: tuple[str, str]) -> Manifest:
+    (run, progress), (identity, tag) = how, names
     source, manifest, work = open_source(spec.source), dataset.manifest, work_folder(spec.path)
     parts = [p.model_copy(update={"first_row": p.first_row + manifest.next_row}) for p in source.parts()]
     total = sum(p.rows for p in parts)
@@ -75,9 +79,9 @@ def _append(dataset: Dataset, spec: BuildSpec, how: tuple[Run, Progress], identi
     active = [storage.read_arrow(users_file(work, b)) for b in buckets]
     seen = pa.concat_tables(active)["user_id"].combine_chunks()
     user_ids, lost_users = _more_ids(old_users["user_id"], raw[1], "user_id", seen)
-    tables = _tables(spec, manifest, (raw[0], old_items, item_ids), (raw[1], old_users, user_ids), active)
+    tables = _tables(spec, manifest, (raw[0], old_items, item_ids), (raw[1], old_users, user_ids), (active, tag))
     progress("writing new shards")
-    results = run(spec, [Task(stage="append", number=b) for b in buckets])
+    results = run(spec, [Task(stage="append", number=b, tag=tag) for b in buckets])
     shards = (*manifest.shards, *(ShardInfo(**r["shard"]) for r in results if r["shard"] is not None))
     counts = manifest.counts.model_copy(
         update={name: getattr(manifest.counts, name) + sum(r[name] for r in made) for name in _SUMMED}
@@ -146,10 +150,10 @@ def _tables(
     manifest: Manifest,
     items: tuple[pa.Table | None, pa.Table, pa.Array],
     users: tuple[pa.Table | None, pa.Table, pa.Array],
-    active: list[pa.Table],
+    written: tuple[list[pa.Table], str],
 ) -> dict[str, str]:
     """Write the grown tables and deal the users; file -> checksum. Each: raw table, old encoded table, all ids."""
-    schema, state, number = manifest.dataset_schema, manifest.features, len(manifest.appended) + 1
+    schema, state, (active, tag) = manifest.dataset_schema, manifest.features, written
     raw, old, ids = items
     rows, fresh = _fresh(raw, "item_id", ids.slice(old.num_rows))
     columns = item_columns(rows, fresh, schema) | encode_entities(rows, schema.item_features, state.items, len(fresh))
@@ -158,7 +162,7 @@ def _tables(
     for name, values in counted.items():
         before = np.concatenate([old[name].to_numpy(), np.zeros(len(fresh), values.dtype)])
         table = table.append_column(name, pa.array((before + values).astype(values.dtype)))
-    found = {f"items-{number:04d}.parquet": table.select(old.column_names)}
+    found = {table_name("items", tag): table.select(old.column_names)}
     raw, old, ids = users
     rows, fresh = _fresh(raw, "user_id", ids.slice(old.num_rows))
     shown = without_hidden(rows, fresh, schema)
@@ -169,7 +173,7 @@ def _tables(
     count = np.concatenate([old["train_count"].to_numpy(), np.zeros(len(fresh), np.int32)])
     count[index] += everyone["train_count"].to_numpy().astype(np.int32)
     table = _grown(old.drop_columns(["train_count"]), columns)
-    found[f"users-{number:04d}.parquet"] = table.append_column("train_count", pa.array(count))
+    found[table_name("users", tag)] = table.append_column("train_count", pa.array(count))
     deal_users(spec.path, active, index, table.drop_columns(["user_id"]))
     state_file = storage.join(work_folder(spec.path), "features.json")
     storage.write_bytes(state_file, state.model_dump_json().encode())

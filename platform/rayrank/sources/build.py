@@ -6,11 +6,15 @@
 
 The tasks are run by a function given from outside: a plain loop (:func:`run_here`) or Ray Data
 (:mod:`rayrank.on_ray.prepare`). Bytes depend on the input and the :class:`BuildSpec` only, never on who ran what.
+
+A build writes beside the dataset that is there, under names of its own (:mod:`rayrank.sources.leftovers`); the manifest
+is its last write, and only then the files of before go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,17 +28,18 @@ from rayrank.features.text import template_fields
 from rayrank.schema import DatasetSchema, MulticlassTask, PopularityNegatives, Split, TimeSplit, item_columns_needed
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
-from rayrank.sources.derive import PAST_FILE, sum_past
+from rayrank.sources.derive import PAST, sum_past
 from rayrank.sources.entities import (
     check_columns,
     index_ids,
 )
 from rayrank.sources.fitting import write_entities
-from rayrank.sources.manifest import FILE, Counts, Manifest, ShardInfo, data_fingerprint, read_manifest, write_manifest
+from rayrank.sources.leftovers import free_tag, held_manifest, refuse_foreign, sweep
+from rayrank.sources.manifest import Counts, Manifest, ShardInfo, data_fingerprint, write_manifest
 from rayrank.sources.negatives import draw_weights
 from rayrank.sources.oracle import BIASES, TRUTH, OracleSums
 from rayrank.sources.sequence import users_file
-from rayrank.sources.source import EVERY_ROW, Part
+from rayrank.sources.source import EVERY_ROW, Part, Source
 from rayrank.sources.spec import (
     BuildSpec,
     Result,
@@ -44,6 +49,7 @@ from rayrank.sources.spec import (
     identity_of,
     items_file,
     popularity_file,
+    table_name,
     weights_file,
     work_folder,
 )
@@ -53,8 +59,6 @@ from rayrank.sources.tasks import perform
 
 Progress = Callable[[str], None]
 _SUMMED = ("events", "negatives", "train", "valid", "test", "behaviours", "unmatched_behaviours")
-_NAMES = (FILE, "items.parquet", "users.parquet", PAST_FILE, "shards", "_work")
-"""What a build writes into the dataset's folder; the manifest goes first when it is removed."""
 
 
 def run_here(spec: BuildSpec, tasks: Sequence[Task]) -> Iterable[Result]:
@@ -66,7 +70,7 @@ def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool
     """Write the dataset; returns its manifest and whether anything had to be done.
 
     Safe to run again: an equal spec over unchanged input finds the dataset complete; what an interrupted run left
-    is removed first.
+    is removed first. An older dataset stays as it is until the new one is whole.
 
     Raises:
         ConfigError: the source's input is missing or malformed, the folder holds something else, or the disk is full.
@@ -74,26 +78,35 @@ def build(spec: BuildSpec, run: Run, progress: Progress) -> tuple[Manifest, bool
     done = complete(spec)
     if done is not None:
         return done, False
+    source = open_source(spec.source)
     with storage.room_for(spec.path):
+        raw = source.items(), source.users(), source.parts()
+        _check(source.schema, *raw)
+        refuse_foreign(spec.path)
         try:
-            return _build(spec, run, progress), True
+            return _build(spec, source, raw, (run, progress)), True
         except (OSError, ConfigError):
-            _discard(spec.path)
+            with suppress(OSError):  # the next run removes it as well
+                sweep(spec.path)
             raise
 
 
-def _build(spec: BuildSpec, run: Run, progress: Progress) -> Manifest:
-    source = open_source(spec.source)
-    identity = identity_of(spec, source)
-    items, users, parts = source.items(), source.users(), source.parts()
-    _check(source.schema, items, users, parts)
-    _clean(spec.path)
+def _build(
+    spec: BuildSpec,
+    source: Source,
+    raw: tuple[pa.Table | None, pa.Table | None, Sequence[Part]],
+    how: tuple[Run, Progress],
+) -> Manifest:
+    (items, users, parts), (run, progress) = raw, how
+    sweep(spec.path)
+    identity, tag = identity_of(spec, source), free_tag(spec, source, held_manifest(spec.path))
     storage.make_folder(work_folder(spec.path))
+    storage.write_bytes(_maker_file(spec.path), identity.encode())
     spilled, cuts, last_time = _spill_all(spec, source.schema.split, parts, run, progress)
     seen = distinct_items(work_folder(spec.path), spilled)
     item_ids, orphan_items = index_ids(items, "item_id", seen, "items")
     storage.write_arrow(items_file(spec.path), pa.table({"item_id": item_ids}))
-    passes = _Passes(spec, parts, spilled, cuts, last_time)
+    passes = _Passes(spec, tag, parts, spilled, cuts, last_time)
     if source.schema.sampled_negatives:
         _write_weights(passes, source.schema, len(item_ids), run)
     if item_columns_needed(source.schema):
@@ -106,9 +119,9 @@ def _build(spec: BuildSpec, run: Run, progress: Progress) -> Manifest:
     active = [storage.read_arrow(users_file(work_folder(spec.path), b)) for b in range(len(made))]
     seen = pa.concat_tables(active)["user_id"].combine_chunks()
     user_ids, orphan_users = index_ids(users, "user_id", seen, "users")
-    state = write_entities(spec, source.schema, (items, item_ids), (users, user_ids), (active, made))
+    state = write_entities(spec, source.schema, (items, item_ids), (users, user_ids), (active, made), tag)
     progress(f"writing {len(made)} shards")
-    results = run(spec, [Task(stage="shard", number=b) for b in range(len(made))])
+    results = run(spec, [Task(stage="shard", number=b, tag=tag) for b in range(len(made))])
     counts = Counts(
         **{name: sum(r[name] for r in made) for name in _SUMMED},
         users=len(user_ids),
@@ -119,21 +132,23 @@ def _build(spec: BuildSpec, run: Run, progress: Progress) -> Manifest:
     )
     shards = tuple(ShardInfo(**r["shard"]) for r in results)
     grown = {"buckets": passes.buckets, "next_row": sum(p.rows for p in parts), "last_time": last_time}
-    return _commit(spec, source.schema, state, counts, (shards, oracle, identity, grown))
+    return _commit(spec, source.schema, state, counts, (shards, oracle, (identity, tag), grown))
 
 
 def complete(spec: BuildSpec) -> Manifest | None:
     """The manifest of a dataset that an equal spec wrote from unchanged input; None: there is something to do."""
     path = spec.path
-    if not storage.exists(storage.join(path, FILE)):
-        return None
-    try:
-        manifest = read_manifest(path)
-    except ConfigError:
+    manifest = held_manifest(path)
+    if manifest is None:
         return None
     files = [s.file for s in manifest.shards] + list(manifest.tables)
     whole = not manifest.left_out and all(storage.exists(storage.join(path, f)) for f in files)
-    return manifest if whole and manifest.build == identity_of(spec, open_source(spec.source)) else None
+    if not whole or manifest.build != identity_of(spec, open_source(spec.source)):
+        return None
+    maker = _maker_file(path)
+    if storage.exists(maker) and storage.read_bytes(maker) == manifest.build.encode():
+        sweep(path)  # the run that wrote it ended before its last step; an append that runs now has no such file
+    return manifest
 
 
 def _commit(
@@ -141,11 +156,11 @@ def _commit(
     schema: DatasetSchema,
     state: FeatureState,
     counts: Counts,
-    written: tuple[tuple[ShardInfo, ...], OracleSums, str, dict[str, int]],
+    written: tuple[tuple[ShardInfo, ...], OracleSums, tuple[str, str], dict[str, int]],
 ) -> Manifest:
-    """Write the manifest, then remove the work folder."""
-    shards, oracle, identity, place = written
-    names = ["items.parquet", "users.parquet", *([PAST_FILE] if item_columns_needed(schema) else [])]
+    """Write the manifest, then remove what it does not name."""
+    shards, oracle, (identity, tag), place = written
+    names = [table_name(n, tag) for n in ("items", "users", *([PAST] if item_columns_needed(schema) else []))]
     tables = {name: storage.sha256(storage.join(spec.path, name)) for name in names}
     manifest = Manifest(
         schema=schema,
@@ -163,8 +178,13 @@ def _commit(
         **place,
     )
     write_manifest(spec.path, manifest)
-    storage.remove(work_folder(spec.path))
+    sweep(spec.path)
     return manifest
+
+
+def _maker_file(path: str) -> str:
+    """Tells whose work folder it is: the identity of the build."""
+    return storage.join(work_folder(path), "build")
 
 
 @dataclass(frozen=True)
@@ -172,6 +192,7 @@ class _Passes:
     """What the tasks over buckets are told."""
 
     spec: BuildSpec
+    tag: str
     parts: Sequence[Part]
     spilled: Sequence[int]
     cuts: Cuts | None
@@ -184,7 +205,7 @@ class _Passes:
     def tasks(self, stage: Literal["popularity", "past", "sequence"]) -> list[Task]:
         total = sum(p.rows for p in self.parts)
         task = Task(stage=stage, number=0, cuts=self.cuts, total_rows=total, last_time=self.last_time)
-        task = task.model_copy(update={"parts": tuple(self.spilled)})
+        task = task.model_copy(update={"parts": tuple(self.spilled), "tag": self.tag})
         return [task.model_copy(update={"number": b}) for b in range(self.buckets)]
 
 
@@ -202,7 +223,7 @@ def _write_past(passes: _Passes, schema: DatasetSchema, run: Run) -> None:
     """What was known of each item by period; a pass of its own over the buckets."""
     path = passes.spec.path
     tables = [storage.read_arrow(amounts_file(path, b)) for b, _ in enumerate(run(passes.spec, passes.tasks("past")))]
-    storage.write_table(storage.join(path, PAST_FILE), sum_past(tables, schema))
+    storage.write_table(storage.join(path, table_name(PAST, passes.tag)), sum_past(tables, schema))
 
 
 def _spill_all(
@@ -233,7 +254,7 @@ def _spill_all(
 
 
 def _check(schema: DatasetSchema, items: pa.Table | None, users: pa.Table | None, parts: Sequence[Part]) -> None:
-    """Refuse what no build can use, before an older dataset is removed."""
+    """Refuse what no build can use, before anything is written."""
     if not sum(p.rows for p in parts):
         raise ConfigError("source", 0, "interactions must not be empty", "check the interactions files")
     if not schema.sampled_negatives and any(t.column == EVERY_ROW for t in schema.event_tasks):
@@ -251,19 +272,3 @@ def _check(schema: DatasetSchema, items: pa.Table | None, users: pa.Table | None
 
 def _buckets(spec: BuildSpec, rows: int) -> int:
     return max(1, -(-rows // spec.rows_per_shard))
-
-
-def _clean(path: str) -> None:
-    """Remove an older or unfinished dataset; refuse a folder that holds something else under our names."""
-    ours = any(storage.exists(storage.join(path, name)) for name in (FILE, "_work"))
-    taken = [name for name in _NAMES if storage.exists(storage.join(path, name))]
-    if taken and not ours:
-        raise ConfigError(path, taken[0], "folder holds files that no dataset build left", "choose an empty folder")
-    for name in _NAMES:
-        storage.remove(storage.join(path, name))
-
-
-def _discard(path: str) -> None:
-    """Remove what a failed build wrote: it is of no use, and it may be what fills the disk."""
-    if storage.exists(work_folder(path)) and not storage.exists(storage.join(path, FILE)):
-        _clean(path)

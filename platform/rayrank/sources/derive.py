@@ -15,8 +15,8 @@ from rayrank.sources.late import ready_at, ready_column
 from rayrank.sources.source import context_column, label_column
 from rayrank.sources.storage import read_table
 
-PAST_FILE = "past.parquet"
-"""Items' pasts in the dataset's folder: item, period, and sums up to and with that period."""
+PAST = "past"
+"""The table of items' pasts in the dataset's folder: item, period, and sums up to and with that period."""
 
 
 def add_derived(events: pa.Table, starts: np.ndarray, schema: DatasetSchema, past: ItemPast | None) -> pa.Table:
@@ -56,7 +56,7 @@ def item_amounts(events: pa.Table, schema: DatasetSchema) -> pa.Table:
 
 
 def sum_past(tables: list[pa.Table], schema: DatasetSchema) -> pa.Table:
-    """All buckets' amounts as the rows of ``past.parquet``."""
+    """All buckets' amounts as the rows of the past table."""
     whole = pa.concat_tables(tables)
     names = [n for n in whole.column_names if n not in ("item", "period")]
     item, period = whole["item"].to_numpy(), whole["period"].to_numpy()

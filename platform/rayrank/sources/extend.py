@@ -11,29 +11,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayrank.features.state import FeatureState
-from rayrank.schema import FAR, TEST, TRAIN, VALID, DatasetSchema
+from rayrank.schema import FAR, TEST, TRAIN, VALID
 from rayrank.sources import storage
 from rayrank.sources.manifest import Manifest, ShardInfo
 from rayrank.sources.sequence import Sequences
 from rayrank.sources.shard import Cutting, cut_chunks, encode_events, write_shard
-from rayrank.sources.spec import BuildSpec, shard_file
+from rayrank.sources.spec import BuildSpec, Task, shard_file
 
 
 def extend_bucket(
-    spec: BuildSpec, bucket: int, made: Sequences, schema: DatasetSchema, state: FeatureState, manifest: Manifest
+    spec: BuildSpec, task: Task, made: Sequences, state: FeatureState, manifest: Manifest
 ) -> ShardInfo | None:
     """Write the bucket's new shard; None when it has no new event.
 
     Args:
         spec: of the append.
-        bucket: which users.
+        task: which bucket of users, and the tag of the append.
         made: their new events, and the users with their index and encoded columns.
-        schema: of the dataset.
         state: of the dataset: fitted features do not change.
         manifest: of the dataset as it is.
     """
     if not made.events.num_rows:
         return None
+    schema, bucket = manifest.dataset_schema, task.number
     new = encode_events(made.events, schema, state)
     users = made.users
     counts = pc.subtract(users["stop"], users["start"]).to_numpy()
@@ -48,9 +48,8 @@ def extend_bucket(
     order = np.argsort(everyone, kind="stable")
     events, everyone, fresh = events.take(pa.array(order)).combine_chunks(), everyone[order], fresh[order]
     users = _whole_users(users, events, everyone, old_owner[old["part"].to_numpy() == TRAIN])
-    generation = len(manifest.appended) + 1
-    how = Cutting(spec.history_window(schema), spec.chunk, generation)
-    path = shard_file(spec.path, bucket, generation)
+    how = Cutting(spec.history_window(schema), spec.chunk, generation=len(manifest.appended) + 1)
+    path = shard_file(spec.path, bucket, task.tag)
     return write_shard(path, cut_chunks(events, users, how, fresh), spec.max_events, spec.max_sequences)
 
 

@@ -16,7 +16,7 @@ from rayrank.schema import CategoricalFeature, DatasetSchema, MulticlassTask
 from rayrank.sources import storage
 from rayrank.sources.entities import encode_entities, fit_entities, item_columns, profile_columns, without_hidden
 from rayrank.sources.sequence import add_context, statistics_file, users_file
-from rayrank.sources.spec import BuildSpec, Result, work_folder
+from rayrank.sources.spec import BuildSpec, Result, table_name, work_folder
 
 Entities = tuple[pa.Table | None, pa.Array]
 """A source's raw table (None: it has none) and all ids in index order."""
@@ -28,8 +28,9 @@ def write_entities(
     items: Entities,
     users: Entities,
     counted: tuple[Sequence[pa.Table], Sequence[Result]],
+    tag: str,
 ) -> FeatureState:
-    """Write items.parquet and users.parquet, and for the shards the state and each bucket's encoded users.
+    """Write the items and the users table, and for the shards the state and each bucket's encoded users.
 
     Args:
         spec: of the build.
@@ -37,6 +38,7 @@ def write_entities(
         items: the item table and ids.
         users: the user table and ids.
         counted: every bucket's users and what its task returned.
+        tag: of the build.
     """
     buckets, made = counted
     shown = without_hidden(users[0], users[1], schema)
@@ -51,11 +53,11 @@ def write_entities(
     )
     encoded = encode_entities(items[0], schema.item_features, state.items, len(items[1]))
     table = pa.table(item_columns(items[0], items[1], schema) | encoded | counts)
-    storage.write_table(storage.join(spec.path, "items.parquet"), table)
+    storage.write_table(storage.join(spec.path, table_name("items", tag)), table)
     columns = encode_entities(shown, schema.user_features, state.users, len(users[1]))
     columns |= profile_columns(users[0], users[1], schema.of_kind(MulticlassTask))
     table = pa.table({"user_id": users[1], **columns, "train_count": user_counts})
-    storage.write_table(storage.join(spec.path, "users.parquet"), table)
+    storage.write_table(storage.join(spec.path, table_name("users", tag)), table)
     storage.write_bytes(storage.join(work_folder(spec.path), "features.json"), state.model_dump_json().encode())
     deal_users(spec.path, buckets, index, pa.table(columns))
     return state

@@ -43,8 +43,8 @@ class Counts(Config):
     """Sizes of the dataset."""
 
     events: int = Field(description="interactions, sampled negatives included")
-    users: int = Field(description="rows of users.parquet")
-    items: int = Field(description="rows of items.parquet")
+    users: int = Field(description="rows of the users table")
+    items: int = Field(description="rows of the items table")
     active_users: int = Field(description="users with an event")
     train: int = Field(description="training targets")
     valid: int = Field(description="validation targets")
@@ -97,7 +97,7 @@ class Manifest(Config):
     appended: tuple[str, ...] = Field((), description="like build, of each append, in order")
 
     def table_file(self, name: str) -> str:
-        """The file that holds ``items`` or ``users`` now: an append writes a new one."""
+        """The file that holds ``items``, ``users`` or ``past`` now."""
         return next(file for file in self.tables if file.split(".")[0].split("-")[0] == name)
 
 

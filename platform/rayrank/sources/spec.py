@@ -46,6 +46,7 @@ class Task(Config):
     cuts: Cuts | None = Field(None, description="of the time split (sequence)")
     total_rows: int = Field(0, description="interactions of the source (sequence)")
     last_time: int = Field(0, description="latest time of the source, unix seconds (sequence)")
+    tag: str = Field("", description="what the names of the files carry that the run writes (past to append)")
     at_time: int | None = Field(None, description="count rows of this time only (histogram)")
     edges: tuple[int, ...] = Field((), description="bin edges (histogram)")
 
@@ -79,10 +80,14 @@ def amounts_file(path: str, bucket: int) -> str:
     return storage.join(work_folder(path), f"amounts-{bucket:05d}.arrow")
 
 
-def shard_file(path: str, bucket: int, generation: int = 0) -> str:
+def shard_file(path: str, bucket: int, tag: str) -> str:
     """Parquet file of a bucket's users; one for the build and one for each append that has new events of them."""
-    suffix = f"-{generation:04d}" if generation else ""
-    return storage.join(path, "shards", f"part-{bucket:05d}{suffix}.parquet")
+    return storage.join(path, "shards", f"part-{bucket:05d}-{tag}.parquet")
+
+
+def table_name(name: str, tag: str) -> str:
+    """File of the items, the users or the items' pasts, in the dataset's folder."""
+    return f"{name}-{tag}.parquet"
 
 
 def identity_of(spec: BuildSpec, source: Source) -> str:

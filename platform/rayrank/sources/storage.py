@@ -79,6 +79,13 @@ def list_files(path: str, suffixes: tuple[str, ...] = ()) -> list[str]:
     return [prefix + n for n in names]
 
 
+def names_in(path: str) -> list[str]:
+    """Names of the files directly in a folder, sorted; none where there is no folder."""
+    system, inside = locate(path)
+    found = system.get_file_info(fs.FileSelector(inside, allow_not_found=True))
+    return sorted(f.base_name for f in found if f.type == fs.FileType.File)
+
+
 def signature(paths: list[str]) -> str:
     """Hash of names, sizes and modification times: changes when the input changes, without reading it."""
     seen = []

@@ -9,7 +9,7 @@ from rayrank.features.state import FeatureState
 from rayrank.schema import TRAIN, item_columns_needed
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
-from rayrank.sources.derive import PAST_FILE, item_amounts, read_past
+from rayrank.sources.derive import PAST, item_amounts, read_past
 from rayrank.sources.extend import extend_bucket
 from rayrank.sources.join import Joined
 from rayrank.sources.late import Known
@@ -32,6 +32,7 @@ from rayrank.sources.spec import (
     items_file,
     popularity_file,
     shard_file,
+    table_name,
     weights_file,
     work_folder,
 )
@@ -83,7 +84,8 @@ def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
     items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
     joined = _gathered(source, task, work)
     weights = read_arrow(weights_file(spec.path))["p"].to_numpy() if schema.sampled_negatives else None
-    past = read_past(storage.join(spec.path, PAST_FILE), schema) if item_columns_needed(schema) else None
+    past_file = storage.join(spec.path, table_name(PAST, task.tag))
+    past = read_past(past_file, schema) if item_columns_needed(schema) else None
     made = build_sequences(joined.rows, schema, items, _known(task), weights, past)
     found = save_sequences(work, task.number, made, schema)
     return found | {"behaviours": joined.behaviours, "unmatched_behaviours": joined.unmatched}
@@ -120,13 +122,12 @@ def _shard_task(spec: BuildSpec, task: Task, work: str) -> Result:
     made = Sequences(read_arrow(sequences_file(work, task.number)), read_arrow(users_file(work, task.number)))
     table = chunk_table(made, schema, state, Cutting(spec.history_window(schema), spec.chunk))
     storage.make_folder(storage.join(spec.path, "shards"))
-    path = shard_file(spec.path, task.number)
+    path = shard_file(spec.path, task.number, task.tag)
     return {"shard": write_shard(path, table, spec.max_events, spec.max_sequences).model_dump(mode="json")}
 
 
 def _append_task(spec: BuildSpec, task: Task, work: str) -> Result:
-    schema = open_source(spec.source).schema
     state = FeatureState.model_validate_json(storage.read_bytes(storage.join(work, "features.json")))
     made = Sequences(read_arrow(sequences_file(work, task.number)), read_arrow(users_file(work, task.number)))
-    shard = extend_bucket(spec, task.number, made, schema, state, read_manifest(spec.path))
+    shard = extend_bucket(spec, task, made, state, read_manifest(spec.path))
     return {"shard": shard.model_dump(mode="json") if shard is not None else None}

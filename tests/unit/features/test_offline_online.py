@@ -18,7 +18,7 @@ from rayrank.schema import TRAIN, DatasetSchema, NumericFeature
 from rayrank.sources.build import build, run_here
 from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
-from rayrank.sources.derive import PAST_FILE, read_past
+from rayrank.sources.derive import read_past
 from rayrank.sources.spec import BuildSpec
 
 DAY = 86_400
@@ -98,7 +98,10 @@ def encoder_of(dataset: Dataset) -> RequestEncoder:
 
 def test_context_of_every_target_is_equal_offline_and_online(world: tuple[Log, Dataset]) -> None:
     log, dataset = world
-    encoder, past = encoder_of(dataset), read_past(f"{dataset.path}/{PAST_FILE}", dataset.schema)
+    encoder, past = (
+        encoder_of(dataset),
+        read_past(f"{dataset.path}/{dataset.manifest.table_file('past')}", dataset.schema),
+    )
     checked = dropped = 0
     for place in dataset.groups():
         batch = collate(dataset.read_group(*place), dataset.schema)
@@ -124,7 +127,7 @@ def test_context_of_every_target_is_equal_offline_and_online(world: tuple[Log, D
 
 def test_the_past_of_an_item_is_that_of_whole_days_by_hand(world: tuple[Log, Dataset]) -> None:
     log, dataset = world
-    past = read_past(f"{dataset.path}/{PAST_FILE}", dataset.schema)
+    past = read_past(f"{dataset.path}/{dataset.manifest.table_file('past')}", dataset.schema)
     rows = {item: n + 1 for n, item in enumerate(dataset.catalogue_table()["item_id"].to_pylist())}
     for event in log.events[::7]:
         now = event["timestamp"]
