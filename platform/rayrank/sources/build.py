@@ -38,6 +38,8 @@ from rayrank.sources.leftovers import free_tag, held_manifest, refuse_foreign, s
 from rayrank.sources.manifest import Counts, Manifest, ShardInfo, data_fingerprint, write_manifest
 from rayrank.sources.negatives import draw_weights
 from rayrank.sources.oracle import BIASES, TRUTH, OracleSums
+from rayrank.sources.relations import boundaries
+from rayrank.sources.row_checks import refuse
 from rayrank.sources.sequence import users_file
 from rayrank.sources.source import EVERY_ROW, Part, Source
 from rayrank.sources.spec import (
@@ -241,6 +243,7 @@ def _spill_all(
         fix = "let nothing write the files meanwhile; a CSV with line breaks inside quotes must lose them"
         raise ConfigError("source", found, f"{total} rows were counted but {found} read", fix)
     low, high = min(spilled[i]["low"] for i in full), max(spilled[i]["high"] for i in full)
+    refuse(boundaries(split, low, high))
     if not isinstance(split, TimeSplit):
         return full, None, high
 

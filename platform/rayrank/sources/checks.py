@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayrank.schema import BinaryTask, CategoricalFeature, Feature, RegressionTask
+from rayrank.schema import BinaryTask, CategoricalFeature, EventTask, Feature, RegressionTask
 
 Severity = Literal["error", "warning", "note"]
 FIRST_INSTANT, LAST_INSTANT = 31_536_000, 4_102_444_800
@@ -162,8 +162,11 @@ class TimeCheck:
         self.check = ColumnCheck(where)
         self.missing = self.check.tally("error", "a time must not be missing", "drop or fill these rows")
         self.negative = self.check.tally("error", "a time must not be negative", "mend or drop these rows")
+        severity: Severity = "error"
         fix = f"set time_unit to the unit of the column (now {unit}); convert rows of another unit"
-        self.outside = self.check.tally("error", "time lies outside 1971–2100: wrong or mixed units", fix)
+        if unit == "auto":  # each number was taken by its magnitude, so no unit is wrong
+            severity, fix = "warning", "mend or drop these rows, or name time_unit"
+        self.outside = self.check.tally(severity, "time lies outside 1971–2100: wrong or mixed units", fix)
 
     def see(self, seconds: pa.ChunkedArray, first_row: int) -> None:
         """One part's times."""
@@ -182,7 +185,7 @@ class TimeCheck:
 class LabelCheck:
     """A label column of a binary or regression task."""
 
-    def __init__(self, where: str, task: BinaryTask | RegressionTask) -> None:
+    def __init__(self, where: str, task: EventTask) -> None:
         self.check, self.task = ColumnCheck(where), task
         self.text = self.check.tally("error", "a label must be a number", "mend these rows, or leave them empty")
         self.infinite = self.check.tally("error", "a label must be finite", "mend these rows, or leave them empty")
@@ -198,13 +201,15 @@ class LabelCheck:
         self.check.see(column)
         values, text = numbers(column)
         self.text.add(text, column, first_row)
-        self.infinite.add(np.isinf(values), column, first_row)
+        with np.errstate(over="ignore"):
+            stored = values.astype(np.float32)  # as a dataset holds labels
+        self.infinite.add(np.isinf(stored), column, first_row)
         self.nan.add(not_a_number(column, values), column, first_row)
-        known = np.isfinite(values)
+        known = np.isfinite(stored)
         task = self.task
         match task:
             case BinaryTask():
-                bad = known & (values != 0) & (values != 1) if task.at_least is None else np.zeros(len(values), bool)
+                bad = known & (stored != 0) & (stored != 1) if task.at_least is None else np.zeros(len(stored), bool)
             case RegressionTask():
                 bad = known & ((values < task.low) | (values > task.high))
         self.outside.add(bad, column, first_row)
@@ -231,6 +236,11 @@ class LabelCheck:
             else:
                 found.append(Finding("note", check.where, rule, check.known, None, share, ""))
         return found
+
+
+def as_canonical(task: EventTask) -> EventTask:
+    """The task as canonical rows have its label: a threshold was applied when they were read."""
+    return task.model_copy(update={"at_least": None}) if isinstance(task, BinaryTask) else task
 
 
 class FeatureCheck:

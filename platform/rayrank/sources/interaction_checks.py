@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from rayrank.config import ConfigError
-from rayrank.schema import BinaryTask, CategoricalFeature, EventTask
-from rayrank.sources.checks import FeatureCheck, Finding, KeyCheck, LabelCheck, TimeCheck, numbers
+from rayrank.schema import CategoricalFeature, EventTask
+from rayrank.sources.checks import FeatureCheck, Finding, KeyCheck, LabelCheck, TimeCheck, as_canonical, numbers
 from rayrank.sources.files import Wanted, file_parts, read_part
 from rayrank.sources.relations import boundaries
 from rayrank.sources.row_sample import RowSample, hashed
@@ -35,8 +35,8 @@ class InteractionChecks:
         }
         self.times = TimeCheck(f"interactions.{schema.timestamp}", schema.time_unit)
         tasks = [t for t in schema.event_tasks if t.column != EVERY_ROW and t not in _joined_tasks(source)]
-        if not self.from_files:  # canonical labels are 0/1 already
-            tasks = [t.model_copy(update={"at_least": None}) if isinstance(t, BinaryTask) else t for t in tasks]
+        if not self.from_files:
+            tasks = [as_canonical(t) for t in tasks]
         self.labels = [LabelCheck(f"interactions.{t.column}", t) for t in tasks]
         read = [f for f in schema.context_features if not f.column.startswith("@")]  # the others are computed
         self.features = [FeatureCheck(f"interactions.{f.column}", f) for f in read]
@@ -90,7 +90,7 @@ class InteractionChecks:
         if not self.rows:
             found.append(Finding("error", "interactions", "must not be empty", 0, None, None, "check the files"))
         if self.times.check.rows:
-            found += boundaries(self.schema, self.times.check.low, self.times.check.high)
+            found += boundaries(self.schema.split, self.times.check.low, self.times.check.high)
         return found
 
     def _tables(self) -> Iterator[pa.Table]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayrank.schema import TEST, TRAIN, VALID, BoundarySplit, DatasetSchema, TimeSplit
+from rayrank.schema import TEST, TRAIN, VALID, BoundarySplit, DatasetSchema, Split, TimeSplit
 from rayrank.sources.checks import FIRST_INSTANT, LAST_INSTANT, Finding
 from rayrank.sources.hashing import mix
 from rayrank.sources.row_sample import RowSample
@@ -205,15 +205,20 @@ def _big_user(rows: Rows, schema: DatasetSchema) -> Finding | None:
     return Finding("warning", f"interactions.{schema.user_id}", rule, int(counts[worst]), first, None, fix)
 
 
-def boundaries(schema: DatasetSchema, low: float, high: float) -> list[Finding]:
-    """Fixed instants of a boundary split that lie outside the times of the data (``low``..``high``)."""
-    split = schema.split
+def boundaries(split: Split, low: float, high: float) -> list[Finding]:
+    """Fixed instants of a boundary split that do not fit the times of the data (``low``..``high``).
+
+    An instant ahead of the data is no error: the days of that part may be appended.
+    """
     if not isinstance(split, BoundarySplit):
         return []
-    rule = f"must lie within the times of the data ({low:.0f}..{high:.0f})"
-    instants = {"valid_from": split.valid_from, "test_from": split.test_from}
-    return [
-        Finding("error", f"schema.split.{name}", rule, 0, None, instant, "choose an instant inside")
-        for name, instant in instants.items()
-        if not low < instant <= high
-    ]
+    times, found = f"the times of the data ({low:.0f}..{high:.0f})", []
+    for name, instant in (("valid_from", split.valid_from), ("test_from", split.test_from)):
+        where = f"schema.split.{name}"
+        if not max(low + 1, FIRST_INSTANT) <= instant <= LAST_INSTANT:
+            rule = f"must be a unix second within {times}"
+            found.append(Finding("error", where, rule, 0, None, instant, "choose an instant inside"))
+        elif instant > high:
+            rule, fix = f"lies after {times}: the part is empty", "choose an instant inside, or append the later days"
+            found.append(Finding("warning", where, rule, 0, None, instant, fix))
+    return found

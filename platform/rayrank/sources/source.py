@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError
-from rayrank.schema import CategoricalFeature, DatasetSchema, Feature
+from rayrank.schema import BinaryTask, CategoricalFeature, DatasetSchema, EventTask, Feature
+from rayrank.sources.checks import numbers
 
 EVERY_ROW = "*"
 """Label column of a clicks-only binary task: every interaction is a positive."""
@@ -104,7 +106,7 @@ def canonical(schema: DatasetSchema, raw: pa.Table, first_row: int, where: str) 
     if schema.request_id is not None:
         columns["request_id"] = _column(raw, schema.request_id, where).cast(pa.string())
     for task in schema.event_tasks:
-        columns[label_column(task.name)] = _labels(raw, task.column, getattr(task, "at_least", None), where)
+        columns[label_column(task.name)] = _labels(raw, task, first_row, where)
         if task.time_column is not None:
             told = _column(raw, task.time_column, where)
             columns[f"ready_{task.name}"] = to_seconds(told, schema.time_unit, where, task.time_column)
@@ -214,7 +216,8 @@ def _floor_divide(column: pa.ChunkedArray, divisor: int) -> pa.ChunkedArray:
     return pc.subtract(quotient, below.cast(pa.int64()))
 
 
-def _labels(raw: pa.Table, name: str, at_least: float | None, where: str) -> pa.Array | pa.ChunkedArray:
+def _labels(raw: pa.Table, task: EventTask, first_row: int, where: str) -> pa.Array | pa.ChunkedArray:
+    name, at_least = task.column, task.at_least if isinstance(task, BinaryTask) else None
     if name == EVERY_ROW:
         return pa.chunked_array([pa.repeat(pa.scalar(1.0, pa.float32()), raw.num_rows)])
     column = _column(raw, name, where)
@@ -223,13 +226,17 @@ def _labels(raw: pa.Table, name: str, at_least: float | None, where: str) -> pa.
     try:
         values = column.cast(pa.float64(), safe=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ConfigError(
-            f"{where}: {name}", str(column.type), f"labels must be numbers ({error})", "mend the column"
-        ) from None
+        at = next(iter(np.flatnonzero(numbers(column)[1])), None)
+        value = str(column.type) if at is None else column[int(at)].as_py()
+        place = str(error) if at is None else f"row {first_row + at}"
+        rule, fix = f"labels must be numbers ({place})", "mend these rows, or leave them empty"
+        raise ConfigError(f"{where}: {name}", value, rule, fix) from None
     values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
-    if at_least is not None:
-        values = pc.greater_equal(values, at_least).cast(pa.float32())
-    return values.cast(pa.float32())
+    stored = values.cast(pa.float32())
+    if at_least is None:
+        return stored
+    # An infinite label stays one: no threshold makes sense of it, and it is to be refused.
+    return pc.if_else(pc.is_inf(stored), stored, pc.greater_equal(values, at_least).cast(pa.float32()))
 
 
 def _column(raw: pa.Table, name: str, where: str) -> pa.ChunkedArray:

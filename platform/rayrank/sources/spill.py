@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from rayrank.sources import storage
 from rayrank.sources.hashing import text_hash
+from rayrank.sources.row_checks import refuse_rows
 from rayrank.sources.source import BEFORE, BEHAVIOUR, Part, Source
 
 
@@ -31,12 +32,14 @@ def spill(source: Source, part: Part, number: int, work: str, buckets: int) -> d
     """Write a part's buckets; returns its row count and time range.
 
     Raises:
-        ConfigError: the part's rows are malformed (see :func:`rayrank.sources.source.canonical`).
+        ConfigError: the part's rows are malformed (see :func:`rayrank.sources.source.canonical`) or refused
+            (:func:`rayrank.sources.row_checks.refuse_rows`).
     """
     tables = list(source.read(part))
     table = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries() if tables else None
     if table is None or table.num_rows == 0:
         return {"rows": 0, "before": 0, "low": 0, "high": 0}
+    refuse_rows(source.schema, table, part.file)
     bucket = user_buckets(table["user_id"], buckets)
     order = np.argsort(bucket, kind="stable")
     starts = np.searchsorted(bucket[order], np.arange(buckets + 1))

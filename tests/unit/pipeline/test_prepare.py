@@ -23,7 +23,7 @@ def test_movielens_splits_are_those_of_the_data_notes(real_data: Path, tmp_path:
 
 def test_the_summary_tells_what_was_made_and_what_to_beware_of(tmp_path: Path) -> None:
     (tmp_path / "events.csv").write_text(
-        "user_id,item_id,timestamp\n" + "".join(f"u{i % 3},i{i % 7},{i}\n" for i in range(40))
+        "user_id,item_id,timestamp\n" + "".join(f"u{i % 3},i{i % 7},{1_700_000_000 + i}\n" for i in range(40))
     )
     (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{i},Film {i}\n" for i in range(5)))
     (tmp_path / "dataset.yaml").write_text(

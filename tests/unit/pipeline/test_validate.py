@@ -136,7 +136,7 @@ def test_positives_without_negatives(tmp_path: Path) -> None:
 
 
 def test_boundaries_outside_the_data(tmp_path: Path) -> None:
-    schema = SCHEMA + "split: {kind: boundary, valid_from: 1700000030, test_from: 1800000000}\n"
+    schema = SCHEMA + "split: {kind: boundary, valid_from: 1700000030, test_from: 1700000035000}\n"
     (finding,) = _serious(_validate(tmp_path, schema))
     assert (finding.severity, finding.where) == ("error", "schema.split.test_from")
 

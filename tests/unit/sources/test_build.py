@@ -54,7 +54,7 @@ def test_user_split_end_to_end(movielens: Path, tmp_path: Path) -> None:
     # user 1 by (time, file order): rows 2, 0, 1; user 2: 4, 3; user 3: 6, 5, 8, 7
     parts = {2: TRAIN, 0: VALID, 1: TEST, 4: VALID, 3: TEST, 6: TRAIN, 5: TRAIN, 8: VALID, 7: TEST}
     assert {r: v["part"] for r, v in rows.items()} == parts
-    assert rows[1] == {"user": 1, "item": 2, "part": 3, "request": 1, "like": 0.0, "rating": 3.0, "time": 100}
+    assert rows[1] == {"user": 1, "item": 2, "part": 3, "request": 1, "like": 0.0, "rating": 3.0, "time": 1_000_000_100}
     assert rows[0]["request"] == 1, "equal timestamps are one request"
 
 
@@ -187,7 +187,7 @@ def test_an_unchanged_dataset_is_left_alone_and_a_changed_one_rebuilt(movielens:
     again, written = build(spec, run_here, lambda _: None)
     assert not written
     assert again == first
-    (movielens / "ratings.dat").write_text("1::10::5::100\n" * 3 + "2::10::4::300\n" * 3)
+    (movielens / "ratings.dat").write_text("1::10::5::1000000100\n" * 3 + "2::10::4::1000000300\n" * 3)
     changed, written = build(spec, run_here, lambda _: None)
     assert written
     assert changed.data_fingerprint != first.data_fingerprint

@@ -19,7 +19,8 @@ from rayrank.sources.spec import BuildSpec
 from tests.tiny_ids import DatasetIds
 
 TASKS = "tasks: [{kind: binary, name: click, column: c}, {kind: binary, name: buy, column: b}]\n"
-EVENTS = [("u", f"i{k}", 100 + 10 * k, k % 2, int(k % 4 == 3)) for k in range(10)]
+START = 1_700_000_000
+EVENTS = [("u", f"i{k}", START + 10 * k, k % 2, int(k % 4 == 3)) for k in range(10)]
 
 
 def _dataset(folder: Path, schema: str, events: list[Any] = EVENTS, **options: Any) -> Dataset:
@@ -53,7 +54,7 @@ def test_the_history_rule_offline_and_online(tmp_path: Path, rule: str, shown: A
     assert sum(counts) == row["part"].count(TRAIN), "and is counted"
     encoder = RequestEncoder(dataset.schema, dataset.manifest.features, DatasetIds(dataset))  # type: ignore[arg-type]
     asked = [HistoryEvent(item_id=i, time=t, labels={"click": c, "buy": b}) for _, i, t, c, b in EVENTS]
-    history = encoder.history(asked, 10**6, ColdBuilder(encoder))
+    history = encoder.history(asked, START + 10**6, ColdBuilder(encoder))
     keep = np.array(row["history"])
     assert history.item.tolist() == np.array(row["item"])[keep].tolist()
     assert history.time.tolist() == np.array(row["time"])[keep].tolist()
@@ -106,8 +107,8 @@ def test_popularity_counts_training_events_and_keeps_probabilities(tmp_path: Pat
     """Sixteen users meet item a early and b late; what only valid and test events show is never drawn."""
     events: list[Any] = []
     for u in range(40):
-        events += [(f"u{u}", f"i{(u + k) % 5 if u % 2 else k % 2}", 1000 * u + k, 1, 0) for k in range(8)]
-        events += [(f"u{u}", "late1", 1000 * u + 8, 1, 0), (f"u{u}", "late2", 1000 * u + 9, 1, 0)]
+        events += [(f"u{u}", f"i{(u + k) % 5 if u % 2 else k % 2}", START + 1000 * u + k, 1, 0) for k in range(8)]
+        events += [(f"u{u}", "late1", START + 1000 * u + 8, 1, 0), (f"u{u}", "late2", START + 1000 * u + 9, 1, 0)]
     schema = "tasks: [{kind: binary, name: click, column: '*'}]\nsampled_negatives: 3\n"
     schema += "negative_sampling: {kind: popularity, beta: 0.75}\n"
     dataset = _dataset(tmp_path, schema, events, rows_per_shard=100)

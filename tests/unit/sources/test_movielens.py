@@ -23,7 +23,7 @@ def test_parts_cover_every_rating_once_in_file_order(movielens: Path, part_bytes
     table = pa.concat_tables([t for p in parts for t in source.read(p)])
     assert table["row"].to_pylist() == list(range(9))
     assert table["user_id"].to_pylist() == ["1", "1", "1", "2", "2", "3", "3", "3", "3"]
-    assert table["timestamp"].to_pylist()[:3] == [100, 100, 50]
+    assert table["timestamp"].to_pylist()[:3] == [1_000_000_100, 1_000_000_100, 1_000_000_050]
     assert table["label_like"].to_pylist() == [1, 0, 1, 1, 0, 0, 1, 1, 1]
     assert table["label_rating"].to_pylist() == [5, 3, 4, 4, 1, 2, 5, 4, 4]
 

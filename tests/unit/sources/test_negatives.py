@@ -80,7 +80,7 @@ def test_a_user_who_knows_everything_gets_fewer() -> None:
 
 
 def test_clicks_only_data_end_to_end(tmp_path: Path) -> None:
-    lines = [f"u{u},i{(u * 3 + k) % 12},{1000 + 10 * k}" for u in range(6) for k in range(5)]
+    lines = [f"u{u},i{(u * 3 + k) % 12},{1_700_000_000 + 10 * k}" for u in range(6) for k in range(5)]
     (tmp_path / "clicks.csv").write_text("user,item,time\n" + "\n".join(lines) + "\n")
     (tmp_path / "dataset.yaml").write_text(
         "name: clicks\nuser_id: user\nitem_id: item\ntimestamp: time\nsampled_negatives: 3\n"

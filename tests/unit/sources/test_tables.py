@@ -38,8 +38,18 @@ context_features: [{kind: categorical, name: tab, column: tab}]
 text: "{title}. {note}"
 title: title
 """
+START = 1_700_000_000
 EVENTS = [
-    {"customer": u, "sku": s, "at": t * 1000 + 7, "page": f"p{t}", "bought": b, "stars": r, "tab": tab, "junk": 1}
+    {
+        "customer": u,
+        "sku": s,
+        "at": (START + t) * 1000 + 7,
+        "page": f"p{t}",
+        "bought": b,
+        "stars": r,
+        "tab": tab,
+        "junk": 1,
+    }
     for u, s, t, b, r, tab in [
         (1, "a", 10, 1, 4.5, 0),
         (1, "b", 20, 0, None, 1),
@@ -104,7 +114,7 @@ def test_columns_become_what_the_schema_says(tmp_path: Path) -> None:
     assert (dataset.manifest.counts.orphan_items, dataset.manifest.counts.orphan_users) == (1, 0)
     rows = {r["user"]: r for group in dataset.groups() for r in dataset.read_group(*group).to_pylist()}
     assert rows[1]["item"] == [1, 2, 3]
-    assert rows[1]["time"] == [10, 20, 30], "milliseconds become seconds"
+    assert rows[1]["time"] == [START + 10, START + 20, START + 30], "milliseconds become seconds"
     assert rows[1]["label_buy"] == [1, 0, 1]
     assert rows[1]["label_stars"][0] == 4.5
     assert rows[1]["label_stars"][1] != rows[1]["label_stars"][1], "missing is NaN"
@@ -174,7 +184,7 @@ def test_keys_of_any_kind_become_text() -> None:
     ("file", "old", "new", "rule"),
     [
         ("events.csv", "customer", "klient", "column is missing; the file has: klient, sku"),
-        ("events.csv", "10007", "soon", "times must be numbers or ISO-8601"),
+        ("events.csv", "1700000010007", "soon", "times must be numbers or ISO-8601"),
         ("events.csv", "1,a,", ",a,", r"must not be missing \(row 0\)"),
         ("events.csv", "p10,1", "p10,yes", "labels must be numbers"),
         ("items.csv", "price", "cost", "column is missing; the file has: id, title"),
