@@ -61,6 +61,75 @@ def test_kuairand_columns(tmp_path: Path) -> None:
     assert dataset.schema.text is None
 
 
+HOT = [
+    ("is_click", "click"),
+    ("is_like", "like"),
+    ("is_follow", "follow"),
+    ("is_comment", "comment"),
+    ("is_forward", "forward"),
+    ("is_hate", "hate"),
+    ("long_view", "long_view"),
+    ("is_profile_enter", None),
+]
+"""Column of the log and its task, in the order of the rows that alone have a 1 in it."""
+TASKS = ("click", "like", "follow", "comment", "forward", "hate", "long_view", "play_time")
+
+
+def test_kuairand_every_column_is_its_own(tmp_path: Path) -> None:
+    """Row k alone has the k-th flag, and no two of the other columns agree: a column read for another is seen."""
+    folder = kuairand(tmp_path / "raw", rows=0, videos=20)
+    names = KUAIRAND_LOG.split(",")
+    log = [KUAIRAND_LOG]
+    for k in range(11):
+        cells = dict.fromkeys(names, "0") | {"user_id": "3", "video_id": str(k), "date": "20220425"}
+        cells |= {name: "1" for name, _ in HOT[k : k + 1]} | {"time_ms": f"{1650900000 + 100 * k}007"}
+        cells |= {"hourmin": f"{k + 3}{k:02d}", "play_time_ms": str(1500 + 1000 * k), "duration_ms": "90000"}
+        cells |= {"profile_stay_time": "70000", "comment_stay_time": "80000", "is_rand": str(int(k == 9))}
+        log.append(",".join((cells | {"tab": str(k % 4)})[name] for name in names))
+    (folder / "log_standard_4_22_to_5_08_pure.csv").write_text("\n".join(log) + "\n")
+    split = {"kind": "boundary", "valid_from": 1650901000, "test_from": 1650902000}  # all but the last row train
+    config = KuaiRandConfig(path=str(folder), tasks=TASKS, split=split)  # type: ignore[arg-type]
+    dataset = dataset_of(config, tmp_path / "o")
+    (row,) = sequences(dataset).values()
+    for k, (_, task) in enumerate(HOT):
+        if task is not None:
+            assert row[f"label_{task}"] == [float(r == k) for r in range(11)], task
+    assert row["label_play_time"] == [1.5 + r for r in range(11)]
+    categories = dataset.manifest.features.context.categories
+    told = {n: [(None, *categories[n])[i] for i in row[f"context_{n}"]] for n in ("tab", "hour", "is_rand")}
+    assert told["tab"] == [str(r % 4) for r in range(11)]
+    assert told["hour"] == [*(str(r + 3) for r in range(10)), None], "the last row is no training row"
+    assert told["is_rand"] == [str(int(r == 9)) for r in range(11)]
+    assert [t.column for t in dataset.schema.event_tasks] == [*(n for n, t in HOT if t), "play_time_s"]
+
+
+@pytest.mark.parametrize(
+    ("suffixes", "logs", "expected"),
+    [
+        # file names as published: Pure and 1K in one file for each half of the log, 27K in parts
+        (("_pure",), "log_standard_*.csv", [0, 1]),
+        (("_1k",), "log_*.csv", [2, 0, 1]),
+        (("_27k_part1", "_27k_part2"), "log_standard_*.csv", [0, 1, 10, 11]),
+    ],
+)
+def test_kuairand_logs_by_their_published_names(
+    tmp_path: Path, suffixes: tuple[str, ...], logs: str, expected: list[int]
+) -> None:
+    folder = kuairand(tmp_path / "raw", rows=0)
+    (folder / "log_standard_4_22_to_5_08_pure.csv").unlink()
+    for part, suffix in enumerate(suffixes):
+        halves = ("standard_4_08_to_4_21", "standard_4_22_to_5_08", "random_4_22_to_5_08")
+        for half, name in enumerate(halves):
+            video = 10 * half + part if len(suffixes) > 1 else half
+            line = f"3,{video},20220425,2359,1650900000123,1,0,1,0,0,0,1,250000,60000,0,0,0,{int(half == 2)},1"
+            (folder / f"log_{name}{suffix}.csv").write_text(f"{KUAIRAND_LOG}\n{line}\n")
+    source = open_source(KuaiRandConfig(path=str(folder), logs=logs))
+    tables = [t for p in source.parts() for t in source.read(p)]
+    assert [int(i) for t in tables for i in t["item_id"].to_pylist()] == expected
+    shown_at_random = [r for t in tables for r in t["context_is_rand"].to_pylist()]
+    assert shown_at_random == [str(int(i == 2)) for i in expected]
+
+
 def test_mind_lines_are_slates_with_earlier_clicks(tmp_path: Path) -> None:
     folder = mind(tmp_path / "raw", lines=1)
     lines = [
