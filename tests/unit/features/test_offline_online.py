@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from rayrank.sources.dataset import Dataset
 from rayrank.sources.derive import read_past
 from rayrank.sources.spec import BuildSpec
 
-DAY = 86_400
+DAY, LATE, LAG = 86_400, 7200, 10_800
 SCHEMA = """
 name: features
 tasks:
@@ -45,6 +46,7 @@ context_features:
   - {kind: numeric, name: popularity, column: "@item_events", log: true}
   - {kind: numeric, name: liking, column: "@item_click"}
 split: {kind: time, valid: 0.2, test: 0.2}
+history_lag_s: 10800
 """
 
 
@@ -129,15 +131,47 @@ def test_the_past_of_an_item_is_that_of_whole_days_by_hand(world: tuple[Log, Dat
     log, dataset = world
     past = read_past(f"{dataset.path}/{dataset.manifest.table_file('past')}", dataset.schema)
     rows = {item: n + 1 for n, item in enumerate(dataset.catalogue_table()["item_id"].to_pylist())}
+    waiting = 0
     for event in log.events[::7]:
         now = event["timestamp"]
         begin = now // DAY * DAY
         mine = [e for e in log.events if e["item_id"] == event["item_id"]]
         item = np.array([rows[event["item_id"]]])
         assert past.value("@item_events", item, np.array([now]))[0] == sum(e["timestamp"] < begin for e in mine)
-        known = [e["click"] for e in mine if e["timestamp"] + 7200 < begin]
+        known = [e["click"] for e in mine if e["timestamp"] + LATE + LAG < begin]
+        waiting += sum(e["timestamp"] + LATE < begin for e in mine) - len(known)
         liking = past.value("@item_click", item, np.array([now]))[0]
         assert np.isnan(liking) if not known else liking == pytest.approx(sum(known) / len(known))
+    assert waiting > 5, "labels that only the lag keeps out"
+
+
+def test_an_item_s_past_waits_for_the_lag_by_hand(tmp_path: Path) -> None:
+    """Periods of ten seconds, a lag of 60: of an event at 100 the impression counts from 110 on, the click from 170 on."""
+    begin = 1_700_000_000
+    lines = [f"u{k},{item},{begin + at},{click}" for k, (item, at, click) in enumerate(
+        [("a", 100, 1), ("a", 125, 0), ("b", 130, 0)] + [("z", 500 + k, k % 2) for k in range(9)]
+    )]  # fmt: skip
+    (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,timestamp,click", *lines]) + "\n")
+    (tmp_path / "dataset.yaml").write_text(
+        "name: x\nhistory_lag_s: 60\npast_period_s: 10\ntasks: [{kind: binary, name: click, column: click}]\n"
+        "context_features: [{kind: numeric, name: n, column: '@item_events'}, {kind: numeric, name: c,"
+        " column: '@item_click'}]\n"
+    )
+    source = {"kind": "tables", "dataset": f"{tmp_path}/dataset.yaml", "interactions": f"{tmp_path}/events.csv"}
+    spec = parse(BuildSpec, {"source": source, "path": f"{tmp_path}/out"})
+    build(spec, run_here, lambda _: None)
+    dataset = Dataset.open(spec.path)
+    past = read_past(f"{dataset.path}/{dataset.manifest.table_file('past')}", dataset.schema)
+    a = dataset.catalogue_table()["item_id"].to_pylist().index("a") + 1
+
+    def told(at: int) -> list[float | None]:
+        asked = np.array([a]), np.array([begin + at])
+        values = [past.value(name, *asked)[0] for name in ("@item_events", "@item_click")]
+        return [None if np.isnan(v) else float(v) for v in values]
+
+    moments = {109: [0, None], 110: [1, None], 129: [1, None], 159: [2, None]}  # events at once, labels after the lag
+    moments |= {169: [2, None], 170: [2, 1.0], 189: [2, 1.0], 190: [2, 0.5]}
+    assert {at: told(at) for at in moments} == moments
 
 
 def test_users_and_items_are_equal_offline_and_online(world: tuple[Log, Dataset]) -> None:
