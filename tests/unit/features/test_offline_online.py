@@ -146,7 +146,7 @@ def test_the_past_of_an_item_is_that_of_whole_days_by_hand(world: tuple[Log, Dat
 
 
 def test_an_item_s_past_waits_for_the_lag_by_hand(tmp_path: Path) -> None:
-    """Periods of ten seconds, a lag of 60: of an event at 100 the impression counts from 110 on, the click from 170 on."""
+    """Periods of 10 s, a lag of 60 s: of an event at 100 the impression counts from 110 on, the click from 170 on."""
     begin = 1_700_000_000
     lines = [f"u{k},{item},{begin + at},{click}" for k, (item, at, click) in enumerate(
         [("a", 100, 1), ("a", 125, 0), ("b", 130, 0)] + [("z", 500 + k, k % 2) for k in range(9)]
