@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from typing import TypeVar
+
+T = TypeVar("T")
+_EVERY_S = 2.0
 
 
 def release() -> None:
@@ -15,9 +21,24 @@ def release() -> None:
         trim(0)
 
 
+def releasing(items: Iterable[T]) -> Iterator[T]:
+    """The same items; freed memory is given back every two seconds on the way.
+
+    Tensors of ever new sizes leave gaps between those that stay: without it a process of 230 MB grew to 900 MB in a
+    thousand steps.
+    """
+    last = time.monotonic()
+    for item in items:
+        if time.monotonic() - last > _EVERY_S:
+            release()
+            last = time.monotonic()
+        yield item
+
+
 @lru_cache(1)
-def _malloc_trim() -> ctypes._NamedFuncPointer | None:
+def _malloc_trim() -> Callable[[int], int] | None:
     try:
-        return ctypes.CDLL(None).malloc_trim
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):
         return None
+    return found

@@ -16,6 +16,7 @@ from torch import Tensor
 from rayrank.batch import SequenceBatch
 from rayrank.learning.plan import GroupInfo, GroupRef, micro_batches, plan, steps
 from rayrank.learning.spec import LearningSpec
+from rayrank.memory import releasing
 from rayrank.on_ray.stream import LABELS, Group, GroupStream
 from rayrank.sources.collate import collate
 from rayrank.sources.manifest import Manifest
@@ -60,7 +61,7 @@ class Feed:
         return self._merged(list(order), known, fresh)
 
     def _merged(self, order: list[Group], known: set[Group], fresh: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
-        for group in order:
+        for group in releasing(order):
             if group in known:
                 yield self._kept[group]
                 continue

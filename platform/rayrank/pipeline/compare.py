@@ -14,6 +14,7 @@ from rayrank.batch import SequenceBatch
 from rayrank.bundle import Bundle, load_bundle
 from rayrank.config import ConfigError
 from rayrank.learning.predict import Wanted, scored
+from rayrank.memory import releasing
 from rayrank.metrics.bootstrap import Interval, Resamples, interval
 from rayrank.metrics.evaluated import Evaluated, Judged
 from rayrank.metrics.order import by_user, gauc
@@ -201,7 +202,7 @@ def _evaluate_bundle(
 
 
 def _batches(dataset: Dataset, part: Part | None) -> Iterator[SequenceBatch]:
-    for shard, group in dataset.groups():
+    for shard, group in releasing(dataset.groups()):
         info = dataset.manifest.shards[shard].row_groups[group]
         if part is None or getattr(info, part):
             yield collate(dataset.read_group(shard, group), dataset.schema)
