@@ -31,7 +31,7 @@ class Finding:
     where: str  # table.column
     rule: str
     count: int
-    row: int | None  # 0-based row of the first example
+    row: int | None  # 0-based row of the first example; None: about a whole column, a file or the config
     value: object
     fix: str
 

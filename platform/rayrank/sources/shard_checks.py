@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from rayrank.config import ConfigError
 from rayrank.schema import TEST, TRAIN, VALID, UserSplit
 from rayrank.sources import storage
-from rayrank.sources.checks import Finding
+from rayrank.sources.checks import Finding, Severity, Tally
 from rayrank.sources.manifest import LeftOut, Manifest, ShardInfo, data_fingerprint, read_manifest, write_manifest
 
 SKEW = 3.0
 QUARANTINE = "quarantine"
 _NAMES = {TRAIN: "train", VALID: "valid", TEST: "test"}
+_ORDERED = ((TRAIN, VALID), (TRAIN, TEST), (VALID, TEST))
 
 
 def check_shards(path: str) -> tuple[list[Finding], list[LeftOut]]:
@@ -44,7 +45,9 @@ def check_shards(path: str) -> tuple[list[Finding], list[LeftOut]]:
         if not storage.exists(file) or storage.sha256(file) != checksum:
             rule = "file is missing" if not storage.exists(file) else "checksum is not that of the manifest"
             found.append(Finding("error", f"dataset.{name}", rule, 1, None, checksum, "run prepare again"))
-    return found + _order(manifest, span) + _skew(manifest), bad
+    lost = {b.file for b in bad}
+    whole = [s for s in manifest.shards if s.file not in lost]
+    return found + _order(path, manifest, whole, span) + _skew(manifest), bad
 
 
 def quarantine(path: str, bad: Sequence[LeftOut]) -> Manifest:
@@ -103,25 +106,33 @@ def _note(table: pa.Table, span: dict[int, list[int]]) -> None:
     for p in _NAMES:
         mine = time[part == p]
         if len(mine):
-            low, high, rows, late = span.get(p, [int(mine.min()), int(mine.max()), 0, 0])
-            span[p] = [min(low, int(mine.min())), max(high, int(mine.max())), rows + len(mine), late]
+            low, high = span.get(p, [int(mine.min()), int(mine.max())])
+            span[p] = [min(low, int(mine.min())), max(high, int(mine.max()))]
 
 
-def _order(manifest: Manifest, span: dict[int, list[int]]) -> list[Finding]:
+def _order(path: str, manifest: Manifest, shards: Sequence[ShardInfo], span: dict[int, list[int]]) -> list[Finding]:
     """Parts that reach into each other's time: a fault unless the split is per user, where it is worth knowing."""
-    found = []
-    for before, after in ((TRAIN, VALID), (VALID, TEST)):
-        if before not in span or after not in span or span[after][0] >= span[before][1]:
-            continue
+    severity: Severity = "error"
+    fix = "run prepare again: under this split no target may be older than the training maximum"
+    if isinstance(manifest.dataset_schema.split, UserSplit):
+        severity, fix = "note", "right for a user split; popularity over time is then known a little from the future"
+    pairs = [(b, a) for b, a in _ORDERED if b in span and a in span and span[a][0] < span[b][1]]
+    tallies = []
+    for before, after in pairs:
         rule = f"{_NAMES[after]} rows begin before the last {_NAMES[before]} row"
-        fix = "run prepare again: under this split no target may be older than the training maximum"
-        severe = not isinstance(manifest.dataset_schema.split, UserSplit)
-        if not severe:
-            fix = "right for a user split; popularity over time is then known a little from the future"
-        value = span[after][0]
-        level = "error" if severe else "note"
-        found.append(Finding(level, "dataset.time", rule, span[after][2], None, value, fix))  # type: ignore[arg-type]
-    return found
+        tallies.append(Tally(severity, "dataset.time", rule, fix))
+    places = [(s.file, g) for s in shards for g in range(len(s.row_groups))] if pairs else []
+    for file, group in places:  # once more, now that the last instants are known
+        table = storage.read_row_group(storage.join(path, file), group, ["part", "time", "row"])
+        part, time, row = (table[n].combine_chunks().flatten().to_numpy() for n in ("part", "time", "row"))
+        for (before, after), tally in zip(pairs, tallies, strict=True):
+            older = np.flatnonzero((part == after) & (time < span[before][1]))
+            if len(older):
+                first = older[np.argmin(row[older])]
+                if tally.row is None or row[first] < tally.row:
+                    tally.row, tally.value = int(row[first]), int(time[first])
+                tally.count += len(older)
+    return [f for t in tallies if (f := t.finding()) is not None]
 
 
 def _skew(manifest: Manifest) -> list[Finding]:

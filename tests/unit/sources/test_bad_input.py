@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rayrank.config import ConfigError, parse
 from rayrank.pipeline.prepare import PrepareConfig, prepare
 from rayrank.pipeline.validate import ValidateConfig, ValidateResult, validate
+from rayrank.schema import TEST, TRAIN, VALID
 from rayrank.sources.build import build, run_here
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.manifest import data_fingerprint, read_manifest, write_manifest
@@ -112,34 +115,72 @@ def test_nothing_is_put_aside_when_nothing_would_be_left(tmp_path: Path) -> None
         _validate(spec, on_bad_shard="quarantine")
 
 
-def test_targets_older_than_the_training_maximum_are_found(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    spec = _made(tmp_path)
+def _recast(spec: BuildSpec, parts: dict[int, int], shards: int | None = 1) -> list[tuple[int, int, int]]:
+    """Targets of the first ``shards`` moved to other parts, checksums mended; (part, time, row) of all targets then."""
     manifest = read_manifest(spec.path)
-    shard = manifest.shards[0]
-    file = Path(spec.path, shard.file)
-    table = pq.read_table(file)
-    part = table["part"].combine_chunks()
-    moved = pa.array([[{1: 3, 3: 1}.get(p, p) for p in parts] for parts in part.to_pylist()], part.type)
-    rows = [g.sequences for g in shard.row_groups]
-    table = table.set_column(table.column_names.index("part"), "part", moved)
-    with pq.ParquetWriter(file, table.schema) as out:
-        for n, size in enumerate(rows):
-            out.write_table(
-                table.set_column(table.column_names.index("part"), "part", moved).slice(sum(rows[:n]), size)
-            )
-    changed = shard.model_copy(update={"sha256": sha256(str(file)), "bytes": file.stat().st_size})
-    shards = (changed, *manifest.shards[1:])
-    fingerprint = data_fingerprint(manifest.dataset_schema, shards, manifest.tables)
-    write_manifest(spec.path, manifest.model_copy(update={"shards": shards, "data_fingerprint": fingerprint}))
+    made, found = list(manifest.shards), []
+    for n, shard in enumerate(made):
+        file, sizes = Path(spec.path, shard.file), [g.sequences for g in shard.row_groups]
+        table = pq.read_table(file)
+        if shards is None or n < shards:
+            column = table["part"].combine_chunks()
+            moved = pa.array([[parts.get(p, p) for p in chunk] for chunk in column.to_pylist()], column.type)
+            table = table.set_column(table.column_names.index("part"), "part", moved)
+            with pq.ParquetWriter(file, table.schema) as out:
+                for group, size in enumerate(sizes):
+                    out.write_table(table.slice(sum(sizes[:group]), size))
+            made[n] = shard.model_copy(update={"sha256": sha256(str(file)), "bytes": file.stat().st_size})
+        for chunk in zip(*(table[name].to_pylist() for name in ("part", "time", "row")), strict=True):
+            found += [target for target in zip(*chunk, strict=True) if target[0]]
+    fingerprint = data_fingerprint(manifest.dataset_schema, tuple(made), manifest.tables)
+    write_manifest(spec.path, manifest.model_copy(update={"shards": tuple(made), "data_fingerprint": fingerprint}))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("swap", "expected"),
+    [
+        ((TRAIN, VALID), [(TRAIN, VALID)]),
+        ((VALID, TEST), [(VALID, TEST)]),
+        ((TRAIN, TEST), [(TRAIN, VALID), (TRAIN, TEST), (VALID, TEST)]),
+    ],
+)
+def test_targets_older_than_the_last_of_an_earlier_part(
+    tmp_path: Path, swap: tuple[int, int], expected: list[tuple[int, int]]
+) -> None:
+    spec = _made(tmp_path)
+    targets = _recast(spec, {swap[0]: swap[1], swap[1]: swap[0]})
+    names = {TRAIN: "train", VALID: "valid", TEST: "test"}
+    told = []
+    for before, after in expected:
+        last = max(time for part, time, _ in targets if part == before)
+        older = [(row, time) for part, time, row in targets if part == after and time < last]
+        rule = f"{names[after]} rows begin before the last {names[before]} row"
+        told.append((rule, "error", len(older), *min(older)))
+    result = _validate(spec)
+    found = [f for f in result.findings if f.where == "dataset.time"]
+    assert [(f.rule, f.severity, f.count, f.row, f.value) for f in found] == told
+    assert all("training maximum" in f.fix for f in found)
+    assert result.refused
+
+
+def test_test_targets_are_compared_with_training_where_nothing_validates(tmp_path: Path) -> None:
+    spec = _made(tmp_path)
+    _recast(spec, {VALID: 0}, shards=None)
+    _recast(spec, {TRAIN: TEST, TEST: TRAIN})
     rules = [rule for where, rule in _errors(_validate(spec)) if where == "dataset.time"]
-    assert (
-        rules
-        == ["valid rows begin before the last train row", "test rows begin before the last valid row"][: len(rules)]
-    )
-    assert rules
+    assert rules == ["test rows begin before the last train row"]
+
+
+def test_under_a_user_split_it_is_only_worth_knowing(tmp_path: Path) -> None:
+    source = SOURCE | {"split": {"kind": "user"}}
+    spec = BuildSpec(source=source, path=str(tmp_path / "out"), rows_per_shard=500)  # type: ignore[arg-type]
+    build(spec, run_here, _quiet)
+    result = _validate(spec)
+    found = [f for f in result.findings if f.where == "dataset.time"]
+    assert [f.severity for f in found] == ["note"] * 3
+    assert all(f.row is not None and "user split" in f.fix for f in found)
+    assert result.ok
 
 
 def test_skewed_shards_are_found(tmp_path: Path) -> None:
