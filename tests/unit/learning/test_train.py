@@ -159,6 +159,30 @@ def test_a_run_goes_on_at_any_step_to_the_same_weights(world: int, encoder: bool
         assert rest.metrics == pytest.approx(whole.metrics, abs=0, nan_ok=True), places[number]
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_metrics_of_valid_do_not_depend_on_the_number_of_ranks(world: int) -> None:
+    still = {"learning_rate": 1e-30, "id_learning_rate": 1e-30, "epochs": 1, "lanes": 3, "choose_blend": False}
+    spec = TrainSpec(LEARNING.model_copy(update=still | {"rows": RowsSpec(epochs=0)}))
+    given = batches(5)  # no rank has what another has
+    alone = run(fresh("teacher"), given, spec).metrics
+    assert {name.split("/")[0] for name in alone} == {"streaming", "snapshot"}
+    for ranked in on_ranks(world, lambda: fresh("teacher"), given, spec):
+        assert ranked.metrics == pytest.approx(alone, abs=1e-9, rel=0, nan_ok=True)
+
+
+@pytest.mark.parametrize(("errors", "best"), [([3.0, 4.0, 1.0, 1.0], 0), ([3.0, 2.0, 4.0, 1.0], 1)])
+def test_a_run_that_patience_ends_ends_there_too_when_it_goes_on(errors: Any, best: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(_Run, "_evaluate", lambda self: {"streaming/stars/rmse": errors[self.epoch]})
+    spec = TrainSpec(LEARNING.model_copy(update={"epochs": 4, "patience": 1}))
+    saved: list[Snapshot] = []
+    whole = run(fresh("student"), batches(3), spec, hooks=Hooks(on_epoch=saved.append))
+    assert (whole.best_epoch, len(whole.history)) == (best, best + 2)
+    for taken in saved:
+        rest = run(fresh("student"), batches(3), spec, hooks=Hooks(resume=taken))
+        assert (rest.best_epoch, len(rest.history)) == (whole.best_epoch, len(whole.history))
+        assert rest.metrics == whole.metrics
+
+
 def test_every_target_is_used_once_an_epoch_and_also_after_going_on() -> None:
     given, saved, used = batches(4), list[Snapshot](), dict[tuple[str, int, int], list[int]]()
 
