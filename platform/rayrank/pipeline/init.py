@@ -1,4 +1,4 @@
-"""The init job: reads your files and writes a commented dataset YAML and a prepare config that runs as it is."""
+"""The init job: reads your files and writes a commented dataset YAML and configs of all jobs that run as they are."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 from pydantic import Field
 
-from rayrank.config import Config, ConfigError, DataPath, load
-from rayrank.pipeline.prepare import sampled_warning
+from rayrank.config import Config, ConfigError, DataPath, load, parse
+from rayrank.pipeline.init_jobs import job_files, one_line
+from rayrank.pipeline.prepare import PrepareConfig, sampled_warning
 from rayrank.schema import BinaryTask, DatasetSchema, Feature, MulticlassTask, RegressionTask, RetrievalTask, Task
 from rayrank.sources import guess, storage
+from rayrank.sources.config import open_source
 from rayrank.sources.profile import profile, sample
 from rayrank.sources.source import EVERY_ROW
 
@@ -38,7 +39,7 @@ class InitConfig(Config):
     )
     items: DataPath | None = Field(None, description="items, the same formats")
     users: DataPath | None = Field(None, description="users, the same formats")
-    out: DataPath = Field("rayrank-dataset", description="local folder for dataset.yaml and prepare.yaml")
+    out: DataPath = Field("rayrank-dataset", description="local folder for dataset.yaml and a config of every job")
     name: str = Field("mydata", description="name that every table of results shows")
     keys: KeyConfig = Field(default_factory=KeyConfig, description="columns you name yourself")
     overwrite: bool = Field(False, description="replace files of an earlier init")
@@ -50,6 +51,7 @@ class InitResult:
 
     dataset: str
     prepare: str
+    jobs: tuple[str, ...]  # configs of the jobs after prepare, in their order
     written: bool
     warnings: tuple[str, ...]
 
@@ -57,6 +59,7 @@ class InitResult:
         """Where the files are and what to do next."""
         verb = "wrote" if self.written else "unchanged:"
         lines = [f"{verb} {path}" for path in (self.dataset, self.prepare) if path]
+        lines.append(f"{verb} beside them: {', '.join(Path(path).name for path in self.jobs)}")
         lines += [f"warning: {w}" for w in self.warnings]
         return [*lines, f"next: read the comments, then python -m jobs.validate {self.prepare}"]
 
@@ -86,14 +89,20 @@ def init(config: InitConfig, progress: Progress) -> InitResult:
     kind = published_layout(config.interactions)
     if kind is not None:
         progress(f"this folder is {kind} in its published layout")
-        written = _write({prepare: _published_yaml(config, kind)}, config.overwrite)
-        return InitResult("", str(prepare), written, ())
-    progress("reading a sample of the files")
-    found = _guess(config)
-    texts = {dataset: _dataset_yaml(found), prepare: _prepare_yaml(config, found, str(dataset))}
-    written = _write(texts, config.overwrite)
-    load(DatasetSchema, dataset)
-    return InitResult(str(dataset), str(prepare), written, found.warnings)
+        source = {"kind": kind, "path": config.interactions}
+        schema = open_source(parse(PrepareConfig, {"source": source, "path": _shards(config)}).source).schema
+        texts, described = {prepare: _published_yaml(config, kind)}, ""
+        warnings: tuple[str, ...] = ()
+    else:
+        progress("reading a sample of the files")
+        found = _guess(config)
+        schema, warnings, described = found.schema, found.warnings, str(dataset)
+        texts = {dataset: _dataset_yaml(found), prepare: _prepare_yaml(config, found, str(dataset))}
+    jobs = job_files(config.out, _shards(config), schema)
+    written = _write(texts | jobs, config.overwrite)
+    if described:
+        load(DatasetSchema, dataset)
+    return InitResult(described, str(prepare), tuple(map(str, jobs)), written, warnings)
 
 
 def published_layout(folder: str) -> str | None:
@@ -197,16 +206,16 @@ def _dataset_yaml(found: _Found) -> str:
     lines = [
         "# What the columns of your data mean. Written by `init` from a sample of your files: read it, correct it.",
         "# Every key is described in docs/data_format.md.",
-        f"name: {_value(schema.name)}  # shown in every table of results",
+        f"name: {one_line(schema.name)}  # shown in every table of results",
         "",
         "# Keys and time.",
-        f"user_id: {_value(schema.user_id)}  # {found.comments['user_id']}",
-        f"item_id: {_value(schema.item_id)}  # {found.comments['item_id']}",
-        f"timestamp: {_value(schema.timestamp)}  # {found.comments['timestamp']}",
+        f"user_id: {one_line(schema.user_id)}  # {found.comments['user_id']}",
+        f"item_id: {one_line(schema.item_id)}  # {found.comments['item_id']}",
+        f"timestamp: {one_line(schema.timestamp)}  # {found.comments['timestamp']}",
         f"time_unit: {schema.time_unit}  # s, ms, us or ns; guessed from the magnitude (ISO-8601 text ignores it)",
     ]
     if schema.request_id:
-        lines.append(f"request_id: {_value(schema.request_id)}  # impressions of one request never see each other")
+        lines.append(f"request_id: {one_line(schema.request_id)}  # impressions of one request never see each other")
     lines += ["", "# What is predicted. Missing labels are fine: they train nothing.", "tasks:"]
     lines += [_task_line(task, found) for task in schema.tasks]
     lines += _feature_lines("user_features", schema.user_features, found.left_out["users"])
@@ -219,8 +228,8 @@ def _dataset_yaml(found: _Found) -> str:
             *(f"  # - {_feature(f)}" for f in found.maybe_context),
         ]
     lines += ["", "# Item text for the teacher's encoder; a clause whose columns are empty is left out."]
-    lines.append(f"text: {_value(schema.text)}")
-    lines.append(f"title: {_value(schema.title)}  # shown to people")
+    lines.append(f"text: {one_line(schema.text)}")
+    lines.append(f"title: {one_line(schema.title)}  # shown to people")
     lines += [
         "",
         "# How targets divide: time (the last 10 % test, the 10 % before validate), user (the last of each user),",
@@ -249,7 +258,7 @@ def _task_line(task: Task, found: _Found) -> str:
         case BinaryTask() | RegressionTask():
             pass
     values = task.model_dump(mode="json", exclude_defaults=True)
-    return f"  - {_value({'kind': task.kind} | values)}  # {reason}"
+    return f"  - {one_line({'kind': task.kind} | values)}  # {reason}"
 
 
 def _feature_lines(title: str, features: Sequence[Feature], left_out: Sequence[str]) -> list[str]:
@@ -269,8 +278,8 @@ def _prepare_yaml(config: InitConfig, found: _Found, dataset: str) -> str:
     if found.users_key and found.users_key != found.schema.user_id:
         rows["users_key"] = found.users_key
     lines = ["# python -m jobs.prepare THIS_FILE", "source:"]
-    lines += [f"  {key}: {_value(value)}" for key, value in rows.items()]
-    lines += [f"path: {_value(str(Path(config.out, 'shards')))}  # where the prepared dataset goes"]
+    lines += [f"  {key}: {one_line(value)}" for key, value in rows.items()]
+    lines += [f"path: {one_line(_shards(config))}  # where the prepared dataset goes"]
     return "\n".join(lines) + "\n"
 
 
@@ -279,17 +288,15 @@ def _published_yaml(config: InitConfig, kind: str) -> str:
         "# python -m jobs.validate THIS_FILE, then python -m jobs.prepare THIS_FILE",
         "source:",
         f"  kind: {kind}  # columns, tasks and split are those of docs/data_format.md; every key may be set here",
-        f"  path: {_value(config.interactions)}",
-        f"path: {_value(str(Path(config.out, 'shards')))}  # where the prepared dataset goes",
+        f"  path: {one_line(config.interactions)}",
+        f"path: {one_line(_shards(config))}  # where the prepared dataset goes",
     ]
     return "\n".join(lines) + "\n"
 
 
+def _shards(config: InitConfig) -> str:
+    return str(Path(config.out, "shards"))
+
+
 def _feature(feature: Feature) -> str:
-    return _value({"kind": feature.kind} | feature.model_dump(mode="json", exclude_defaults=True))
-
-
-def _value(value: object) -> str:
-    """A YAML value on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
-    return text.removesuffix("\n").removesuffix("\n...")
+    return one_line({"kind": feature.kind} | feature.model_dump(mode="json", exclude_defaults=True))

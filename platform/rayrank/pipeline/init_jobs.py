@@ -1,0 +1,145 @@
+"""The configs of every job after prepare, as init writes them: commented, short, with all folders inside one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from textwrap import indent
+
+import yaml
+
+from rayrank.schema import BinaryTask, DatasetSchema
+
+_TEACHER = """\
+# python -m jobs.train_teacher THIS_FILE
+# The same command goes on after an interruption, and finds the bundle when it is there already.
+dataset: $dataset
+output: $teacher  # the bundle
+$encoder
+learning:
+  epochs: 3                      # of the second stage, on user sequences
+  rows: {epochs: 3}              # the first stage, on shuffled rows
+  # choose: $task/auc            # valid metric that picks the best epoch
+workers: {count: 2}              # Ray Train workers (DDP); 0: this process alone
+cache: $cache  # encoded texts, shared by runs
+tracking: $tracking
+"""
+_TEXT = """\
+encoder:
+  kind: package                  # all-MiniLM-L6-v2 from PyPI; or folder, hub, tiny, none
+  max_tokens: 64
+  train: frozen                  # top or full: fine-tune its layers too (slower)"""
+_NO_TEXT = "encoder: {kind: none}            # the items have no text\nmodel: {kind: teacher, inputs: {text: false}}"
+_LABEL = """\
+# python -m jobs.label THIS_FILE
+# A second run finds the labels; an interrupted one goes on at the first missing shard.
+dataset: $dataset
+teacher: $teacher
+output: $labels
+actors: 2                        # teacher processes; 0: this process, without Ray
+samples: 4                       # items of the catalogue that are labelled too at each train target
+"""
+_DISTILLATION = """\
+dataset: $dataset
+teacher: $teacher  # its text vectors become the student's item table
+labels: $labels  # its logits are the soft labels
+output: $student
+objective:
+  weights: {}                    # task -> weight; none at all: 1/T each
+  distillation: {unseen: 0.8, mix: 0.0, temperature: 1.0}   # unseen: weight at sampled items; mix: at labelled ones
+learning:
+  epochs: 3
+  rows: {epochs: 3}
+workers: {count: 0}              # a student needs no Ray Train; 2: DDP as the teacher
+tracking: $tracking
+"""
+_TUNE = """\
+# python -m jobs.tune THIS_FILE, then python -m jobs.distill $tune/best.yaml
+# Optional: searches task weights and distillation; each trial distils in its own process.
+output: $tune  # best.yaml (a complete config of distill), trials.json
+trials: 8
+tracking: $tracking
+distill:                         # what the trials vary; as in distill.yaml
+"""
+_EVALUATE = """\
+# python -m jobs.evaluate THIS_FILE
+# Teacher and student beside popularity, recent popularity, item mean, user + item bias and the champion.
+dataset: $dataset
+teacher: $teacher
+student: $student
+releases: $releases
+part: test                       # valid: for choosing between models; test: for reports only
+output: $evaluation  # evaluation.json, metrics.csv, report.html, plots, scores
+tracking: $tracking
+"""
+_PROMOTE = """\
+# python -m jobs.promote THIS_FILE
+# Exit code 3 and nothing changed when a gate refuses.
+dataset: $dataset
+teacher: $teacher
+student: $student
+releases: $releases
+fusion: $fusion  # Σ weight · score
+gates:
+  gain: 0.0                      # AUC and GAUC over the best baseline: the 95 % interval must lie above this
+  lift: 0.97                     # share of the teacher's AUC - 0.5 that the student keeps
+  # skip: [latency]              # leave gates out; the release says so
+model_name: $name  # in the model registry
+tracking: $tracking
+"""
+_SCORE = """\
+# python -m jobs.score THIS_FILE
+releases: $releases  # the champion scores
+input:
+  kind: shards                   # every target of a part; or kind: requests with path: a file of request bodies
+  part: test
+output: $scores
+actors: 2                        # scoring processes, one logical CPU each; 0: this process, without Ray
+"""
+_SERVE = """\
+# python -m jobs.serve THIS_FILE, then http://127.0.0.1:8000/docs
+releases: $releases  # the champion is served
+# playground: serve_apps/playground.html   # of the checkout: a page at / to try it with
+# now: 1700000000                # unix seconds taken for the present, where the log ended long ago
+http: {host: 127.0.0.1, port: 8000}
+"""
+_FOLDERS = ("cache", "teacher", "labels", "tune", "student", "evaluation", "releases", "scores")
+_REGRESSION_WEIGHT = 0.5
+"""Beside binary tasks, which weigh 1."""
+
+
+def job_files(folder: str, dataset: str, schema: DatasetSchema) -> dict[Path, str]:
+    """Path -> text of the configs in ``folder`` of every job after prepare, which writes to ``dataset``."""
+    values = {name: one_line(str(Path(folder, name))) for name in _FOLDERS}
+    values |= _names(folder, dataset, schema)
+    values["encoder"] = _TEXT if schema.text else _NO_TEXT
+    student = "" if schema.text else "model: {kind: student, inputs: {text: false}}\n"
+    distillation = Template(_DISTILLATION).substitute(values) + student
+    texts: Mapping[str, str] = {
+        "train_teacher": Template(_TEACHER).substitute(values),
+        "label": Template(_LABEL).substitute(values),
+        "tune": Template(_TUNE).substitute(values) + indent(distillation, "  "),
+        "distill": f"# python -m jobs.distill THIS_FILE\n{distillation}",
+        "evaluate": Template(_EVALUATE).substitute(values),
+        "promote": Template(_PROMOTE).substitute(values),
+        "score": Template(_SCORE).substitute(values),
+        "serve": Template(_SERVE).substitute(values),
+    }
+    return {Path(folder, f"{name}.yaml"): text for name, text in texts.items()}
+
+
+def _names(folder: str, dataset: str, schema: DatasetSchema) -> dict[str, str]:
+    name = Path(folder).resolve().name or schema.name
+    binary = [task.name for task in schema.of_kind(BinaryTask)]
+    fusion = {t.name: 1.0 if t.name in binary else _REGRESSION_WEIGHT for t in schema.event_tasks}
+    tracking = {"kind": "mlflow", "uri": f"sqlite:///{Path(folder, 'mlflow.db')}", "experiment": name}
+    task = next(iter(binary), "TASK")
+    lines = {"dataset": dataset, "name": name, "fusion": fusion, "tracking": tracking}
+    return {"task": task, **{key: one_line(value) for key, value in lines.items()}}
+
+
+def one_line(value: object) -> str:
+    """A YAML value on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")
