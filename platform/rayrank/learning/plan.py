@@ -7,9 +7,8 @@ with l mod W = r. Each row group is in one lane once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, is_dataclass, replace
 from itertools import zip_longest
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rayrank.batch import SequenceBatch
+from rayrank.schema import TRAIN
 
 MIN_STEPS, MIN_EVENTS = 60, 256
 """Small data is cut into smaller micro-batches (not below MIN_EVENTS) so that an epoch has about MIN_STEPS steps."""
@@ -86,8 +86,7 @@ def micro_batches(batch: SequenceBatch, ref: GroupRef) -> Iterator[SequenceBatch
     order = torch.from_numpy(np.random.default_rng(ref.seed).permutation(size))
     shuffled = take(batch, order)  # once; the pieces are views
     for piece in np.array_split(np.arange(size), ref.splits):
-        rows = slice(int(piece[0]), int(piece[-1]) + 1)
-        yield trim(_map(shuffled, itemgetter(rows)))
+        yield trim(shuffled, slice(int(piece[0]), int(piece[-1]) + 1))
 
 
 def steps(lanes: Sequence[Iterable[SequenceBatch]]) -> Iterator[list[SequenceBatch]]:
@@ -113,30 +112,25 @@ def take(batch: SequenceBatch, rows: Tensor) -> SequenceBatch:
     return _map(batch, lambda x: x[rows])
 
 
-def trim(batch: SequenceBatch) -> SequenceBatch:
-    """Positions after the last train target of the batch dropped: no train target can see them."""
-    reach_T = (batch.part_BT == 1).any(0).nonzero()
+def trim(batch: SequenceBatch, rows: slice = slice(None)) -> SequenceBatch:
+    """Some sequences without the positions after their last train target, which no train target can see; a view."""
+    reach_T = (batch.part_BT[rows] == TRAIN).any(0).nonzero()
     length = int(reach_T[-1]) + 1 if len(reach_T) else 1
-    full = batch.part_BT.shape[1]
-    if length == full:
-        return batch
-    cut = {"context", "part_BT", "row_BT", "soft_BT"}
-    cut |= {"unseen_item_BTS", "unseen_soft_BTS", "mined_item_BTM", "mined_log_q_BTM"}
-    events = replace(batch.events, **{f.name: _cut(getattr(batch.events, f.name), length, f.name) for f in _events()})
-    return replace(batch, events=events, **{name: _cut(getattr(batch, name), length, "_BT") for name in cut})
+    trimmed: SequenceBatch = _trim(batch, "", (rows, slice(length)))
+    return trimmed
 
 
-def _events() -> list[Any]:
-    from rayrank.batch import Events
-
-    return list(fields(Events))
+_TIMED = ("_BT", "_BTS", "_BTM", "context")
+"""How the names of what has an axis of positions end."""
 
 
-def _cut(value: Any, length: int, name: str) -> Any:
+def _trim(value: Any, name: str, place: tuple[slice, slice]) -> Any:
     if isinstance(value, Tensor):
-        return value[:, :length] if name.endswith("_BT") else value
-    if isinstance(value, dict) and name.endswith("_BT"):
-        return {key: tensor[:, :length] for key, tensor in value.items()}
+        return value[place] if name.endswith(_TIMED) else value[place[0]]
+    if isinstance(value, dict):
+        return {key: _trim(item, name, place) for key, item in value.items()}
+    if is_dataclass(value):
+        return replace(value, **{n: _trim(found, n, place) for n, found in vars(value).items()})  # type: ignore[type-var]
     return value
 
 
@@ -145,6 +139,6 @@ def _map(value: Any, pick: Any) -> Any:
         return pick(value)
     if isinstance(value, dict):
         return {key: _map(item, pick) for key, item in value.items()}
-    if hasattr(value, "__dataclass_fields__"):
-        return replace(value, **{f.name: _map(getattr(value, f.name), pick) for f in fields(value)})
+    if is_dataclass(value):
+        return replace(value, **{n: _map(found, pick) for n, found in vars(value).items()})  # type: ignore[type-var]
     return value
