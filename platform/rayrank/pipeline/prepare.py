@@ -51,8 +51,10 @@ class PrepareResult:
         ]
         if counts.behaviours:
             share = counts.unmatched_behaviours / counts.behaviours
+            example = f", e.g. {counts.unmatched_example}" if counts.unmatched_example else ""
             lines.append(
                 f"{counts.unmatched_behaviours:,} of {counts.behaviours:,} behaviours ({share:.1%}) match no impression"
+                + example
             )
         lines += [f"oracle AUC of {task}: {auc:.4f}" for task, auc in self.manifest.oracle.items()]
         return lines + [f"warning: {w}" for w in self.warnings]

@@ -126,6 +126,7 @@ def _build(
     results = run(spec, [Task(stage="shard", number=b, tag=tag) for b in range(len(made))])
     counts = Counts(
         **{name: sum(r[name] for r in made) for name in _SUMMED},
+        unmatched_example=min((r["example"] for r in made if r["example"]), default=(0, ""))[1],
         users=len(user_ids),
         items=len(item_ids),
         active_users=len(seen),

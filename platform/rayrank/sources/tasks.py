@@ -88,7 +88,11 @@ def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
     past = read_past(past_file, schema) if item_columns_needed(schema) else None
     made = build_sequences(joined.rows, schema, items, _known(task), weights, past)
     found = save_sequences(work, task.number, made, schema)
-    return found | {"behaviours": joined.behaviours, "unmatched_behaviours": joined.unmatched}
+    return found | {
+        "behaviours": joined.behaviours,
+        "unmatched_behaviours": joined.unmatched,
+        "example": joined.example,
+    }
 
 
 def _popularity_task(spec: BuildSpec, task: Task, work: str) -> Result:

@@ -64,7 +64,7 @@ def test_a_user_is_never_split_and_one_larger_than_a_shard_is_told(source: dict[
     assert logged.max() <= HEAVY + 2 * 250
     assert np.sort(logged)[-2] <= 2 * logged.mean()
     heavy = dataset.users_table()["user_id"].to_pylist().index(f"u{USERS}") + 1
-    own = {}
+    own: dict[int, int] = {}
     for shard, group in dataset.groups():
         table = dataset.read_group(shard, group, ["user", "part"])
         for user, part in zip(table["user"].to_pylist(), table["part"].to_pylist(), strict=True):
