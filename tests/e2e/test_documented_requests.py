@@ -1,0 +1,87 @@
+"""What README.md and docs/serving.md ask a ranker, asked of a release on the quickstart's kind of data."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayrank.config import load
+from rayrank.messages import RankRequest, RecommendRequest
+from rayrank.on_ray.graph_spec import open_store
+from rayrank.pipeline.distill import DistillConfig, distill
+from rayrank.pipeline.prepare import PrepareConfig, prepare
+from rayrank.pipeline.quickstart_plan import QuickstartConfig, plan
+from rayrank.pipeline.train_teacher import TrainTeacherConfig, train_teacher
+from rayrank.ranking.graph import RankingGraph
+from rayrank.ranking.release import Release, load_release, save_release, set_alias
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+PLACE = '"runs/quickstart/releases"'
+REQUESTS = {"recommend": RecommendRequest, "rank": RankRequest}
+SHORT = ("learning.epochs=1", "learning.rows.epochs=1", "tracking={kind: none}", "workers.count=0")
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release as the quickstart makes it, from fewer users and with a tiny encoder."""
+    made = tmp_path_factory.mktemp("documented")
+    source = "source={kind: synthetic, num_users: 100, num_items: 100, num_rows: 2000}"
+    prepare(load(PrepareConfig, None, [source, f"path={made}/dataset", "engine=local"]), quiet)
+    data = (f"dataset={made}/dataset", *SHORT)
+    tiny = "encoder={kind: tiny, width: 16}"
+    train_teacher(load(TrainTeacherConfig, None, [*data, f"output={made}/teacher", "cache=null", tiny]), quiet)
+    alone = (f"teacher={made}/teacher", "objective.distillation=null")
+    distill(load(DistillConfig, None, [*data, f"output={made}/student", *alone]), quiet)
+    release = Release(
+        release_id="documented",
+        student=f"{made}/student",
+        teacher=f"{made}/teacher",
+        fusion={"like": 1.0},
+        dataset=f"{made}/dataset",
+    )
+    save_release(made / "releases", release)
+    set_alias(made / "releases", release.release_id)
+    return made / "releases"
+
+
+def documented_requests() -> list[tuple[str, dict[str, Any]]]:
+    """(route, body) of every curl line of docs/serving.md."""
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    found = re.findall(r"curl -s localhost:8000/v1/(\w+) -H '[^']*' -d '([^']*)'", text)
+    return [(route, json.loads(body)) for route, body in found]
+
+
+def test_the_curl_lines_are_answered_without_a_warning(releases: Path) -> None:
+    release = load_release(str(releases))
+    graph = RankingGraph.open(release, store=open_store(release, str(releases / "histories.sqlite")))
+    asked = documented_requests()
+    assert [route for route, _ in asked] == ["recommend", "rank"]
+    for route, body in asked:
+        answer = graph.respond(REQUESTS[route].model_validate(body))
+        assert answer.warnings == [], route
+        assert answer.answered_by == "teacher"
+        assert len(answer.items) == body.get("k", 3)
+        assert [item.cold for item in answer.items].count(True) == (route == "rank")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+def test_the_python_lines_run(page: str, releases: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert PLACE in block
+    names: dict[str, Any] = {}
+    exec(block.replace(PLACE, repr(str(releases))).replace("ranker.rank(", "ranked = ranker.rank("), names)
+    assert len({item.score for item in names["ranked"]}) == 2, "ids that are in no catalogue share a score"
+    assert all(item.title for item in names["ranked"] if item.item_id)
+
+
+def test_the_quickstart_is_on_this_kind_of_data() -> None:
+    assert plan(QuickstartConfig()).prepare.source.kind == "synthetic"
