@@ -49,7 +49,7 @@ class StreamSpec(Config):
     task_cpus: float = Field(0.25, gt=0, description="logical CPUs that one reading task holds")
     tasks: int = Field(2, ge=1, description="reading tasks at a time, per worker")
     wait_s: float = Field(900.0, gt=0, description="longest wait for the next row group, s")
-    cache_mb: int = Field(64, ge=0, description="collated row groups kept in memory between epochs, MB; 0: none")
+    cache_mb: int = Field(32, ge=0, description="collated row groups kept in memory between epochs, MB; 0: none")
 
 
 class Place(NamedTuple):
