@@ -81,7 +81,10 @@ def read_label_key(folder: str) -> LabelKey:
 
 def labels_exist(folder: str, key: LabelKey) -> bool:
     """Whether all labels of ``key`` are there already."""
-    return storage.exists(storage.join(folder, FILE)) and read_label_key(folder) == key
+    place = storage.join(folder, FILE)
+    if not storage.exists(place) or read_label_key(folder) != key:
+        return False
+    return all(storage.exists(storage.join(folder, name)) for name in json.loads(storage.read_bytes(place))["files"])
 
 
 class LabelTask(Config):
@@ -235,7 +238,7 @@ def _write(folder: str, order: Sequence[Group], tables: Iterable[pa.Table]) -> I
             writer: pq.ParquetWriter | None = None
             for _ in range(sum(group.shard == shard for group in order)):
                 table = next(tables)
-                writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
+                writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True)
                 writer.write_table(table, row_group_size=max(1, len(table)))
                 rows += len(table)
             if writer is not None:

@@ -127,7 +127,7 @@ class ScoreWorker:
             case _:
                 assert_never(source)
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         storage.write_bytes(storage.join(self._task.output, piece["file"]), sink.getvalue().to_pybytes())
         return {"file": piece["file"], "rows": len(table)}
 

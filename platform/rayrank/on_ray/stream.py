@@ -85,29 +85,18 @@ def read_place(place: Place) -> pa.Table:
     Raises:
         ConfigError: the labels do not belong to these shards.
     """
-    return _read(place, _open)
+    return _read(place, storage.open_parquet)
 
 
 def _read(place: Place, opened: Callable[[str], pq.ParquetFile]) -> pa.Table:
-    table = _row_group(place.file, place.group, opened)
+    # Not sources.dataset: that imports torch, which costs every reading process more than a second.
+    with storage.readable(place.file, place.group, storage.SHARD_FIX):
+        table = storage.whole_row_group(opened(place.file), place.group)
     if not place.labels:
         return table
-    return join_labels(table, _row_group(place.labels, place.group, opened), place.labels)
-
-
-def _open(path: str) -> pq.ParquetFile:
-    # Not sources.dataset: that imports torch, which costs every reading process more than a second.
-    system, inside = storage.locate(path)
-    return pq.ParquetFile(system.open_input_file(inside))
-
-
-def _row_group(path: str, group: int, opened: Callable[[str], pq.ParquetFile]) -> pa.Table:
-    try:
-        return opened(path).read_row_group(group, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        rule = f"shard must be readable ({str(error).splitlines()[0]})"
-        fix = "run prepare again, or validate with on_bad_shard=quarantine to go on without it"
-        raise ConfigError(path, group, rule, fix) from None
+    with storage.readable(place.labels, place.group, "delete this file and run label again"):
+        labels = storage.whole_row_group(opened(place.labels), place.group)
+    return join_labels(table, labels, place.labels)
 
 
 def label_file(shard: int) -> str:
@@ -146,7 +135,7 @@ class GroupStream:
 
 def read_here(order: Iterable[Place]) -> Iterator[pa.Table]:
     """Row groups read in this process; the files used last stay open."""
-    opened = lru_cache(_OPEN)(_open)
+    opened = lru_cache(_OPEN)(storage.open_parquet)
     for place in order:
         yield _read(place, opened)
 

@@ -80,7 +80,7 @@ class _Growing:
         table = pa.concat_tables(self._held)
         if self._writer is None:
             stream = self._files.enter_context(storage.growing(self._path))
-            self._writer = self._files.enter_context(pq.ParquetWriter(stream, table.schema))
+            self._writer = self._files.enter_context(pq.ParquetWriter(stream, table.schema, write_page_checksum=True))
         self._writer.write_table(table, row_group_size=max(len(table), 1))
         self._held, self._rows = [], 0
 

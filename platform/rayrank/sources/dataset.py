@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class Dataset:
         sizes = {s.file: s.bytes for s in manifest.shards}
         for name, checksum in expected.items():
             file = storage.join(path, name)
-            fix = storage.SHARD_FIX if name in sizes else "run prepare again"
+            fix = storage.SHARD_FIX if name in sizes else storage.TABLE_FIX
             if not storage.exists(file):
                 raise ConfigError(file, None, "the manifest names this file but it is missing", fix)
             if sizes.get(name) and storage.size(file) != sizes[name]:
@@ -85,9 +84,7 @@ class Dataset:
         return storage.read_row_group(storage.join(self.path, self.manifest.shards[shard].file), group, columns)
 
     def _table(self, name: str) -> pa.Table:
-        system, inside = storage.locate(storage.join(self.path, self.manifest.table_file(name)))
-        with system.open_input_file(inside) as file:
-            return pq.ParquetFile(file).read()
+        return storage.read_table(storage.join(self.path, self.manifest.table_file(name)))
 
 
 def catalogue_of(table: pa.Table, schema: DatasetSchema) -> Catalogue:

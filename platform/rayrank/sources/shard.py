@@ -87,9 +87,10 @@ def write_shard(path: str, table: pa.Table, max_events: int, max_sequences: int)
     lengths = pc.list_value_length(table["item"]).to_numpy()
     groups = []
     system, inside = storage.locate(path)
+    how = {"compression": "zstd", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
     with (
         system.open_output_stream(inside, compression=None) as stream,
-        pq.ParquetWriter(stream, table.schema, compression="zstd", use_dictionary=False, write_statistics=False) as out,
+        pq.ParquetWriter(stream, table.schema, **how) as out,
     ):
         for start, end in row_groups(lengths, max_events, max_sequences):
             rows = table.slice(start, end - start)

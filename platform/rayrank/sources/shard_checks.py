@@ -38,13 +38,13 @@ def check_shards(path: str) -> tuple[list[Finding], list[LeftOut]]:
         reason = _fault(path, shard, span)
         if reason is not None:
             bad.append(_left_out(shard, reason))
-            fix = "run prepare again, or validate with on_bad_shard=quarantine to go on without it"
-            found.append(Finding("error", f"dataset.{shard.file}", reason, shard.sequences, 0, shard.sha256, fix))
+            where = f"dataset.{shard.file}"
+            found.append(Finding("error", where, reason, shard.sequences, 0, shard.sha256, storage.SHARD_FIX))
     for name, checksum in manifest.tables.items():
         file = storage.join(path, name)
         if not storage.exists(file) or storage.sha256(file) != checksum:
             rule = "file is missing" if not storage.exists(file) else "checksum is not that of the manifest"
-            found.append(Finding("error", f"dataset.{name}", rule, 1, None, checksum, "run prepare again"))
+            found.append(Finding("error", f"dataset.{name}", rule, 1, None, checksum, storage.TABLE_FIX))
     lost = {b.file for b in bad}
     whole = [s for s in manifest.shards if s.file not in lost]
     return found + _order(path, manifest, whole, span) + _skew(manifest), bad
@@ -96,7 +96,7 @@ def _fault(path: str, shard: ShardInfo, span: dict[int, list[int]]) -> str | Non
                 return f"holds {read.metadata.num_rows} sequences, the manifest says {shard.sequences}"
             for group in range(read.metadata.num_row_groups):
                 _note(read.read_row_group(group, columns=["part", "time"], use_threads=False), span)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         return f"cannot be read as Parquet ({str(error).splitlines()[0]})"
     return None
 

@@ -14,13 +14,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from rayrank.config import ConfigError
 
-SHARD_FIX = "run prepare again, or validate with on_bad_shard=quarantine to go on without it"
+TABLE_FIX = "delete this file if it is there, and run prepare again"
+SHARD_FIX = f"{TABLE_FIX}; or validate with on_bad_shard=quarantine to go on without it"
 _GLOB = "*?["
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -217,14 +219,17 @@ def write_table(path: str, table: pa.Table) -> None:
     """A Parquet table, deterministic in its bytes."""
     system, inside = locate(path)
     with system.open_output_stream(inside, compression=None) as stream:
-        pq.write_table(table, stream, compression="zstd", write_statistics=False)
+        pq.write_table(table, stream, compression="zstd", write_statistics=False, write_page_checksum=True)
 
 
 def read_table(path: str) -> pa.Table:
-    """A whole Parquet table."""
-    system, inside = locate(path)
-    with system.open_input_file(inside) as file:
-        return pq.ParquetFile(file).read()
+    """A whole Parquet table.
+
+    Raises:
+        ConfigError: the file is corrupt or truncated.
+    """
+    with readable(path, None, TABLE_FIX), open_parquet(path) as file:
+        return file.read()
 
 
 def read_row_group(path: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -233,14 +238,52 @@ def read_row_group(path: str, group: int, columns: Sequence[str] | None = None) 
     Raises:
         ConfigError: the file is corrupt or truncated.
     """
-    system, inside = locate(path)
     names = list(columns) if columns is not None else None
+    with readable(path, group, SHARD_FIX), open_parquet(path) as file:
+        return whole_row_group(file, group, names)
+
+
+def whole_row_group(file: pq.ParquetFile, group: int, columns: list[str] | None = None) -> pa.Table:
+    """A row group with as many values as the file's footer tells of.
+
+    Raises:
+        ArrowInvalid: other pages than were written. Checksums do not cover their headers, which hold their lengths.
+    """
+    table, told = file.read_row_group(group, columns=columns, use_threads=False), file.metadata.row_group(group)
+    for number, name in enumerate(file.schema_arrow.names):  # flat and list columns: one leaf each
+        if columns is None or name in columns:
+            _check_length(name, table[name], told.column(number).num_values)
+    return table
+
+
+def _check_length(name: str, column: pa.ChunkedArray, told: int) -> None:
+    """Parquet counts an empty list as a value."""
+    lists = column.chunks if pa.types.is_list(column.type) else []
+    values = sum(len(chunk.values) for chunk in lists) if lists else len(column)
+    if values != told:
+        values += sum(int((np.diff(chunk.offsets.to_numpy()) == 0).sum()) for chunk in lists)
+    if values != told:
+        raise pa.ArrowInvalid(f"column {name} has {values} values, {told} were written")
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """A Parquet file that compares every page it reads with the checksum it was written with."""
+    system, inside = locate(path)
+    return pq.ParquetFile(system.open_input_file(inside), page_checksum_verification=True)
+
+
+@contextmanager
+def readable(path: str, group: int | None, fix: str) -> Iterator[None]:
+    """Around reading a Parquet file.
+
+    Raises:
+        ConfigError: instead of whatever a file makes that is not what was written; names the file and the row group.
+    """
     try:
-        with system.open_input_file(inside) as file:
-            return pq.ParquetFile(file).read_row_group(group, columns=names, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        rule = f"shard must be readable ({str(error).splitlines()[0]})"
-        raise ConfigError(path, group, rule, SHARD_FIX) from None
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        rule = f"file must be readable and as it was written ({(str(error).splitlines() or [''])[0]})"
+        raise ConfigError(path, group, rule, fix) from None
 
 
 def _glob_root(pattern: str) -> str:
