@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +79,13 @@ def test_the_curl_lines_are_answered_without_a_warning(releases: Path) -> None:
 def test_the_python_lines_run(page: str, releases: Path) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
     assert PLACE in block
-    names: dict[str, Any] = {}
-    exec(block.replace(PLACE, repr(str(releases))).replace("ranker.rank(", "ranked = ranker.rank("), names)
-    assert len({item.score for item in names["ranked"]}) == 2, "ids that are in no catalogue share a score"
-    assert all(item.title for item in names["ranked"] if item.item_id)
+    told = "\nimport json; print(json.dumps([(item.item_id, item.title, item.score) for item in ranked]))\n"
+    script = block.replace(PLACE, repr(str(releases))).replace("ranker.rank(", "ranked = ranker.rank(") + told
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    ranked = json.loads(done.stdout.splitlines()[-1])
+    assert len({score for _, _, score in ranked}) == 2, "ids that are in no catalogue share a score"
+    assert all(title for item_id, title, _ in ranked if item_id)
 
 
 def test_the_quickstart_is_on_this_kind_of_data() -> None:
