@@ -24,6 +24,10 @@ class FakeService:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
+    async def ready(self) -> None:
+        if self.error is not None:
+            raise self.error
+
     async def answer(self, request: RankRequest | RecommendRequest, request_id: str) -> RankResponse:  # noqa: ARG002
         if self.error is not None:
             raise self.error
@@ -69,6 +73,11 @@ def test_a_missing_stage_is_503() -> None:
     assert (answer.status_code, answer.json()["error"]) == (503, "user state: no answer within 2000 ms")
 
 
+def test_health_is_503_until_every_stage_has_answered() -> None:
+    answer = send(FakeService(StageError("starting: teacher: no answer within 20000 ms")), "GET", "/v1/health")
+    assert (answer.status_code, answer.json()["error"]) == (503, "starting: teacher: no answer within 20000 ms")
+
+
 def test_too_many_requests_are_told_when_to_come_back() -> None:
     answer = send(FakeService(BusyError(32)), "POST", "/v1/rank", json={"candidates": ["a"]})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
@@ -102,4 +111,6 @@ def test_the_page_and_the_rest() -> None:
     assert send(FakeService(), "GET", "/v1/items?query=dog").json() == [{"item_id": "i", "title": "dog"}]
     assert send(FakeService(), "GET", "/v1/items?limit=0").json()["fields"][0]["field"] == "limit"
     schema = send(FakeService(), "GET", "/openapi.json").json()
+    assert schema["paths"]["/v1/rank"]["post"]["responses"].keys() >= {"411", "413", "422", "429", "503"}
+    assert "503" in schema["paths"]["/v1/health"]["get"]["responses"]
     assert schema["paths"]["/v1/rank"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]

@@ -32,9 +32,15 @@ MAX_BODY = 8 * 2**20
 """Bytes of a request body."""
 
 _log = logging.getLogger(__name__)
-_WRONG: dict[int | str, dict[str, Any]] = {
-    422: {"model": ErrorBody, "description": "the request breaks a rule; `fields` say which"},
+_Answers = dict[int | str, dict[str, Any]]
+_WRONG: _Answers = {422: {"model": ErrorBody, "description": "the request breaks a rule; `fields` say which"}}
+_UNAVAILABLE: _Answers = {503: {"model": ErrorBody, "description": "a stage that nothing replaces gives no answer"}}
+_ASKED: _Answers = {
+    **_WRONG,
+    411: {"model": ErrorBody, "description": "a body without content-length"},
+    413: {"model": ErrorBody, "description": f"a body of more than {MAX_BODY} bytes"},
     429: {"model": ErrorBody, "description": "too many requests at once; `retry-after` says when to try again"},
+    **_UNAVAILABLE,
 }
 
 
@@ -43,6 +49,14 @@ class Service(Protocol):
 
     async def answer(self, request: RankRequest | RecommendRequest, request_id: str) -> RankResponse:
         """Rank or recommend."""
+        ...
+
+    async def ready(self) -> None:
+        """Return when every stage has answered a first request.
+
+        Raises:
+            StageError: one has not yet.
+        """
         ...
 
     async def describe(self) -> ReleaseInfo:
@@ -63,23 +77,24 @@ def build_api(service: Service, page: str | None) -> FastAPI:
 
 
 def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
-    @api.post("/v1/recommend", response_model=RankResponse, responses=_WRONG)
+    @api.post("/v1/recommend", response_model=RankResponse, responses=_ASKED)
     async def recommend(body: RecommendRequest, request: Request) -> Response:
         """The k best items of the catalogue for a user id or an inline history."""
         return _json(await service.answer(body, request.state.request_id))
 
-    @api.post("/v1/rank", response_model=RankResponse, responses=_WRONG)
+    @api.post("/v1/rank", response_model=RankResponse, responses=_ASKED)
     async def rank(body: RankRequest, request: Request) -> Response:
         """The given candidates in the order this user should see them."""
         return _json(await service.answer(body, request.state.request_id))
 
-    @api.get("/v1/health")
+    @api.get("/v1/health", responses=_UNAVAILABLE)
     async def health() -> dict[str, str]:
-        """Whether the service answers, and with which release."""
+        """Whether every stage has answered a first request, and with which release."""
+        await service.ready()
         info = await service.describe()
         return {"status": "ok", "release_id": info.release_id, **{f"{k}_id": v for k, v in info.bundles.items()}}
 
-    @api.get("/v1/release", response_model=ReleaseInfo)
+    @api.get("/v1/release", response_model=ReleaseInfo, responses=_UNAVAILABLE)
     async def release() -> Response:
         """The release: bundles, tasks, fusion weights."""
         return _json(await service.describe())

@@ -20,6 +20,7 @@ from rayrank.on_ray.profile import ProfileName
 APPLICATION = "ranking"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Past any proxy that the environment names: it would look for the service on its own machine."""
+_FIRST = "waiting for the first answer of every stage"
 _MEND = "mend what it names; every replica loads the release's bundles with the code that is installed now"
 
 
@@ -134,6 +135,9 @@ def _wait(http: HttpConfig, progress: Callable[[str], None]) -> None:
             raise ConfigError("releases", state, f"a stage could not start: {_reason(application)}", _MEND)
         if state == "RUNNING" and _answers(http):
             return
+        if state == "RUNNING" and said != _FIRST:
+            progress(_FIRST)
+            said = _FIRST
         waiting = [n for n, d in (application.deployments if application else {}).items() if d.status.name != "HEALTHY"]
         line = f"starting {', '.join(sorted(waiting))}" if waiting else ""
         if line and line != said:
@@ -145,12 +149,10 @@ def _wait(http: HttpConfig, progress: Callable[[str], None]) -> None:
 
 
 def _answers(http: HttpConfig) -> bool:
-    """Whether a first request goes through all stages; it also warms them up."""
-    body, headers = json.dumps({"k": 1}).encode(), {"content-type": "application/json"}
-    request = urllib.request.Request(f"{http.url}/v1/recommend", body, headers)
+    """Whether every stage has answered a first request; asking makes them."""
     try:
-        with _DIRECT.open(request, timeout=min(30.0, http.wait_s)) as answer:
-            return bool(json.load(answer)["items"])
+        with _DIRECT.open(f"{http.url}/v1/health", timeout=min(30.0, http.wait_s)) as answer:
+            return bool(json.load(answer)["status"] == "ok")
     except (OSError, ValueError, KeyError):
         return False
 

@@ -10,6 +10,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ray import serve
@@ -31,6 +32,7 @@ from rayrank.ranking.respond import Named, respond
 from rayrank.ranking.retriever import Retriever
 from rayrank.ranking.scorer import Scorer
 from rayrank.ranking.user import UserStage
+from rayrank.ranking.warm import WarmUp
 from rayrank.schema import RegressionTask
 
 MAX_ONGOING = 8
@@ -148,14 +150,15 @@ class Ingress:
         if handles is None:
             graph = RankingGraph.open(release, self._spec.flow, open_store(release, self._spec.histories))
             self._parts, self._named, self._store = graph.parts, graph.named, graph.store
-            self._driver = Driver(_in_threads(graph, self._now, self._spec.replicas.ongoing), self._spec.budgets)
+            invoke = _in_threads(graph, self._now, self._spec.replicas.ongoing)
         else:
             student = open_bundles(release, ("student",)).first
             items, schema = Items.of(student.items), student.info.data_schema
             check_weights(release.fusion, schema, "fusion")
             self._parts = flow_parts(release, self._spec.flow, schema, items)
             self._named = Named(release.release_id, bundle_ids(release), items, schema)
-            self._driver = Driver(self._through_handles, self._spec.budgets)
+            invoke = self._through_handles
+        self._driver, self._warm_up = Driver(invoke, self._spec.budgets), WarmUp(invoke, self._parts)
         self._info = _describe(self._named, release)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -172,6 +175,22 @@ class Ingress:
         with self._gate:
             ranked, timings = await self._driver.run(rank_flow(request, self._parts), request_id)
         return respond(request, ranked, self._named, request_id, timings)
+
+    async def check_health(self) -> None:
+        """Serve asks this before it sends requests here, and then from time to time.
+
+        A missing stage must not end this replica, which answers without it: the HTTP route tells of it.
+        """
+        with suppress(StageError):
+            await self.ready()
+
+    async def ready(self) -> None:
+        """Return when every stage has answered a first request.
+
+        Raises:
+            StageError: one has not yet.
+        """
+        await self._warm_up.finish()
 
     async def describe(self) -> ReleaseInfo:
         """What is served, with some known users."""
