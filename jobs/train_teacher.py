@@ -1,4 +1,4 @@
-"""Fine-tune the text encoder as a multi-task ranker (Ray Train, DDP)."""
+"""Train a multi-task ranker on a pretrained text encoder, frozen or fine-tuned (Ray Train)."""
 
 from __future__ import annotations
 

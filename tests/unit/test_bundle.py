@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rayrank.bundle import load_bundle, read_info, save_bundle
+from rayrank.bundle.card import model_card
 from rayrank.bundle.golden import worst
 from rayrank.bundle.info import sha256_of
 from rayrank.config import ConfigError
@@ -78,6 +79,19 @@ def test_the_card_tells_what_matters(bundles: Path) -> None:
         "## Limits",
     ):
         assert part in card
+
+
+@pytest.mark.parametrize(("train", "how"), [("frozen", "kept frozen"), ("top", "fine-tuned (top)")])
+def test_the_card_names_the_pretrained_encoder_and_the_part_of_its_metrics(bundles: Path, train: str, how: str) -> None:
+    info = read_info(bundles / "teacher")
+    assert info.encoder is not None
+    pretrained = info.encoder.model_copy(update={"name": "some-encoder", "sha256": "ab" * 32})
+    config = {"encoder": {"kind": "package", "train": train}}
+    card = model_card(info.model_copy(update={"encoder": pretrained, "config": config}), 30)
+    lineage = card.partition("## Lineage")[2]
+    assert f"* pretrained text encoder some-encoder, weights sha256 `{'ab' * 8}`, {how}" in lineage
+    assert "none: trained from data alone" not in lineage
+    assert "Of the valid part" in card.partition("## Metrics")[2].partition("##")[0]
 
 
 def test_loading_leaves_the_callers_random_numbers_alone(bundles: Path) -> None:

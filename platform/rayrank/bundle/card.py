@@ -13,7 +13,7 @@ def model_card(info: BundleInfo, items: int) -> str:
     options = ", ".join(f"{k} {v}" for k, v in split.items() if k != "kind")
     tasks = [f"| {t.name} | {t.kind} |" for t in schema.tasks]
     metrics = [f"| {name} | {value:.4f} |" for name, value in sorted(info.metrics.items())] or ["| (none recorded) | |"]
-    parents = [f"* {p.role} `{p.bundle_id}`" for p in info.parents] or ["* none: trained from data alone"]
+    parents = [f"* {p.role} `{p.bundle_id}`" for p in info.parents] + _pretrained(info)
     encoder = f"{info.encoder.name}, at most {info.encoder.max_tokens} tokens" if info.encoder else "none at run time"
     libraries = ", ".join(f"{k} {v}" for k, v in sorted(info.libraries.items()))
     lines = [
@@ -33,6 +33,8 @@ def model_card(info: BundleInfo, items: int) -> str:
         f"* history: the {info.window} latest events of strictly earlier requests, with the labels given",
         "",
         "## Metrics",
+        "Of the valid part, best epoch; what `evaluate` finds on test is in its evaluation.json.",
+        "",
         "| metric | value |",
         "|---|---|",
         *metrics,
@@ -41,11 +43,21 @@ def model_card(info: BundleInfo, items: int) -> str:
         *_limits(info),
         "",
         "## Lineage",
-        *parents,
+        *(parents or ["* none: trained from data alone"]),
         f"* created {info.created or 'unknown'}, code {info.git_revision or 'unknown'}",
         f"* {libraries}",
     ]
     return "\n".join(lines)
+
+
+def _pretrained(info: BundleInfo) -> list[str]:
+    """The text encoder that the weights started from, and whether training changed it."""
+    if info.encoder is None or info.encoder.name == "tiny":
+        return []
+    trained = (info.config.get("encoder") or {}).get("train", "frozen")
+    how = "kept frozen" if trained == "frozen" else f"fine-tuned ({trained})"
+    weights = f", weights sha256 `{info.encoder.sha256[:16]}`" if info.encoder.sha256 else ""
+    return [f"* pretrained text encoder {info.encoder.name}{weights}, {how}"]
 
 
 def _limits(info: BundleInfo) -> list[str]:

@@ -1,4 +1,4 @@
-"""Fine-tune the text encoder as a multi-task ranker."""
+"""Train a multi-task ranker on top of a pretrained text encoder, frozen or fine-tuned."""
 
 from __future__ import annotations
 

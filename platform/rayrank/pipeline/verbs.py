@@ -27,7 +27,7 @@ VERBS: Mapping[str, Verb] = {
     "init": Verb("Read your files and write a commented dataset YAML.", config_optional=True),
     "validate": Verb("Check a dataset YAML against the files it describes."),
     "prepare": Verb("Write a dataset: user-sequence shards, item and user tables (Ray Data)."),
-    "train_teacher": Verb("Fine-tune the text encoder as a multi-task ranker (Ray Train, DDP)."),
+    "train_teacher": Verb("Train a multi-task ranker on a pretrained text encoder, frozen or fine-tuned (Ray Train)."),
     "label": Verb("Let the teacher label every target once (Ray Data)."),
     "tune": Verb("Search task weights and distillation temperature (Ray Tune)."),
     "distill": Verb("Train the student on labels and cached teacher scores."),
