@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 
 from rayrank import __version__
-from rayrank.entry import DONE, MISTAKE, listing, run
+from rayrank.entry import DONE, MISTAKE, listing, run, unknown_job
 from rayrank.pipeline.verbs import VERBS, bind
 
 
@@ -25,9 +24,7 @@ def _dispatch(argv: list[str]) -> int:
         return DONE
     name = argv[0].replace("-", "_")
     if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "rayrank --help lists the jobs"
-        print(f'error: NAME: got "{argv[0]}"; must be a job; fix: {hint}', file=sys.stderr)
+        print(unknown_job(argv[0]), file=sys.stderr)
         return MISTAKE
     try:
         job = bind(name)

@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 unexpected error, 2 mistake in config or input, 3 refused 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from rayrank.config import Config, ConfigError, load, to_yaml
+from rayrank.config import Config, ConfigError, load, path_fields, to_yaml
 from rayrank.locations import base_folder, resolve_paths
 from rayrank.pipeline.verbs import VERBS, Job, Pipeline
 
@@ -34,6 +35,7 @@ def start(config: type[Config], function: Pipeline) -> None:
 def run(job: Job, argv: Sequence[str], program: str) -> int:
     """Load the config, run the job, print what was made and where; the exit code."""
     options = _arguments(job, program).parse_intermixed_args(_flags_to_overrides(job.config, argv))
+    config: Config | None = None
     try:
         config = resolve_paths(_load(job, options, program), base_folder(os.environ))
         if options.show:
@@ -41,7 +43,7 @@ def run(job: Job, argv: Sequence[str], program: str) -> int:
             return DONE
         result = job.function(config, _progress(time.monotonic()))
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_with_key(error, config)}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on or starts anew", file=sys.stderr)
@@ -56,6 +58,13 @@ def listing() -> str:
     """One line per job."""
     width = max(map(len, VERBS))
     return "\n".join(f"  {name:<{width}}  {verb.line}" for name, verb in VERBS.items())
+
+
+def unknown_job(name: str, prefix: str = "") -> str:
+    """The error line for a job that there is not; ``prefix`` is what goes before a job's name in a command."""
+    near = difflib.get_close_matches(name.replace("-", "_"), VERBS, n=1)
+    hint = f"did you mean '{prefix}{near[0]}'?" if near else f"one of: {', '.join(VERBS)}"
+    return f'error: NAME: got "{name}"; must be a job; fix: {hint}'
 
 
 def describe(result: object) -> list[str]:
@@ -104,6 +113,16 @@ def _load(job: Job, options: argparse.Namespace, program: str) -> Config:
     if not files and not VERBS[job.name].config_optional:
         raise ConfigError("CONFIG.yaml", None, "this job needs a config file", f"{program} CONFIG.yaml [a.b=c …]")
     return load(job.config, files[0] if files else None, overrides)
+
+
+def _with_key(error: ConfigError, config: Config | None) -> ConfigError:
+    """The error with the key of the config whose folder or file it is about; pipelines know the path alone."""
+    for key, place in (path_fields(config) if config is not None else {}).items():
+        if error.path == place:
+            return ConfigError(key, place if error.value is None else error.value, error.rule, error.fix)
+        if error.path.startswith(f"{place.rstrip('/')}/"):
+            return ConfigError(f"{key}: {error.path}", error.value, error.rule, error.fix)
+    return error
 
 
 def _progress(began: float) -> Callable[[str], None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from jobs.__main__ import main as jobs_main
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.entry import describe, listing, run
 from rayrank.locations import SUBMITTED_JOB, base_folder, is_absolute, resolve, resolve_paths
@@ -37,6 +38,10 @@ def echo(config: EchoConfig, progress: Callable[[str], None]) -> EchoResult:
     progress("echoing")
     if config.fail == "user":
         raise ConfigError("data.folder", "x", "must exist", "make it")
+    if config.fail == "missing":
+        raise ConfigError(config.out, None, "holds nothing", "make it")
+    if config.fail == "within":
+        raise ConfigError(f"{config.out}/a.json", None, "must be JSON", "mend it")
     if config.fail == "crash":
         raise RuntimeError("first line\nsecond line")
     return EchoResult(config.words + 10 * config.loud, config.out, refused=config.fail == "gate")
@@ -74,6 +79,8 @@ def test_show_prints_the_resolved_config_and_runs_nothing(call, capsys, tmp_path
         (["a.yaml", "b.yaml"], 2, "one config file at most"),
         (["wrods=1"], 2, "did you mean 'words'?"),
         (["fail=user"], 2, 'error: data.folder: got "x"; must exist; fix: make it'),
+        (["fail=missing", "out=/nowhere"], 2, 'error: out: got "/nowhere"; holds nothing; fix: make it'),
+        (["fail=within", "out=/nowhere"], 2, "error: out: /nowhere/a.json: got null; must be JSON; fix: mend it"),
         (["fail=gate"], 3, ""),
         (["fail=crash"], 1, "error: unexpected RuntimeError: first line; stack trace: "),
     ],
@@ -167,6 +174,22 @@ def test_describe_prefers_the_summary() -> None:
     assert describe(Result()) == ["made: this"]
     assert describe(None) == []
     assert describe("done") == ["done"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("nothing-like-it", "one of: init, validate"),
+        ("train-techer", "did you mean 'python -m jobs.train_teacher'?"),
+        ("prepare", "did you mean 'python -m jobs.prepare'?"),
+    ],
+)
+def test_a_job_that_there_is_not_is_a_mistake(name: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert jobs_main([name]) == 2
+    err = capsys.readouterr().err
+    assert f'got "{name}"' in err
+    assert hint in err
+    assert jobs_main(["--help"]) == jobs_main([]) == 0
 
 
 def test_listing_has_a_line_for_every_job() -> None:

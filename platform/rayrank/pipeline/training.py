@@ -15,6 +15,7 @@ from pydantic import Field
 
 from rayrank.bundle import local_folder
 from rayrank.config import ConfigError, DataPath
+from rayrank.learning.choice import chosen
 from rayrank.on_ray.checkpoint import run_key
 from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
 from rayrank.on_ray.fit import Fitted
@@ -23,6 +24,7 @@ from rayrank.on_ray.label import read_label_key
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.train import Workers, run_distributed, run_in_process
 from rayrank.sources import storage
+from rayrank.sources.manifest import read_manifest
 from rayrank.tracking import MlflowTracking, NullRun, NullTracker, TrackingConfig, check_tracking, open_tracker
 
 _CURVE_POINTS = 60
@@ -76,6 +78,7 @@ def train_bundle(config: TrainingConfig, role: str, progress: Callable[[str], No
     check_tracking(config.tracking)
     local_folder(config.output)  # refused now, not after the training
     task = FitTask(**{name: getattr(config, name) for name in FitTask.model_fields})
+    chosen(config.learning.choose, read_manifest(config.dataset).dataset_schema)  # told now, not by a worker
     _check_labels(config)
     key = run_key(task)
     known = None if config.again else _known(config.output, key)

@@ -79,6 +79,7 @@ def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
     manifest = read_manifest(config.distill.dataset)
     base = with_weights(config.distill, manifest.dataset_schema)
     space = space_of(config, manifest.dataset_schema)
+    chosen(base.learning.choose, manifest.dataset_schema, "distill.learning.choose")
     origin = config.space or "samplers"
     check_space(space, base, origin)
     _check_tasks(space, manifest.dataset_schema, origin)

@@ -91,6 +91,13 @@ def test_mistakes_are_told_as_such(world, tmp_path: Path, changes: dict, expecte
     assert not (tmp_path / "teacher").exists()
 
 
+def test_a_choice_by_a_task_that_is_not_there_starts_no_ray(world, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("rayrank.pipeline.training.ensure_cluster", lambda _: pytest.fail("Ray was started"))
+    changes = {"learning.choose": "nope/auc", "workers.count": 2}
+    with pytest.raises(ConfigError, match=r"learning\.choose.*no task 'nope'"):
+        train_teacher(replace(_config(world, tmp_path), changes), lambda _: None)
+
+
 def test_the_config_survives_its_own_yaml(world, tmp_path: Path) -> None:
     config = _config(world, tmp_path)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
