@@ -1,8 +1,9 @@
 """Peak memory of every job at growing numbers of rows: PSS summed over all processes of the job, Ray's included.
 
-The same users and items throughout, so that the tables of ids are equal and only the log grows; object store capped at
-512 MB. Every job is a process of its own, started as a user would, and sampled twice a second. The claim is the peak
-at the largest size over that at the smallest, the worst job's.
+Users grow with the rows and their histories are equally long, longer than the window of what a model sees: with a
+fixed number of users sequences would grow too, and with them every tensor of a step. Object store capped at 512 MB.
+Every job is a process of its own, started as a user would, and sampled twice a second. The claim is the peak at the
+largest size over that at the smallest, the worst job's.
 
     python -m benchmarks.memory [--rows 500000,2000000,10000000] [--jobs prepare,train_teacher,label,distill,evaluate]
     python -m benchmarks.memory --quick      200,000 and 800,000 rows, prepare and train_teacher; nothing is kept
@@ -27,21 +28,22 @@ import psutil
 from benchmarks import results
 from benchmarks.results import ROOT, Row, Table
 
-NAME, VERSION = "memory", 1
+NAME, VERSION = "memory", 2
 JOBS = ("prepare", "train_teacher", "label", "distill", "promote", "score", "evaluate")
 NEEDS = {
     "train_teacher": "prepare", "label": "train_teacher", "distill": "label", "promote": "distill",
     "score": "promote", "evaluate": "distill",
 }  # fmt: skip
 """The job whose output each job reads."""
-USERS, ITEMS = 20_000, 5_000
+EVENTS, ITEMS = 500, 5_000
+"""Events of a user, and items."""
 GATES = ("gain_auc", "gain_gauc", "lift", "calibration", "latency")
 LIMIT_S = 3600.0
 TABLE = Table(
     title="Peak memory by number of rows",
     command="python -m benchmarks.memory",
     note=(
-        f"Synthetic log of {USERS:,} users and {ITEMS:,} items, so that only the log grows. "
+        f"Synthetic log, {EVENTS} events a user, {ITEMS:,} items: histories are equally long at every size. "
         "Peak of the PSS over all processes of the job, sampled twice a second, MB; object store capped at 512 MB."
     ),
     labels=("job", "rows"),
@@ -53,7 +55,7 @@ def configs(folder: Path, rows: int) -> dict[str, dict[str, Any]]:
     """What every job is told, by job."""
     dataset, teacher = str(folder / "dataset"), str(folder / "teacher")
     cluster, tracking = {"object_store_mb": 512}, {"kind": "none"}
-    source = {"kind": "synthetic", "num_rows": rows, "num_users": USERS, "num_items": ITEMS}
+    source = {"kind": "synthetic", "num_rows": rows, "num_users": rows // EVENTS, "num_items": ITEMS}
     small = {"width": 16, "id_width": 8, "taste_width": 4, "inputs": {"text": False}}
     student, releases, labels = str(folder / "student"), str(folder / "releases"), str(folder / "labels")
     both = {"dataset": dataset, "teacher": teacher, "student": student, "tracking": tracking}
