@@ -8,9 +8,9 @@ the first missing shard. Knows bundles and shards; knows nothing about students.
 from __future__ import annotations
 
 import json
-import posixpath
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,19 +231,16 @@ def _write(folder: str, order: Sequence[Group], tables: Iterable[pa.Table]) -> I
     """Write tables as row groups; yields (shard, sequences) whenever a shard's file is whole."""
     tables = iter(tables)
     for shard in dict.fromkeys(group.shard for group in order):
-        system, inside = storage.locate(storage.join(folder, label_file(shard)))
-        system.create_dir(posixpath.dirname(inside), recursive=True)
-        temporary, rows = f"{inside}.tmp", 0
-        with system.open_output_stream(temporary, compression=None) as sink:
+        count, rows = sum(group.shard == shard for group in order), 0
+        with storage.growing(storage.join(folder, label_file(shard))) as sink, ExitStack() as files:
             writer: pq.ParquetWriter | None = None
-            for _ in range(sum(group.shard == shard for group in order)):
+            for _ in range(count):
                 table = next(tables)
-                writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True)
+                if writer is None:
+                    made = pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True)
+                    writer = files.enter_context(made)
                 writer.write_table(table, row_group_size=max(1, len(table)))
                 rows += len(table)
-            if writer is not None:
-                writer.close()
-        system.move(temporary, inside)
         yield shard, rows
 
 

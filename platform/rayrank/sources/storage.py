@@ -10,6 +10,7 @@ import fnmatch
 import hashlib
 import json
 import posixpath
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -24,6 +25,8 @@ from rayrank.config import ConfigError
 TABLE_FIX = "delete this file if it is there, and run prepare again"
 SHARD_FIX = f"{TABLE_FIX}; or validate with on_bad_shard=quarantine to go on without it"
 _GLOB = "*?["
+_RENAMES = ("local", "hdfs")
+"""Filesystems, by pyarrow's type name, that rename a file in one step."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 
@@ -136,18 +139,30 @@ def write_bytes(path: str, data: bytes) -> None:
 
 @contextmanager
 def growing(path: str) -> Iterator[pa.NativeFile]:
-    """A file written under a temporary name, then renamed: readers see the old one or the new one, never half."""
+    """A file that takes its content bit by bit; readers see the old one or the new one, never half, whatever fails.
+
+    Where a rename is one step, the file is renamed when it is whole. An object store shows an upload when it is
+    complete, but pyarrow cannot call one off: it completes an upload that an exception closes. So there the content
+    waits on this machine until it is whole, and the one upload goes to the final name.
+    """
     system, inside = locate(path)
     make_folder(posixpath.dirname(path))
+    if system.type_name not in _RENAMES:
+        with tempfile.TemporaryDirectory(prefix="rayrank-") as folder:
+            whole = join(folder, "upload")
+            with pa.OSFile(whole, "wb") as stream:
+                yield stream
+            fs.copy_files(whole, inside, fs.LocalFileSystem(), system)
+        return
     temporary = f"{inside}.tmp"
     try:
         with system.open_output_stream(temporary, compression=None) as stream:
             yield stream
+        system.move(temporary, inside)
     except BaseException:
         with suppress(OSError):
             system.delete_file(temporary)  # it may be what fills the disk
         raise
-    system.move(temporary, inside)
 
 
 def write_json(path: str, value: Any) -> None:
