@@ -89,7 +89,8 @@ def test_the_job_serves_until_it_is_interrupted(
             time.sleep(0.5)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/health", timeout=30) as answer:
             assert answer.status == 200
-        asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/recommend", b'{"k": 3}')
+        json_body = {"content-type": "application/json"}
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/recommend", b'{"k": 3}', json_body)
         with urllib.request.urlopen(asked, timeout=30) as answer:
             assert json.load(answer)["degraded"] is None, "the first request pays for nothing that a start should"
         broken = urllib.request.Request(f"http://127.0.0.1:{port}/v1/rank", b"{}")
