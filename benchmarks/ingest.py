@@ -7,13 +7,14 @@ Before anything is timed, one pass of the DataLoader and two of ours through the
 compared batch by batch, by checksum of every tensor.
 
     python -m benchmarks.ingest [--rows 2000000] [--rounds 5] [--through direct|ray]
-    python -m benchmarks.ingest --quick      200,000 rows, 3 rounds
+    python -m benchmarks.ingest --quick      200,000 rows, 3 rounds; nothing is kept
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from benchmarks import results
+from benchmarks.results import Row, Table
 from rayrank.batch import SequenceBatch
 from rayrank.config import parse
 from rayrank.learning.plan import micro_batches, plan
@@ -38,8 +40,22 @@ from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.spec import BuildSpec
 
+NAME, VERSION = "ingest", 1
 SPEC = LearningSpec()
 CACHE_MB = 4096
+ARMS = ("pyarrow", "cold", "warm", "dataloader")
+TABLE = Table(
+    title="Reading training batches",
+    command="python -m benchmarks.ingest [--through direct]",
+    note=(
+        "Events per second of one reader: raw pyarrow (row groups read, no batches made), the training iterator in its "
+        "first epoch (cold) and its second (warm), and a DataLoader with two workers that gives the same batches. Arms "
+        "in turn, medians over rounds; ratios are taken within a round, with their lowest and highest. Load: average "
+        "over the last minute when the last round ended."
+    ),
+    labels=("through", "rows", "arm"),
+    columns=("events/s", "to pyarrow", "lowest", "highest", "to DataLoader", "load"),
+)
 
 
 def raw(dataset: str) -> int:
@@ -136,7 +152,7 @@ def run(dataset: str, rounds: int, through: str) -> dict[str, Any]:
     """Rates by arm, and the claims."""
     shards = Shards(dataset)
     compare(dataset, through)
-    rates: dict[str, list[float]] = {name: [] for name in ("pyarrow", "cold", "warm", "dataloader")}
+    rates: dict[str, list[float]] = {name: [] for name in ARMS}
     for number in range(rounds):
         _say(f"round {number + 1} of {rounds}")
         feed = Feed(GroupStream(shards, StreamSpec(through=through, cache_mb=CACHE_MB)), SPEC, (0, 1))
@@ -155,6 +171,18 @@ def run(dataset: str, rounds: int, through: str) -> dict[str, Any]:
     claims: dict[str, Any] = {name: round(median(found), 3) for name, found in ratios.items()}
     claims |= {f"{name}_range": [round(min(found), 3), round(max(found), 3)] for name, found in ratios.items()}
     return {**claims, "events_per_s": {name: round(rate) for name, rate in middle.items()}}
+
+
+def rows_of(claims: dict[str, Any], rows: int, through: str) -> list[Row]:
+    """Rows of the results table."""
+    found, load = [], os.getloadavg()[0]
+    for arm, rate in claims["events_per_s"].items():
+        low, high = claims.get(f"{arm}_vs_pyarrow_range", (None, None))
+        values = {"events/s": rate, "to pyarrow": claims.get(f"{arm}_vs_pyarrow"), "lowest": low, "highest": high,
+                  "to DataLoader": claims["vs_dataloader"] if arm == "cold" else None, "load": load}  # fmt: skip
+        key = results.key_of(NAME, VERSION, through, rows, arm)
+        found.append(Row(key=key, table=NAME, arm=(through, f"{rows:,}", arm), values=values, **results.stamp()))
+    return found
 
 
 def made(folder: Path, rows: int) -> str:
@@ -188,7 +216,10 @@ def main() -> None:
                 claims = run(dataset, rounds, "ray")
         else:
             claims = run(dataset, rounds, "direct")
-    results.last_line({"benchmark": "ingest", **claims, "rows": rows, "through": options.through})
+    if not options.quick:
+        results.record(NAME, TABLE, rows_of(claims, rows, options.through))
+        results.MARKDOWN.write_text(results.render(results.load()), encoding="utf-8")
+    results.last_line({"benchmark": NAME, **claims, "rows": rows, "through": options.through})
 
 
 if __name__ == "__main__":

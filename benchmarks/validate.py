@@ -5,7 +5,7 @@ Two arms on the same rows, in turn, twice: a CSV file (parsed as text) and a Par
 time, request, two labels, a category and a number; beside them an items and a users table. The claim is the slower arm.
 
     python -m benchmarks.validate [--rows 1000000]
-    python -m benchmarks.validate --quick      200,000 rows
+    python -m benchmarks.validate --quick      200,000 rows; nothing is kept
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from benchmarks import results
+from benchmarks.results import Row, Table
 from rayrank.config import parse
 from rayrank.pipeline.validate import ValidateConfig, validate
 
@@ -40,6 +42,14 @@ split: {kind: time}
 """
 USER_SHARE, NUM_ITEMS = 0.05, 20_000
 FORMATS, REPEATS = ("csv", "parquet"), 2
+NAME, VERSION = "validate", 1
+TABLE = Table(
+    title="Checking a dataset before training",
+    command="python -m benchmarks.validate",
+    note="All checks of `validate` on one core; the faster of two runs. Load: average over the last minute at the end.",
+    labels=("format", "rows"),
+    columns=("seconds per million rows", "processor seconds per million rows", "load"),
+)
 
 
 def tables(rows: int) -> dict[str, pa.Table]:
@@ -95,13 +105,25 @@ def measure(folder: Path, rows: int, suffix: str) -> tuple[float, float]:
     return seconds, busy
 
 
+def rows_of(million: dict[str, list[float]], rows: int) -> list[Row]:
+    """Rows of the results table."""
+    load = os.getloadavg()[0]
+    return [
+        Row(
+            key=results.key_of(NAME, VERSION, suffix, rows), table=NAME, arm=(suffix, f"{rows:,}"),
+            values=dict(zip(TABLE.columns, (*seconds, load), strict=True)), **results.stamp(),
+        )
+        for suffix, seconds in million.items()
+    ]  # fmt: skip
+
+
 def main(argv: list[str]) -> None:
     """Print one JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(argv)
-    rows = 200_000 if options.quick else options.rows
+    rows = min(options.rows, 200_000) if options.quick else options.rows
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, whatever threads pyarrow starts
     pa.set_cpu_count(1)
@@ -114,6 +136,9 @@ def main(argv: list[str]) -> None:
             found = measure(Path(folder), rows, suffix)
             best[suffix] = min(best.get(suffix, found), found)
     million = {suffix: [round(s * 1e6 / rows, 3) for s in both] for suffix, both in best.items()}
+    if not options.quick:
+        results.record(NAME, TABLE, rows_of(million, rows))
+        results.MARKDOWN.write_text(results.render(results.load()), encoding="utf-8")
     line = {"seconds_per_million_rows": max(wall for wall, _ in million.values())}
     line["cpu_seconds_per_million_rows"] = max(busy for _, busy in million.values())
     print(json.dumps({**line, "by_format": million, "rows": rows, "cores": 1}))

@@ -50,3 +50,13 @@ def test_the_reading_that_is_timed_is_the_one_compared(dataset: str, monkeypatch
     with pytest.raises(RuntimeError, match="enough"):
         ingest.run(dataset, 1, "ray")
     assert asked == ["ray"]
+
+
+def test_rows_of_the_table_hold_the_claims(dataset: str) -> None:
+    claims = ingest.run(dataset, 2, "direct")
+    rows = {row.arm[-1]: row.values for row in ingest.rows_of(claims, 10_000, "direct")}
+    assert list(rows) == list(ingest.ARMS)
+    assert all(set(values) == set(ingest.TABLE.columns) for values in rows.values())
+    assert rows["cold"]["to pyarrow"] == claims["cold_vs_pyarrow"]
+    assert rows["cold"]["lowest"] <= rows["cold"]["to pyarrow"] <= rows["cold"]["highest"]
+    assert rows["cold"]["to DataLoader"] == claims["vs_dataloader"]
