@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from rayrank.config import load
+from rayrank.pipeline.distill import DistillConfig
+
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"prepare", "train teacher", "label", "tune", "distill", "evaluate", "promote"}
@@ -66,6 +69,14 @@ def test_the_models_beat_the_baselines_and_stay_below_the_oracle(summary: dict) 
     assert max(reached) < summary["oracle_auc"]["like"] + 0.01, "nothing can be better than the truth"
 
 
+def test_the_summary_says_when_and_where(summary: dict) -> None:
+    assert summary["date"].startswith("20")
+    assert summary["cpu"]
+    assert summary["cores"] == os.cpu_count()
+    assert summary["load"] >= 0
+    assert "revision" in summary
+
+
 def test_the_served_graph_answered_and_refused_malformed_requests(summary: dict) -> None:
     assert all(times["p50"] > 0 for times in summary["latency_ms"].values())
     assert set(summary["refused"].values()) == {422}
@@ -87,6 +98,16 @@ def test_lineage_leads_from_the_student_to_trial_sweep_and_teacher(output: Path)
     assert promoted.data.tags["student_run"] == student.info.run_id
     version = client.get_model_version_by_alias("rayrank", "champion")
     assert version.run_id == promoted.info.run_id
+
+
+def test_the_written_distill_config_is_what_trained_the_student(output: Path, summary: dict) -> None:
+    written = (output / "jobs" / "distill.yaml").read_text()
+    trained = json.loads((output / "student" / "bundle.json").read_text())["config"]
+    assert (
+        load(DistillConfig, output / "jobs" / "distill.yaml").objective.model_dump(mode="json") == trained["objective"]
+    )
+    assert summary["tuned"]
+    assert all(name.rsplit(".", 1)[-1] in written for name in summary["tuned"])
 
 
 def test_the_report_is_one_self_contained_page(output: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -40,6 +39,7 @@ from rayrank.bundle.info import (
     sha256_of,
 )
 from rayrank.bundle.past import write_past
+from rayrank.bundle.revision import code_revision
 from rayrank.config import ConfigError
 from rayrank.features.derived import ItemPast
 from rayrank.features.state import FeatureState
@@ -149,7 +149,7 @@ def _info(model: Ranker, parts: BundleParts) -> BundleInfo:
         config=dict(parts.config),
         parameters=sum(p.numel() for p in model.parameters()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        git_revision=_revision(),
+        git_revision=code_revision(),
         libraries={name: found for name in _LIBRARIES if (found := _version(name))},
     )
 
@@ -177,16 +177,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _revision() -> str | None:
-    """Revision of this checkout; None for an installed wheel, also inside somebody else's repository."""
-    package = Path(__file__).resolve().parents[1]
-    command = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    lines = done.stdout.splitlines()
-    ours = done.returncode == 0 and len(lines) == 2 and Path(lines[0]).resolve() / "platform" / "rayrank" == package
-    return lines[1] if ours else None

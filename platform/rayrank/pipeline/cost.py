@@ -15,6 +15,7 @@ import torch
 
 from rayrank.batch import SequenceBatch
 from rayrank.bundle import Bundle
+from rayrank.pipeline.percentile import percentile
 from rayrank.ranking.context import ColdItems, UserContext
 from rayrank.ranking.scorer import Scorer
 from rayrank.ranking.store import History
@@ -39,7 +40,7 @@ class Cost:
 
     def quantile_ms(self, share: float) -> float:
         """Milliseconds that this share of requests stays within."""
-        return 1000.0 * float(np.quantile(self.seconds, share))
+        return 1000.0 * percentile(self.seconds, share)
 
 
 def measure_cost(bundle: Bundle, dataset: Dataset, candidates: int = 500, requests: int = 40) -> Cost:

@@ -62,9 +62,13 @@ class EvaluateResult:
 
     def summary(self) -> list[str]:
         """The table, where the files are, and the verdict."""
+        return [*self.table_lines(), f"results: {self.output}", self.verdict]
+
+    def table_lines(self) -> list[str]:
+        """What the table is about, and the table."""
         found = self.comparison
-        head = f"{found.schema.name}, {found.part}, order judged on '{found.task}'"
-        return [head, *tabulate.as_text(self.columns, list(self.rows)), f"results: {self.output}", self.verdict]
+        head = f"{found.schema.name}, {found.part}; AUC, GAUC, LogLoss, NE and NDCG@10 are of '{found.task}'"
+        return [head, *tabulate.as_text(self.columns, list(self.rows))]
 
     @property
     def metrics(self) -> dict[str, float]:

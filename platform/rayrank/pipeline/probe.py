@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from rayrank.pipeline.percentile import percentile
 
 TIMEOUT_S = 30.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -25,13 +26,8 @@ class Probe:
     refused: dict[str, int]  # malformed request -> HTTP status
 
     def percentile(self, kind: str, share: float) -> float:
-        """Response time that ``share`` of the requests of one kind do not exceed, milliseconds."""
-        ordered = sorted(self.latency_ms[kind])
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-    def median(self, kind: str) -> float:
-        """Median response time of one kind, milliseconds."""
-        return statistics.median(self.latency_ms[kind])
+        """Response time that ``share`` of the requests of one kind stay within, milliseconds."""
+        return percentile(self.latency_ms[kind], share)
 
 
 def ask(url: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from rayrank.pipeline.label import label
 from rayrank.pipeline.prepare import prepare
 from rayrank.pipeline.probe import probe
 from rayrank.pipeline.promote import promote
-from rayrank.pipeline.quickstart_plan import Plan, QuickstartConfig, plan, write_plan
+from rayrank.pipeline.quickstart_plan import Plan, QuickstartConfig, plan, write_job, write_plan
 from rayrank.pipeline.quickstart_report import Made, write_summary
 from rayrank.pipeline.score import score
 from rayrank.pipeline.serve import serving
@@ -63,7 +63,7 @@ def quickstart(config: QuickstartConfig, progress: Progress) -> QuickstartResult
         with _step(made, "start Ray", progress):
             stack.enter_context(launch_profile(config.http.profile, config.cluster.address, progress))
             stack.enter_context(ensure_cluster(config.cluster))
-        _train(jobs, made, progress)
+        _train(config.output, jobs, made, progress)
         _judge(jobs, made, progress)
         if made.promote is not None and made.promote.promoted:
             _serve(config, jobs, made, progress)
@@ -72,7 +72,7 @@ def quickstart(config: QuickstartConfig, progress: Progress) -> QuickstartResult
     return QuickstartResult(lines, bool(made.promote and made.promote.promoted), seconds)
 
 
-def _train(jobs: Plan, made: Made, progress: Progress) -> None:
+def _train(output: str, jobs: Plan, made: Made, progress: Progress) -> None:
     with _step(made, "prepare", progress):
         made.prepare = prepare(jobs.prepare, progress)
     with _step(made, "train teacher", progress):
@@ -82,8 +82,9 @@ def _train(jobs: Plan, made: Made, progress: Progress) -> None:
     with _step(made, "tune", progress):
         made.tune = tune(jobs.tune, progress)
     with _step(made, "distill", progress):
-        winner = {**made.tune.best, "parent_run": made.tune.winner_run}
-        made.student = distill(replace(jobs.distill, winner), progress)
+        winner = replace(jobs.distill, {**made.tune.best, "parent_run": made.tune.winner_run})
+        write_job(output, "distill", winner)  # over the one that the trials started from
+        made.student = distill(winner, progress)
 
 
 def _judge(jobs: Plan, made: Made, progress: Progress) -> None:

@@ -138,8 +138,13 @@ def _shorter(distilling: DistillConfig, epochs: int) -> DistillConfig:
 def write_plan(output: str, jobs: Plan) -> None:
     """``<output>/jobs/NAME.yaml`` for every job, so that each can be run again by itself."""
     for each in fields(jobs):
-        text = f"# rayrank {each.name} {each.name}.yaml\n{to_yaml(getattr(jobs, each.name))}"
-        storage.write_bytes(storage.join(output, "jobs", f"{each.name}.yaml"), text.encode())
+        write_job(output, each.name, getattr(jobs, each.name))
+
+
+def write_job(output: str, name: str, config: Config) -> None:
+    """``<output>/jobs/NAME.yaml``."""
+    text = f"# rayrank {name} {name}.yaml\n{to_yaml(config)}"
+    storage.write_bytes(storage.join(output, "jobs", f"{name}.yaml"), text.encode())
 
 
 def _source(config: QuickstartConfig) -> SourceConfig:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rayrank.pipeline import tabulate
 from rayrank.pipeline.evaluate import EvaluateResult, report
 from rayrank.pipeline.label import LabelResult
 from rayrank.pipeline.prepare import PrepareResult
@@ -13,12 +12,17 @@ from rayrank.pipeline.probe import Probe
 from rayrank.pipeline.promote import PromoteResult
 from rayrank.pipeline.report import render
 from rayrank.pipeline.score import ScoreResult
+from rayrank.pipeline.surroundings import Surroundings
 from rayrank.pipeline.training import TrainingResult
 from rayrank.pipeline.tune import TuneResult
 from rayrank.sources import storage
 
 _POINTS = 120
 """Points of a loss curve that the page draws."""
+_LOSSES_NOTE = (
+    "The student's losses are sums over the logged labels and the teacher's soft ones, at unseen items too: "
+    "compare their course with the teacher's, not their height."
+)
 
 
 @dataclass
@@ -39,9 +43,9 @@ class Made:
 
 def write_summary(output: str, made: Made, seconds: float) -> list[str]:
     """Write summary.json and report.html below ``output``; returns the lines for the terminal."""
-    summary = summarise(made, seconds)
-    storage.write_json(storage.join(output, "summary.json"), summary)
-    storage.write_bytes(storage.join(output, "report.html"), _page(made, seconds).encode())
+    where = Surroundings.now()
+    storage.write_json(storage.join(output, "summary.json"), {**asdict(where), **summarise(made, seconds)})
+    storage.write_bytes(storage.join(output, "report.html"), _page(made, seconds, where).encode())
     return _lines(output, made, seconds)
 
 
@@ -66,7 +70,10 @@ def summarise(made: Made, seconds: float) -> dict[str, Any]:
         found["tuned"] = made.tune.best
     if made.probe is not None:
         found["latency_ms"] = {
-            kind: {"p50": round(made.probe.median(kind), 2), "p95": round(made.probe.percentile(kind, 0.95), 2)}
+            kind: {
+                "p50": round(made.probe.percentile(kind, 0.5), 2),
+                "p95": round(made.probe.percentile(kind, 0.95), 2),
+            }
             for kind in made.probe.latency_ms
         }
         found["refused"] = made.probe.refused
@@ -75,26 +82,31 @@ def summarise(made: Made, seconds: float) -> dict[str, Any]:
     return found
 
 
-def _page(made: Made, seconds: float) -> str:
+def _page(made: Made, seconds: float, where: Surroundings) -> str:
+    assert made.prepare is not None
     assert made.evaluate is not None
     assert made.promote is not None
-    facts = {"seconds for the whole path": f"{seconds:.0f}"}
+    facts, task = {"seconds for the whole path": f"{seconds:.0f}"}, made.evaluate.comparison.task
+    if task in made.prepare.manifest.oracle:
+        facts[f"best possible AUC of {task} (oracle)"] = f"{made.prepare.manifest.oracle[task]:.4f}"
     if made.student is not None and made.teacher is not None:
         facts["parameters, teacher → student"] = (
             f"{_million(made.teacher.parameters)} → {_million(made.student.parameters)}"
         )
     if made.probe is not None:
         kind = next(iter(made.probe.latency_ms))
-        facts[f"ms, median: {kind}"] = f"{made.probe.median(kind):.1f}"
+        facts[f"ms, median: {kind}"] = f"{made.probe.percentile(kind, 0.5):.1f}"
     more: dict[str, Any] = {
         "title": "rayrank quickstart",
         "facts": facts,
         "losses": {
             name: _losses(run.curve) for name, run in (("teacher", made.teacher), ("student", made.student)) if run
         },
+        "losses_note": _LOSSES_NOTE,
         "latency_ms": made.probe.latency_ms if made.probe else {},
         "steps_s": made.seconds,
         "gates": tuple(gate.line() for gate in made.promote.gates),
+        "notes": (where.line(),),
     }
     return render(report(made.evaluate.comparison, made.evaluate.verdict, **more))
 
@@ -113,16 +125,15 @@ def _losses(curve: list[dict[str, float]]) -> dict[str, tuple[tuple[float, float
 def _lines(output: str, made: Made, seconds: float) -> list[str]:
     assert made.evaluate is not None
     assert made.promote is not None
-    lines = ["", *tabulate.as_text(made.evaluate.columns, list(made.evaluate.rows)), ""]
+    lines = ["", *made.evaluate.table_lines(), ""]
     if made.prepare is not None and made.prepare.manifest.oracle:
         known = ", ".join(f"{task} {auc:.4f}" for task, auc in made.prepare.manifest.oracle.items())
         lines.append(f"best possible AUC on this data (the oracle): {known}")
     lines += made.promote.summary()
     if made.probe is not None:
-        lines += [
-            f"HTTP: {kind}: median {made.probe.median(kind):.1f} ms, p95 {made.probe.percentile(kind, 0.95):.1f} ms"
-            for kind in made.probe.latency_ms
-        ]
+        for kind in made.probe.latency_ms:
+            median, p95 = (made.probe.percentile(kind, share) for share in (0.5, 0.95))
+            lines.append(f"HTTP: {kind}: median {median:.1f} ms, p95 {p95:.1f} ms")
     lines += made.score.summary() if made.score else []
     lines.append("  ".join(f"{name} {value:.0f} s" for name, value in made.seconds.items()))
     lines.append(made.evaluate.verdict)

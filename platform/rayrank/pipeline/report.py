@@ -57,6 +57,7 @@ class Report(Config):
     losses: dict[str, dict[str, tuple[tuple[float, float], ...]]] = Field(
         {}, description="run -> task -> (step, loss) points"
     )
+    losses_note: str = Field("", description="how to read the losses")
     calibration: dict[str, CurveData] = Field({}, description="model -> reliability bins of the first binary task")
     spots: tuple[SpotData, ...] = Field((), description="models by quality and cost")
     floors: dict[str, float] = Field({}, description="baseline -> AUC, drawn as lines")
@@ -101,13 +102,14 @@ def _figures(report: Report) -> Iterable[str]:
     if pair:
         yield f'<div class="grid">{"".join(pair)}</div>'
     if any(report.losses.values()):
-        yield _figure("Loss by task", charts.losses(report.losses, palette), "training loss by task over steps")
+        figure = charts.losses(report.losses, palette)
+        yield _figure("Loss by task", figure, "training loss by task over steps", report.losses_note)
     if report.steps_s:
         yield _figure("Where the time went", charts.timeline(report.steps_s, palette), "seconds of each step")
 
 
-def _figure(title: str, figure: charts.Figure, label: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{charts.to_svg(figure, label)}</section>"
+def _figure(title: str, figure: charts.Figure, label: str, note: str = "") -> str:
+    return f"<section><h2>{_text(title)}</h2>{charts.to_svg(figure, label)}{_tag('p', note, 'note')}</section>"
 
 
 def _facts(report: Report) -> str:

@@ -6,7 +6,10 @@ from xml.etree import ElementTree
 import pytest
 
 from rayrank.pipeline import charts
+from rayrank.pipeline.cost import Cost
+from rayrank.pipeline.probe import Probe
 from rayrank.pipeline.report import CurveData, GateLine, Report, SpotData, cell, render
+from rayrank.pipeline.surroundings import Surroundings
 
 FULL = Report(
     title="Run <1>",
@@ -97,6 +100,23 @@ def test_equal_input_gives_an_equal_page():
 )
 def test_cells(column, value, shown):
     assert cell(column, value) == shown
+
+
+def test_plot_table_and_gate_show_the_same_percentiles():
+    times = (1.0, 2.0, 3.0, 4.0, 30.0)
+    probe, cost = Probe({"rank": times}, {}, {}), Cost(500, tuple(t / 1000 for t in times))
+    assert probe.percentile("rank", 0.5) == 3.0
+    assert probe.percentile("rank", 0.95) == pytest.approx(24.8)  # by hand: 4 + 0.8 · (30 - 4)
+    assert cost.quantile_ms(0.95) == pytest.approx(24.8)
+    (axis,) = charts.latency({"rank": times}, charts.LIGHT).axes
+    assert [text.get_text() for text in axis.texts] == ["p50 3.0", "p95 24.8"]
+    assert len({text.xyann[1] for text in axis.texts}) == 2, "labels of near percentiles lie on each other"
+
+
+def test_notes_say_where_it_was_made_and_how_to_read_losses():
+    page = render(FULL.model_copy(update={"losses_note": "not their height", "notes": (Surroundings.now().line(),)}))
+    assert '<p class="note">not their height</p>' in page
+    assert re.search(r"\d{4}-\d\d-\d\dT[\d:]+\+00:00; .+, \d+ cores, load [\d.]+", page)
 
 
 def test_png_for_trackers_and_charts_of_nothing():
