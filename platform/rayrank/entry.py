@@ -120,8 +120,6 @@ def _with_key(error: ConfigError, config: Config | None) -> ConfigError:
     for key, place in (path_fields(config) if config is not None else {}).items():
         if error.path == place:
             return ConfigError(key, place if error.value is None else error.value, error.rule, error.fix)
-        if error.path.startswith(f"{place.rstrip('/')}/"):
-            return ConfigError(f"{key}: {error.path}", error.value, error.rule, error.fix)
     return error
 
 

@@ -40,8 +40,6 @@ def echo(config: EchoConfig, progress: Callable[[str], None]) -> EchoResult:
         raise ConfigError("data.folder", "x", "must exist", "make it")
     if config.fail == "missing":
         raise ConfigError(config.out, None, "holds nothing", "make it")
-    if config.fail == "within":
-        raise ConfigError(f"{config.out}/a.json", None, "must be JSON", "mend it")
     if config.fail == "crash":
         raise RuntimeError("first line\nsecond line")
     return EchoResult(config.words + 10 * config.loud, config.out, refused=config.fail == "gate")
@@ -80,7 +78,6 @@ def test_show_prints_the_resolved_config_and_runs_nothing(call, capsys, tmp_path
         (["wrods=1"], 2, "did you mean 'words'?"),
         (["fail=user"], 2, 'error: data.folder: got "x"; must exist; fix: make it'),
         (["fail=missing", "out=/nowhere"], 2, 'error: out: got "/nowhere"; holds nothing; fix: make it'),
-        (["fail=within", "out=/nowhere"], 2, "error: out: /nowhere/a.json: got null; must be JSON; fix: mend it"),
         (["fail=gate"], 3, ""),
         (["fail=crash"], 1, "error: unexpected RuntimeError: first line; stack trace: "),
     ],
