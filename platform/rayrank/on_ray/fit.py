@@ -33,6 +33,7 @@ from rayrank.on_ray.patience import alive_through
 from rayrank.on_ray.stream import GroupStream, Shards
 from rayrank.on_ray.task import FitTask
 from rayrank.sources.dataset import Dataset
+from rayrank.wording import counted
 
 _HEADLINES = ("auc", "gauc", "rmse", "accuracy", "recall_100")
 
@@ -79,7 +80,8 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     task = task.model_copy(update={"learning": with_choice(task.learning, dataset.schema)})
     feed.begin(*_first_steps(task, resume))  # reading starts while texts are encoded
     lines = _Lines(listeners, task.learning.epochs, collectives)
-    lines.say(f"{collectives.world} process(es) ready, {dataset.manifest.counts.train:,} training targets")
+    processes = counted(collectives.world, "process", "es")
+    lines.say(f"{processes} ready, {counted(dataset.manifest.counts.train, 'training target')}")
     items = load_items(task, dataset, collectives, device, listeners.alive)
     seconds_items = time.monotonic() - began
     torch.manual_seed(task.learning.seed)
@@ -236,7 +238,7 @@ class _Lines:
     def report(self, entry: dict[str, Any]) -> None:
         if entry.get("stage") == "rows":
             tasks = " ".join(f"{k[5:]} {v:.3f}" for k, v in entry.items() if k.startswith("loss/"))
-            self.say(f"rows {entry['epoch'] + 1}/{entry['epochs']}: {tasks}")
+            self.say(f"rows {entry['epoch'] + 1}/{entry['epochs']}: loss {tasks}")
             return
         number = f"epoch {entry['epoch'] + 1}/{self._epochs}"
         if "step" in entry:

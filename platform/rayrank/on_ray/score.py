@@ -30,6 +30,7 @@ from rayrank.ranking.graph import RankingGraph, bundle_ids
 from rayrank.ranking.release import Release
 from rayrank.sources import storage
 from rayrank.sources.dataset import Dataset
+from rayrank.wording import counted
 
 MANIFEST, KEY = "_manifest.json", "_key.json"
 """Readers of Parquet folders pass over names that begin with an underscore."""
@@ -91,7 +92,7 @@ def score_all(task: ScoreTask, actors: int, progress: Callable[[str], None]) -> 
     if missing:
         results = _in_process(task, missing) if actors == 0 else _on_actors(task, missing, actors)
         for number, result in enumerate(results, start=1):
-            progress(f"{number} of {len(missing)} files: {result['file']}, {result['rows']:,} rows")
+            progress(f"{number} of {counted(len(missing), 'file')}: {result['file']}, {counted(result['rows'], 'row')}")
     files = {piece["file"]: storage.sha256(storage.join(task.output, piece["file"])) for piece in pieces}
     rows = sum(_rows(storage.join(task.output, name)) for name in files)
     storage.write_json(storage.join(task.output, MANIFEST), {"format": 1, **key, "files": files, "rows": rows})

@@ -17,6 +17,7 @@ from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import LabelKey, Labelled, LabelTask, label_shards, labels_exist
 from rayrank.schema import RetrievalTask
 from rayrank.sources.manifest import read_manifest
+from rayrank.wording import counted
 
 
 class LabelConfig(Config):
@@ -64,8 +65,11 @@ class LabelResult:
 
     def summary(self) -> list[str]:
         """The lines a person wants to read."""
-        made = f"{self.targets:,} targets in {self.shards} shards, {self.reused_shards} of them there already"
-        return [f"{made} ({self.seconds:.1f} s)", f"labels of teacher {self.teacher_id}: {self.labels}"]
+        made = f"{counted(self.targets, 'target')} in {counted(self.shards, 'shard')}"
+        return [
+            f"{made}, {self.reused_shards} of them there already ({self.seconds:.1f} s)",
+            f"labels of teacher {self.teacher_id}: {self.labels}",
+        ]
 
 
 def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:

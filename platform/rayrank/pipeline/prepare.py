@@ -16,6 +16,7 @@ from rayrank.sources.append import append
 from rayrank.sources.build import build, complete, run_here
 from rayrank.sources.manifest import Manifest
 from rayrank.sources.spec import BuildSpec
+from rayrank.wording import counted
 
 Progress = Callable[[str], None]
 
@@ -42,10 +43,11 @@ class PrepareResult:
     def summary(self) -> list[str]:
         """What was made and where."""
         counts, name = self.manifest.counts, self.manifest.dataset_schema.name
+        sampled = f" ({counts.negatives:,} of them sampled negatives)" if counts.negatives else ""
         lines = [
             f"dataset {name} {'written to' if self.written else 'is already complete in'} {self.path}",
-            f"{counts.events:,} events of {counts.active_users:,} users on {counts.items:,} items,"
-            f" {len(self.manifest.shards)} shards",
+            f"{counted(counts.events, 'event')}{sampled} of {counted(counts.active_users, 'user')} on"
+            f" {counted(counts.items, 'item')}, {counted(len(self.manifest.shards), 'shard')}",
             f"targets: {counts.train:,} train, {counts.valid:,} valid, {counts.test:,} test",
             f"data fingerprint {self.manifest.data_fingerprint[:16]}",
         ]

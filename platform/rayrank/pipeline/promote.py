@@ -24,6 +24,7 @@ from rayrank.ranking.fusion import check_weights
 from rayrank.ranking.release import CHAMPION, Release, champion, load_release, save_release, set_alias
 from rayrank.sources.dataset import Dataset
 from rayrank.tracking import MlflowTracking, NullTracker, TrackingConfig, check_tracking, open_tracker
+from rayrank.wording import counted
 
 
 class PromoteConfig(Config):
@@ -77,7 +78,7 @@ class PromoteResult:
         failed = [gate for gate in self.gates if not gate.passed]
         reasons = [f"  {gate.name}: {gate.explanation}" for gate in failed]
         kept = f"the champion stays {self.previous}" if self.previous else "there is no champion"
-        return [*lines, f"refused, {kept}; {len(failed)} of {len(self.gates)} gates failed:", *reasons]
+        return [*lines, f"refused, {kept}; {len(failed)} of {counted(len(self.gates), 'gate')} failed:", *reasons]
 
 
 def promote(config: PromoteConfig, progress: Progress, found: Comparison | None = None) -> PromoteResult:

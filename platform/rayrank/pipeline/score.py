@@ -14,6 +14,7 @@ from rayrank.on_ray.graph_spec import open_store
 from rayrank.on_ray.score import RequestsInput, Scored, ScoreInput, ScoreTask, ShardsInput, score_all
 from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.release import load_release
+from rayrank.wording import counted
 
 
 class ScoreConfig(Config):
@@ -42,7 +43,9 @@ class ScoreResult:
 
     def summary(self) -> list[str]:
         """The lines a person wants to read."""
-        made = f"{self.rows:,} rows in {self.files} files, {self.reused_files} of them there already"
+        made = (
+            f"{counted(self.rows, 'row')} in {counted(self.files, 'file')}, {self.reused_files} of them there already"
+        )
         return [f"{made} ({self.seconds:.1f} s)", f"scores of release {self.release_id}: {self.scores}"]
 
 

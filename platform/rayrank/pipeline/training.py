@@ -26,6 +26,7 @@ from rayrank.on_ray.train import Workers, run_distributed, run_in_process
 from rayrank.sources import storage
 from rayrank.sources.manifest import read_manifest
 from rayrank.tracking import MlflowTracking, NullRun, NullTracker, TrackingConfig, check_tracking, open_tracker
+from rayrank.wording import counted
 
 _CURVE_POINTS = 60
 
@@ -125,7 +126,7 @@ def _run(config: TrainingConfig, task: FitTask, progress: Callable[[str], None])
     if config.workers.count == 0:
         return run_in_process(task, config.workers, progress)
     with ensure_cluster(config.cluster) as cluster:
-        progress(f"{config.workers.count} workers on {cluster.address} ({cluster.cpus:g} logical CPUs)")
+        progress(f"{counted(config.workers.count, 'worker')} on {cluster.address} ({cluster.cpus:g} logical CPUs)")
         return run_distributed(task, config.workers, cluster, config.cluster, progress)
 
 

@@ -23,6 +23,7 @@ from rayrank.schema import DatasetSchema
 from rayrank.sources import storage
 from rayrank.sources.manifest import read_manifest
 from rayrank.tracking import MlflowTracking, TrackingConfig, check_tracking, open_tracker
+from rayrank.wording import counted
 
 WEIGHTS = "objective.weights."
 
@@ -64,7 +65,8 @@ class TuneResult:
     def summary(self) -> list[str]:
         """The lines a person wants to read."""
         rows = [f"  {i}. {_score(t)}  {_values(t.params)}  ({t.seconds:.1f} s)" for i, t in enumerate(self.trials, 1)]
-        head = f"{len(self.trials)} trials, {self.concurrent} at a time ({self.seconds:.1f} s); valid {self.metric}:"
+        ran = f"{counted(len(self.trials), 'trial')}, {self.concurrent} at a time"
+        head = f"{ran} ({self.seconds:.1f} s); valid {self.metric}:"
         return [head, *rows, f"winner: {self.best_yaml} (run it with distill)"]
 
 
@@ -96,7 +98,7 @@ def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
     run_id, winner_run = _record(config, found)
     best = {**_own_weights(base), **found.trials[0].params}
     best_yaml = storage.join(config.output, "best.yaml")
-    head = f"# Winner of {len(found.trials)} trials: {spec.metric} {_score(found.trials[0])} on valid.\n"
+    head = f"# Winner of {counted(len(found.trials), 'trial')}: {spec.metric} {_score(found.trials[0])} on valid.\n"
     winner = replace(base, {**best, "parent_run": winner_run})
     storage.write_bytes(best_yaml, (head + to_yaml(winner)).encode())
     score = found.trials[0].score

@@ -24,6 +24,7 @@ from rayrank.sources.relations import relations, sorted_rows
 from rayrank.sources.shard_checks import check_shards, quarantine
 from rayrank.sources.source import EVERY_ROW, Source
 from rayrank.sources.text_checks import texts
+from rayrank.wording import counted
 
 Progress = Callable[[str], None]
 _ORDER = {"error": 0, "warning": 1, "note": 2}
@@ -63,7 +64,9 @@ class ValidateResult:
         """One line per finding, errors first."""
         counts: Counter[str] = Counter(f.severity for f in self.findings)
         lines = [_line(f) for f in self.findings]
-        lines.append(f"{self.dataset}: {self.rows:,} interactions; {', '.join(f'{counts[s]} {s}s' for s in _ORDER)}")
+        lines.append(
+            f"{self.dataset}: {counted(self.rows, 'interaction')}; {', '.join(counted(counts[s], s) for s in _ORDER)}"
+        )
         lines += [f"left out {b.file}: {b.reason} ({b.train:,} training targets)" for b in self.left_out]
         if self.report:
             lines.append(f"wrote {self.report}")
@@ -205,7 +208,7 @@ def _line(finding: Finding) -> str:
     where = f"{finding.where}" + (f" (row {finding.row})" if finding.row is not None else "")
     value = "" if finding.value is None or finding.severity == "note" else f", e.g. {finding.value!r}"
     fix = f"; fix: {finding.fix}" if finding.fix else ""
-    return f"{finding.severity}: {where}: {finding.rule} [{finding.count:,} rows{value}]{fix}"
+    return f"{finding.severity}: {where}: {finding.rule} [{counted(finding.count, 'row')}{value}]{fix}"
 
 
 def _json(finding: Finding) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from rayrank.sources.sequence import users_file
 from rayrank.sources.source import Part
 from rayrank.sources.spec import BuildSpec, Result, Run, Task, identity_of, items_file, table_name, work_folder
 from rayrank.sources.spill import distinct_items
+from rayrank.wording import counted
 
 Progress = Callable[[str], None]
 _SUMMED = ("events", "train", "valid", "test", "behaviours", "unmatched_behaviours")
@@ -64,7 +65,7 @@ def _append(dataset: Dataset, spec: BuildSpec, how: tuple[Run, Progress], names:
     total = sum(p.rows for p in parts)
     storage.remove(work)
     storage.make_folder(work)
-    progress(f"reading {total:,} new interactions in {len(parts)} parts")
+    progress(f"reading {total:,} new interactions in {counted(len(parts), 'part')}")
     spilled = _spilled(run, spec, parts, manifest)
     full = tuple(i for i, r in enumerate(spilled) if r["rows"])
     raw = source.items(), source.users()

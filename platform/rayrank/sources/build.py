@@ -58,6 +58,7 @@ from rayrank.sources.spec import (
 from rayrank.sources.spill import distinct_items
 from rayrank.sources.split import Cuts, find_cuts
 from rayrank.sources.tasks import perform
+from rayrank.wording import counted
 
 Progress = Callable[[str], None]
 _SUMMED = ("events", "negatives", "train", "valid", "test", "behaviours", "unmatched_behaviours")
@@ -122,7 +123,7 @@ def _build(
     seen = pa.concat_tables(active)["user_id"].combine_chunks()
     user_ids, orphan_users = index_ids(users, "user_id", seen, "users")
     state = write_entities(spec, source.schema, (items, item_ids), (users, user_ids), (active, made), tag)
-    progress(f"writing {len(made)} shards")
+    progress(f"writing {counted(len(made), 'shard')}")
     results = run(spec, [Task(stage="shard", number=b, tag=tag) for b in range(len(made))])
     counts = Counts(
         **{name: sum(r[name] for r in made) for name in _SUMMED},
@@ -234,7 +235,7 @@ def _spill_all(
 ) -> tuple[list[int], Cuts | None, int]:
     """Deal all parts into buckets; returns the parts that hold rows, where the time split cuts, and the last time."""
     total = sum(p.rows for p in parts)
-    progress(f"reading {total:,} interactions in {len(parts)} parts")
+    progress(f"reading {total:,} interactions in {counted(len(parts), 'part')}")
     buckets = _buckets(spec, total)
     tasks = [Task(stage="spill", number=i, part=p, buckets=buckets) for i, p in enumerate(parts)]
     spilled = list(run(spec, tasks))
