@@ -69,6 +69,19 @@ def test_the_wheel_holds_every_file_of_the_library(wheel: Path) -> None:
     assert {name.split("/")[0] for name in inside} <= {"rayrank", wheel.name.split("-py3")[0] + ".dist-info"}
 
 
+def test_the_wheel_installs_at_the_locked_versions(wheel: Path) -> None:
+    """As the README says, but here everything is installed already and nothing may come from elsewhere."""
+    asked = [f"{wheel}[encoder]", "-c", str(ROOT / "requirements.lock"), "--dry-run", "--no-index"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *asked], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    missing = [
+        name for line in done.stdout.splitlines() if line.startswith("Would install") for name in line.split()[2:]
+    ]
+    assert [name for name in missing if not name.startswith("rayrank-")] == []
+
+
 def test_the_command_comes_from_the_wheel(rayrank: Rayrank, environment: Path) -> None:
     helped = rayrank("--help")
     assert helped.returncode == 0, helped.stderr
