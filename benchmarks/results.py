@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 from pydantic import Field
 
 from rayrank.config import Config
+from rayrank.pipeline.surroundings import cpu_model
 
 ROOT = Path(__file__).resolve().parents[1]
 JSON, MARKDOWN = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
@@ -97,7 +97,7 @@ def key_of(*parts: object) -> str:
 def stamp() -> dict[str, Any]:
     """Machine, date and revision of a row measured now."""
     return {
-        "machine": Machine(cpu=_cpu(), cores=len(os.sched_getaffinity(0))),
+        "machine": Machine(cpu=cpu_model(), cores=len(os.sched_getaffinity(0))),
         "date": datetime.now(UTC).date().isoformat(),
         "revision": _revision(),
     }
@@ -152,15 +152,6 @@ def _count(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _revision() -> str | None:

@@ -59,10 +59,6 @@ class LabelKey(Config):
     mined: int = Field(0, description="hard negatives of each positive train target")
     pool: int = Field(0, description="items drawn for each such target, of which they are the hardest")
 
-    def note(self) -> dict[str, Any]:
-        """As it is kept; labels without hard negatives are known by the note they had before there were any."""
-        return self.model_dump(mode="json", exclude=set() if self.mined else {"mined", "pool"})
-
 
 def read_label_key(folder: str) -> LabelKey:
     """What the labels in a folder are of.
@@ -135,7 +131,9 @@ def label_shards(task: LabelTask, key: LabelKey, progress: Callable[[str], None]
     files = {
         label_file(s): storage.sha256(storage.join(task.output, label_file(s))) for s in range(len(manifest.shards))
     }
-    storage.write_json(storage.join(task.output, FILE), {**key.note(), "files": files, "targets": targets})
+    storage.write_json(
+        storage.join(task.output, FILE), {**key.model_dump(mode="json"), "files": files, "targets": targets}
+    )
     return Labelled(task.output, len(manifest.shards), len(done), targets)
 
 
@@ -195,12 +193,12 @@ def _claim(folder: str, key: LabelKey, manifest: Manifest) -> set[int]:
     """Shards whose labels are there already; what other keys left behind is removed first."""
     place = storage.join(folder, KEY)
     known = json.loads(storage.read_bytes(place)) if storage.exists(place) else None
-    if known != key.note():
+    if known != key.model_dump(mode="json"):
         if known is not None:
             storage.remove(storage.join(folder, FILE))  # first: without it the labels do not exist
             for shard in range(len(manifest.shards)):
                 storage.remove(storage.join(folder, label_file(shard)))
-        storage.write_json(place, key.note())
+        storage.write_json(place, key.model_dump(mode="json"))
         return set()
     return {s for s in range(len(manifest.shards)) if storage.exists(storage.join(folder, label_file(s)))}
 

@@ -53,7 +53,7 @@ class PrepareResult:
         ]
         if counts.behaviours:
             share = counts.unmatched_behaviours / counts.behaviours
-            example = f", e.g. {counts.unmatched_example}" if counts.unmatched_example else ""
+            example = f", e.g. row {counts.first_unmatched} of them" if counts.first_unmatched is not None else ""
             lines.append(
                 f"{counts.unmatched_behaviours:,} of {counts.behaviours:,} behaviours ({share:.1%}) match no impression"
                 + example

@@ -25,7 +25,7 @@ class Surroundings:
     def now() -> Surroundings:
         """Of this machine, at this moment."""
         date = datetime.now(UTC).isoformat(timespec="seconds")
-        return Surroundings(date, _cpu(), os.cpu_count() or 1, round(os.getloadavg()[0], 1), code_revision())
+        return Surroundings(date, cpu_model(), os.cpu_count() or 1, round(os.getloadavg()[0], 1), code_revision())
 
     def line(self) -> str:
         """One line for people."""
@@ -33,7 +33,8 @@ class Surroundings:
         return f"{self.date}; {self.cpu}, {self.cores} cores, load {self.load:g}{code}"
 
 
-def _cpu() -> str:
+def cpu_model() -> str:
+    """The processor's name, as /proc/cpuinfo has it; its architecture elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -24,7 +24,7 @@ class Verb(NamedTuple):
 
 
 VERBS: Mapping[str, Verb] = {
-    "init": Verb("Read your files and write a commented dataset YAML.", config_optional=True),
+    "init": Verb("Read your files and write a commented dataset YAML and a config of every job.", config_optional=True),
     "validate": Verb("Check a dataset YAML against the files it describes."),
     "prepare": Verb("Write a dataset: user-sequence shards, item and user tables (Ray Data)."),
     "train_teacher": Verb("Train a multi-task ranker on a pretrained text encoder, frozen or fine-tuned (Ray Train)."),

@@ -84,11 +84,9 @@ def _append(dataset: Dataset, spec: BuildSpec, how: tuple[Run, Progress], names:
     progress("writing new shards")
     results = run(spec, [Task(stage="append", number=b, tag=tag) for b in buckets])
     shards = (*manifest.shards, *(ShardInfo(**r["shard"]) for r in results if r["shard"] is not None))
-    example = min((r["example"] for r in made if r["example"]), default=(0, ""))[1]
     counts = manifest.counts.model_copy(
         update={name: getattr(manifest.counts, name) + sum(r[name] for r in made) for name in _SUMMED}
         | {"items": len(item_ids), "users": len(user_ids)}
-        | {"unmatched_example": manifest.counts.unmatched_example or example}
         | {"orphan_items": manifest.counts.orphan_items + lost_items}
         | {"orphan_users": manifest.counts.orphan_users + lost_users}
         | {"active_users": manifest.counts.active_users + _first_time(manifest, dataset, seen)}
@@ -160,9 +158,9 @@ def _tables(
     raw, old, ids = items
     rows, fresh = _fresh(raw, "item_id", ids.slice(old.num_rows))
     columns = item_columns(rows, fresh, schema) | encode_entities(rows, schema.item_features, state.items, len(fresh))
-    counted = item_counts(spec.path, schema, len(ids), manifest.buckets)
-    table = _grown(old.drop_columns(list(counted)), columns)
-    for name, values in counted.items():
+    summed = item_counts(spec.path, schema, len(ids), manifest.buckets)
+    table = _grown(old.drop_columns(list(summed)), columns)
+    for name, values in summed.items():
         before = np.concatenate([old[name].to_numpy(), np.zeros(len(fresh), values.dtype)])
         table = table.append_column(name, pa.array((before + values).astype(values.dtype)))
     found = {table_name("items", tag): table.select(old.column_names)}

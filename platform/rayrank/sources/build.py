@@ -127,7 +127,7 @@ def _build(
     results = run(spec, [Task(stage="shard", number=b, tag=tag) for b in range(len(made))])
     counts = Counts(
         **{name: sum(r[name] for r in made) for name in _SUMMED},
-        unmatched_example=min((r["example"] for r in made if r["example"]), default=(0, ""))[1],
+        first_unmatched=_first_unmatched(made, parts),
         users=len(user_ids),
         items=len(item_ids),
         active_users=len(seen),
@@ -137,6 +137,12 @@ def _build(
     shards = tuple(ShardInfo(**r["shard"]) for r in results)
     grown = {"buckets": passes.buckets, "next_row": sum(p.rows for p in parts), "last_time": last_time}
     return _commit(spec, source.schema, state, counts, (shards, oracle, (identity, tag), grown))
+
+
+def _first_unmatched(made: Sequence[Result], parts: Sequence[Part]) -> int | None:
+    """Rows are numbered through all tables, and the behaviours follow the impressions."""
+    rows = [r["first_unmatched"] for r in made if r["first_unmatched"] is not None]
+    return min(rows) - sum(p.rows for p in parts if p.side == "impressions") if rows else None
 
 
 def complete(spec: BuildSpec) -> Manifest | None:

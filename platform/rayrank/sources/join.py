@@ -41,12 +41,12 @@ JoinRule = Annotated[RequestJoin | WindowJoin, Field(discriminator="kind")]
 
 @dataclass(frozen=True)
 class Joined:
-    """Impressions with their labels, and how many behaviours there were and found none, with an example."""
+    """Impressions with their labels, and how many behaviours there were and found none."""
 
     rows: pa.Table
     behaviours: int
     unmatched: int
-    example: tuple[int, str] | None = None  # row and key of the first of them, in file order
+    first_unmatched: int | None = None  # row of the first of them, as the source numbers them
 
 
 def join_behaviours(rows: pa.Table, schema: DatasetSchema, rule: JoinRule, tasks: tuple[str, ...]) -> Joined:
@@ -72,17 +72,9 @@ def join_behaviours(rows: pa.Table, schema: DatasetSchema, rule: JoinRule, tasks
         shown = _replaced(shown, label_column(task.name), pa.array(value, pa.float32(), from_pandas=True))
         if task.time_column == BEHAVIOUR_TIME:
             shown = _replaced(shown, ready_column(task.name), pa.array(ready, mask=ready < 0))
-    lost = done.filter(pa.array(~found))
-    return Joined(shown.drop_columns([BEHAVIOUR]), done.num_rows, lost.num_rows, _example(lost, rule))
-
-
-def _example(lost: pa.Table, rule: JoinRule) -> tuple[int, str] | None:
-    """What was looked for in vain: the ids and the time of the first row."""
-    if not lost.num_rows:
-        return None
-    row = lost.slice(int(np.argmin(lost["row"].to_numpy())), 1).to_pylist()[0]
-    names = ["user_id", *(["request_id"] if isinstance(rule, RequestJoin) else []), "item_id", "timestamp"]
-    return row["row"], ", ".join(f"{name} {row[name]}" for name in names)
+    lost = done["row"].to_numpy()[~found]
+    first = int(lost.min()) if len(lost) else None
+    return Joined(shown.drop_columns([BEHAVIOUR]), done.num_rows, len(lost), first)
 
 
 def _labels(done: pa.Table, owner: np.ndarray, size: int, task: str, binary: bool) -> tuple[np.ndarray, np.ndarray]:

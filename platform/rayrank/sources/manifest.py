@@ -52,7 +52,7 @@ class Counts(Config):
     negatives: int = Field(0, description="sampled negatives among the events")
     behaviours: int = Field(0, description="rows of a behaviours table of its own")
     unmatched_behaviours: int = Field(0, description="behaviours that found no impression: they are not used")
-    unmatched_example: str = Field("", description="ids and time of one of them")
+    first_unmatched: int | None = Field(None, description="row of the first of them in the first build")
     orphan_items: int = Field(
         0, description="items of interactions that the items table lacks (added without attributes)"
     )

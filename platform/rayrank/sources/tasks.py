@@ -91,7 +91,7 @@ def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
     return found | {
         "behaviours": joined.behaviours,
         "unmatched_behaviours": joined.unmatched,
-        "example": joined.example,
+        "first_unmatched": joined.first_unmatched,
     }
 
 

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,25 @@ def test_a_full_disk_costs_nothing(rows: Callable[..., BuildSpec], monkeypatch: 
     assert _files(spec.path) == files
 
 
+def _stopped_at_each_change(
+    folders: tuple[Path, Path], error: BaseException, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[int]:
+    """After each try of ``work`` on a fresh copy: the first ends at its first change, the last goes through."""
+    out, kept = folders
+    at, stopped = 0, True
+    while stopped:
+        at += 1
+        shutil.rmtree(out)
+        shutil.copytree(kept, out)
+        system = Failing(at, error)
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "locate", lambda path, system=system: (system, path))
+            with suppress(OSError, ConfigError, Killed):
+                work()
+        stopped = system.changes >= at
+        yield at
+
+
 @pytest.mark.parametrize("first", [False, True], ids=["rebuild", "first build"])
 @pytest.mark.parametrize("error", [OSError("refused"), Killed()], ids=["error", "kill"])
 def test_every_change_may_be_the_last(
@@ -118,17 +138,8 @@ def test_every_change_may_be_the_last(
     shutil.copytree(out, kept) if before else kept.mkdir()
     spec = rows(150)
     after = _build(spec)
-    whole, at, stopped = _files(out), 0, True
-    while stopped:
-        at += 1
-        shutil.rmtree(out)
-        shutil.copytree(kept, out)
-        system = Failing(at, error)
-        with monkeypatch.context() as patch:
-            patch.setattr(storage, "locate", lambda path, system=system: (system, path))
-            with suppress(OSError, ConfigError, Killed):
-                _build(spec)
-            stopped = system.changes >= at
+    whole, at = _files(out), 0
+    for at in _stopped_at_each_change((out, kept), error, lambda: _build(spec), monkeypatch):
         if before or complete(spec):
             assert Dataset.open(spec.path, verify=True).manifest in (before, after), at
         _build(spec)
@@ -149,22 +160,14 @@ def test_every_change_of_an_append_may_be_the_last(
         source = {"kind": "tables", "dataset": f"{tmp_path}/dataset.yaml", "interactions": f"{tmp_path}/{day}.csv"}
         return parse(BuildSpec, {"source": source, "path": f"{tmp_path}/out", "rows_per_shard": 60})
 
-    out, kept, at, stopped = tmp_path / "out", tmp_path / "kept", 0, True
+    out, kept, at = tmp_path / "out", tmp_path / "kept", 0
     before = _build(spec("1"))
     shutil.copytree(out, kept)
     after, _ = append(spec("2"), run_here, lambda _: None)
-    while stopped:
-        at += 1
-        shutil.rmtree(out)
-        shutil.copytree(kept, out)
-        system = Failing(at, error)
-        with monkeypatch.context() as patch:
-            patch.setattr(storage, "locate", lambda path, system=system: (system, path))
-            with suppress(OSError, ConfigError, Killed):
-                append(spec("2"), run_here, lambda _: None)
-            stopped = system.changes >= at
+    again = partial(append, spec("2"), run_here, lambda _: None)
+    for at in _stopped_at_each_change((out, kept), error, again, monkeypatch):
         assert Dataset.open(str(out), verify=True).manifest in (before, after), at
-        assert append(spec("2"), run_here, lambda _: None)[0] == after
+        assert again()[0] == after
         assert Dataset.open(str(out), verify=True).manifest == after, at
     assert at > 20
 
