@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from rayrank.batch import SequenceBatch
+from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.inputs import Hooks, TrainData, TrainSpec
 from rayrank.learning.spec import LearningSpec, RowsSpec
 from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
 from rayrank.models.encoder import build_encoder
 from rayrank.models.ranker import Ranker
+from rayrank.models.tuning import Top, TuneSpec, tune
 from tests.tiny_models import ITEMS, SCHEMA, SIZES, batch, catalogue, spec_of, steps_of
 
 LEARNING = LearningSpec(
@@ -62,15 +63,22 @@ class Threads:
         self.shared["barrier"].wait(30)
 
 
-def fresh(kind: str, encoder: bool = False) -> Ranker:
+def fresh(kind: str, encoder: bool = False, tuned: TuneSpec | None = None) -> Ranker:
     torch.manual_seed(0)
     if not encoder:
         return build_ranker(spec_of(kind), SCHEMA, SIZES)
     config = {"model_type": "bert", "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2,
               "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 16}  # fmt: skip
     network = build_encoder(config)
-    network.set_trainable("top", 1)
+    tune(network, tuned or Top())
     return build_ranker(spec_of(kind), SCHEMA, SIZES.model_copy(update={"text_width": 8}), network)
+
+
+def with_texts(table: Catalogue) -> Catalogue:
+    """Three tokens for every item."""
+    offsets = torch.arange(0, 3 * (ITEMS + 2), 3)
+    tokens = (torch.arange(3 * ITEMS + 3) % 26 + 4).int()
+    return replace(table, vectors_ND=None, token_offsets=offsets, token_ids=tokens)
 
 
 def run(
@@ -84,10 +92,7 @@ def run(
     lanes = spec.learning.lanes
     table = catalogue()
     if getattr(model, "encoder", None) is not None:
-        offsets = torch.arange(0, 3 * (ITEMS + 2), 3)
-        table = replace(
-            table, vectors_ND=None, token_offsets=offsets, token_ids=(torch.arange(3 * ITEMS + 3) % 26 + 4).int()
-        )
+        table = with_texts(table)
     data = TrainData(
         table,
         lambda _, start: islice(steps_of(given, lanes, rank, world), start, None),

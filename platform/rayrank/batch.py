@@ -112,6 +112,7 @@ class Catalogue(_Movable):
     token_ids: Tensor | None = None  # int32, 1-D
     token_offsets: Tensor | None = None  # int64 (N + 1,)
     vectors_ND: Tensor | None = None  # float32
+    below_TW: Tensor | None = None  # float32, one row per token: what the encoder's frozen lower layers make of it
 
     def __len__(self) -> int:
         return int(self.count_N.shape[0])

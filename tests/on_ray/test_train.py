@@ -73,7 +73,7 @@ def _rewrite_manifest(dataset: str) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_give_the_loss_curve_of_one_process(small, tmp_path: Path) -> None:
-    raw = {**small.raw_teacher, "encoder": {**small.raw_teacher["encoder"], "train": "top"}}
+    raw = {**small.raw_teacher, "encoder": {**small.raw_teacher["encoder"], "tune": {"kind": "top"}}}
     lines: list[str] = []
     one, two = _alone(raw, tmp_path / "one"), _two(raw, tmp_path / "two", lines)
     assert len(one.curve) == len(two.curve) >= 8

@@ -81,12 +81,12 @@ def test_the_card_tells_what_matters(bundles: Path) -> None:
         assert part in card
 
 
-@pytest.mark.parametrize(("train", "how"), [("frozen", "kept frozen"), ("top", "fine-tuned (top)")])
-def test_the_card_names_the_pretrained_encoder_and_the_part_of_its_metrics(bundles: Path, train: str, how: str) -> None:
+@pytest.mark.parametrize(("tuned", "how"), [("frozen", "kept frozen"), ("top", "fine-tuned (top)")])
+def test_the_card_names_the_pretrained_encoder_and_the_part_of_its_metrics(bundles: Path, tuned: str, how: str) -> None:
     info = read_info(bundles / "teacher")
     assert info.encoder is not None
     pretrained = info.encoder.model_copy(update={"name": "some-encoder", "sha256": "ab" * 32})
-    config = {"encoder": {"kind": "package", "train": train}}
+    config = {"encoder": {"kind": "package", "tune": {"kind": tuned}}}
     card = model_card(info.model_copy(update={"encoder": pretrained, "config": config}), 30)
     lineage = card.partition("## Lineage")[2]
     assert f"* pretrained text encoder some-encoder, weights sha256 `{'ab' * 8}`, {how}" in lineage

@@ -54,8 +54,8 @@ def _pretrained(info: BundleInfo) -> list[str]:
     """The text encoder that the weights started from, and whether training changed it."""
     if info.encoder is None or info.encoder.name == "tiny":
         return []
-    trained = (info.config.get("encoder") or {}).get("train", "frozen")
-    how = "kept frozen" if trained == "frozen" else f"fine-tuned ({trained})"
+    tuned = ((info.config.get("encoder") or {}).get("tune") or {}).get("kind", "frozen")
+    how = "kept frozen" if tuned == "frozen" else f"fine-tuned ({tuned})"
     weights = f", weights sha256 `{info.encoder.sha256[:16]}`" if info.encoder.sha256 else ""
     return [f"* pretrained text encoder {info.encoder.name}{weights}, {how}"]
 

@@ -35,7 +35,7 @@ def forward(
     """Everything the objective needs of one micro-batch; the event tasks as the sequence path alone sees them."""
     wanted = [batch.events.item_BT.flatten(), targets.queries.item_BQ.flatten(), batch.events.item_BT.new_zeros(1)]
     rows = torch.unique(torch.cat(wanted if negatives is None else [*wanted, *negatives.items(batch)]))
-    part = with_fresh(take_rows(catalogue, rows), rows, step.fresh, batch.events.item_BT)
+    part = with_fresh(take_rows(catalogue, rows), rows, step.fresh)
     items_RW = model.item_vectors(part, rows, step.noise)
     events = replace(batch.events, item_BT=torch.searchsorted(rows, batch.events.item_BT.contiguous()))
     queries = replace(targets.queries, item_BQ=torch.searchsorted(rows, targets.queries.item_BQ.contiguous()))
@@ -63,15 +63,12 @@ class StepNoise:
     fresh: Fresh | None = None
 
 
-def with_fresh(part: Catalogue, rows: Tensor, fresh: Fresh | None, own_BT: Tensor) -> Catalogue:
-    """The partial catalogue with the vectors of its freshly encoded rows replaced.
-
-    Only for the micro-batch's ``own`` items: sampled ones may be fresh on one rank and cached on another.
-    """
-    if fresh is None or part.vectors_ND is None or not len(fresh.rows_R):
+def with_fresh(part: Catalogue, rows: Tensor, fresh: Fresh | None) -> Catalogue:
+    """The partial catalogue with the vectors of its freshly encoded rows replaced."""
+    if fresh is None or part.vectors_ND is None:
         return part
     place = torch.searchsorted(rows, fresh.rows_R).clamp_max(len(rows) - 1)
-    here = (rows[place] == fresh.rows_R) & torch.isin(fresh.rows_R, own_BT)
+    here = rows[place] == fresh.rows_R
     return replace(part, vectors_ND=part.vectors_ND.index_copy(0, place[here], fresh.vectors_RD[here]))
 
 

@@ -24,6 +24,16 @@ class RowsSpec(Config):
     window: int = Field(256, ge=1, description="micro-batches of a lane whose events are shuffled together in memory")
 
 
+class RefreshSpec(Config):
+    """Which items of a step get a fresh text vector, with gradient; the others have theirs from the cache."""
+
+    share: float = Field(0.05, gt=0, le=1, description="share of a step's items that is encoded anew, on average")
+    by: Literal["need", "uniform"] = Field(
+        "need", description="need: the longer ago an item was encoded, the likelier; uniform: all alike"
+    )
+    max_age: int = Field(200, ge=1, description="steps after which a vector that is used is encoded anew in any case")
+
+
 class LearningSpec(Config):
     """Everything about the loop that changes the result. Equal specs, seeds and data give equal numbers."""
 
@@ -45,7 +55,8 @@ class LearningSpec(Config):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.98, ge=0, lt=1, description="decay of the averaged weights that are evaluated; 0: none")
     horizon: float = Field(0.3, ge=0, le=1, description="share of sequences trained with the history cut at random")
-    refresh_share: float = Field(0.05, ge=0, le=1, description="share of a step's items encoded anew with gradient")
+    refresh: RefreshSpec = Field(default_factory=RefreshSpec, description="how the cache of text vectors is kept fresh")
+    exact: bool = Field(False, description="no cache: every text of a step is encoded with gradient (slow)")
     choose: str = Field("like/auc", description="valid metric that picks the best epoch, '<task>/<metric>'")
     choose_protocol: Literal["streaming", "snapshot"] = Field("streaming", description="protocol of that metric")
     lower_is_better: bool = Field(False, description="True for losses and errors")

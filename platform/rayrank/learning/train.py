@@ -26,7 +26,7 @@ from rayrank.learning.predict import Protocol, Wanted, empty_scores, scored
 from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.rows import train_rows
 from rayrank.learning.state import StageState, share_marks, snapshot, under
-from rayrank.learning.texts import choose_rows, encode_catalogue, encode_fresh, is_trained, write_back
+from rayrank.learning.texts import TextCache, encode_catalogue, trained_encoder
 from rayrank.memory import release
 from rayrank.metrics.evaluated import Evaluated
 from rayrank.metrics.summary import metrics_of
@@ -70,8 +70,11 @@ class _Run:
         task_weights(self.objective, self.tasks)
         check_negatives(self.objective, model.schema)
         catalogue = data.catalogue.to(self.device)
-        self.catalogue = encode_catalogue(model, catalogue) if catalogue.vectors_ND is None else catalogue
-        self.encodes = is_trained(model)
+        self._catalogue = encode_catalogue(model, catalogue) if catalogue.vectors_ND is None else catalogue
+        encoder = trained_encoder(model)
+        self.texts = TextCache(encoder, self._catalogue, self.spec, self.collectives) if encoder else None
+        if encoder and encoder.additions:
+            encoder.additions.begin(self.spec.epochs * data.steps_per_epoch)
         self.parameters = split_parameters(model)[1]
         self.optimiser = build_optimiser(model, self.parameters, Rates.of(self.spec))
         self.step, self.epoch, self.position = 0, 0, 0
@@ -79,6 +82,11 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.curve: list[dict[str, float]] = []
         self.best: tuple[int, dict[str, Tensor], Catalogue] | None = None
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items as they are known now."""
+        return self.texts.catalogue if self.texts else self._catalogue
 
     def all_epochs(self) -> TrainResult:
         resume = self.hooks.resume
@@ -149,9 +157,7 @@ class _Run:
         if retrieval_tasks(self.model.schema):
             negatives = sample_negatives(self.catalogue, self.objective, self.spec.seed * 1_000_003 + self.step)
         self.optimiser.zero_grad(set_to_none=True)
-        graph, fresh = None, None
-        if self.encodes and lanes:
-            graph, fresh = encode_fresh(self.model, self.catalogue, choose_rows(lanes, self.spec.refresh_share, noise))
+        fresh = self.texts.encode(self.texts.choose(lanes, negatives, noise)) if self.texts else None
         sums = torch.zeros(len(self.tasks), device=self.device)
         for batch, target in zip(lanes, targets, strict=True):
             with self._precision():
@@ -160,11 +166,9 @@ class _Run:
             terms.total(counts, self.objective).backward()
             for (task, _), value in terms.sums.items():
                 sums[self.tasks.index(task)] += value.detach()
-        if graph is not None and fresh is not None and fresh.vectors_RD.grad is not None:
-            torch.autograd.backward(graph, fresh.vectors_RD.grad)
+        if self.texts:
+            self.texts.learn(fresh, self.step)
         self._update()
-        if self.encodes:
-            write_back(self.catalogue, fresh, self.collectives)
         self._say_used(lanes)
         return self._losses(sums, counts), due
 
@@ -201,11 +205,17 @@ class _Run:
         share = schedule(progress, self.spec.warmup, self.spec.final_learning_rate)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * share
+        added = self.texts.encoder.additions if self.texts else None
+        penalty = added.penalty() if added else None
+        if penalty is not None:
+            (penalty / self.collectives.world).backward()
         sum_gradients(self.parameters, self.collectives)
         torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.clip)
         self.optimiser.step()
-        self.average.update()
         self.step += 1
+        if added:
+            added.after_step(self.step)
+        self.average.update()
 
     def _losses(self, sums: Tensor, counts: dict[str, Tensor]) -> dict[str, float]:
         self.collectives.all_reduce_sum(sums)
@@ -261,7 +271,7 @@ class _Run:
                 return
         state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         catalogue = self.catalogue
-        if self.encodes and catalogue.vectors_ND is not None:
+        if self.texts and catalogue.vectors_ND is not None:
             catalogue = replace(catalogue, vectors_ND=catalogue.vectors_ND.clone())
         self.best = (self.epoch, state, catalogue)
 
@@ -272,8 +282,9 @@ class _Run:
         assert self.best is not None
         epoch, state, catalogue = self.best
         self.model.load_state_dict(state)
-        if self.encodes:
-            catalogue = encode_catalogue(self.model, catalogue)
+        if self.texts:
+            self.texts.encoder.merge()
+            catalogue = replace(encode_catalogue(self.model, catalogue), below_TW=None)
         return TrainResult(self.history[epoch]["metrics"], self.history, self.curve, epoch, catalogue)
 
     def _precision(self) -> torch.autocast:
@@ -287,8 +298,8 @@ class _Run:
         tensors = self._state().tensors()
         if self.best is not None:
             tensors |= {f"best/{name}": value for name, value in self.best[1].items()}
-        if self.encodes and self.catalogue.vectors_ND is not None:
-            tensors["vectors"] = self.catalogue.vectors_ND
+        if self.texts:
+            tensors |= self.texts.tensors()
         place = {"stage": "sequences", "epoch": self.epoch, "position": self.position, "step": self.step}
         best = None if self.best is None else self.best[0]
         meta = {**place, "updates": self.average.updates, "best_epoch": best}
@@ -296,8 +307,8 @@ class _Run:
 
     def _restore(self, saved: Snapshot) -> None:
         self._state().put_back(saved)
-        if "vectors" in saved.tensors:
-            self.catalogue = replace(self.catalogue, vectors_ND=saved.tensors["vectors"].to(self.device, copy=True))
+        if self.texts:
+            self.texts.put_back(under(saved.tensors, "texts/"))
         meta = saved.meta
         self.epoch, self.position, self.step = int(meta["epoch"]), int(meta["position"]), int(meta["step"])
         self.history, self.curve = list(meta["history"]), list(meta["curve"])

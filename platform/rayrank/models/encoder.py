@@ -1,18 +1,25 @@
-"""Item texts to vectors with a pretrained transformer: length-bucketed, mean-pooled, partly trainable.
+"""Item texts to vectors with a pretrained transformer: without padding, mean-pooled, partly trainable.
 
 Knows token ids and the network; where weights and tokenizers come from is :mod:`rayrank.sources.encoders`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-Train = Literal["frozen", "top", "full"]
+from rayrank.models.linear import quicken
+from rayrank.models.packed import KINDS, embedded, is_packable, layers_of, pooled, transformed
+from rayrank.models.tuning import Additions, add_adapters
+
+_BLOCK = 1024
+"""Tokens of a block: what lies between two layers stays in the processor's cache (512 to 1,024 measured best)."""
 
 
 class TextEncoder(nn.Module):
@@ -20,45 +27,67 @@ class TextEncoder(nn.Module):
 
     def __init__(self, network: nn.Module, width: int, pad_token: int = 0) -> None:
         super().__init__()
-        self.network, self.width, self.pad_token = network, width, pad_token
+        self.network, self.width, self.pad_token = quicken(network), width, pad_token
+        self.packed = is_packable(network)
+        self.additions: Additions | None = None
+        self.frozen_layers = 0  # how many of the lowest layers, and the embeddings below them, have nothing to train
         self.network.eval()  # its own dropout would depend on the process; regularisation comes from sampling items
 
-    def encode(self, token_ids: Tensor, offsets: Tensor, rows: Tensor, max_tokens: int = 8192) -> Tensor:
-        """(R, W) vectors of catalogue rows, unit length; empty texts give zeros.
+    def encode(self, token_ids: Tensor, offsets: Tensor, rows: Tensor, below_TW: Tensor | None = None) -> Tensor:
+        """(R, W) vectors of catalogue rows, unit length; empty texts give zeros. Gradients flow when enabled.
 
-        Texts are grouped by length and padded to the longest of their group only; ``max_tokens`` bounds a group's
-        padded size. Gradients flow when enabled.
+        Texts are laid back to back in the order of their lengths; networks of another shape than BERT's get them
+        padded to the longest of a few of about equal length. ``below_TW`` is what :meth:`fill_frozen_part`
+        made of all tokens.
         """
         lengths = (offsets[1:] - offsets[:-1])[rows]
         out = torch.zeros(len(rows), self.width, device=token_ids.device)
         order = torch.argsort(lengths, stable=True)
         order = order[int((lengths == 0).sum()) :]
         pieces, places = [], []
-        for bucket in _buckets(order, lengths, max_tokens):
-            texts = [token_ids[int(offsets[r]) : int(offsets[r + 1])] for r in rows[bucket].tolist()]
-            pieces.append(self._bucket(texts))
-            places.append(bucket)
+        for few in _runs(order, lengths[order].tolist(), self.packed):
+            text = _Tokens.of(offsets[rows[few]], lengths[few])
+            pieces.append(self._pooled(token_ids, text, below_TW))
+            places.append(few)
         if not pieces:
             return out
-        return out.index_copy(0, torch.cat(places), torch.cat(pieces))
+        return out.index_copy(0, torch.cat(places), functional.normalize(torch.cat(pieces), dim=-1))
 
-    def _bucket(self, texts: list[Tensor]) -> Tensor:
-        ids = pad_sequence([t.long() for t in texts], batch_first=True, padding_value=self.pad_token)
-        lengths = torch.tensor([len(t) for t in texts], device=ids.device)
+    def fill_frozen_part(self, token_ids: Tensor, offsets: Tensor, rows: Tensor, out_TW: Tensor) -> None:
+        """Put what the layers that are not trained make of the tokens of some texts into their rows of ``out_TW``."""
+        lengths, layers = (offsets[1:] - offsets[:-1])[rows], layers_of(self.network)[: self.frozen_layers]
+        order = torch.argsort(lengths, stable=True)
+        order = order[int((lengths == 0).sum()) :]
+        with torch.no_grad():
+            for few in _runs(order, lengths[order].tolist(), packed=True):
+                text = _Tokens.of(offsets[rows[few]], lengths[few])
+                x_TW = embedded(self.network, token_ids[text.at_T].long(), text.place_T)
+                out_TW[text.at_T.to(out_TW.device)] = transformed(layers, x_TW, text.groups).to(out_TW.device)
+
+    def _pooled(self, token_ids: Tensor, text: _Tokens, below_TW: Tensor | None) -> Tensor:
+        if not self.packed:
+            return self._padded(token_ids, text)
+        layers = layers_of(self.network)
+        if below_TW is None:
+            x_TW = embedded(self.network, token_ids[text.at_T].long(), text.place_T)
+        else:
+            x_TW, layers = below_TW[text.at_T], layers[self.frozen_layers :]
+        return pooled(transformed(layers, x_TW, text.groups), text.groups)
+
+    def _padded(self, token_ids: Tensor, text: _Tokens) -> Tensor:
+        lengths = torch.cat([text.at_T.new_full((count,), length) for count, length in text.groups])
+        texts = [t.long() for t in token_ids[text.at_T].split(lengths.tolist())]
+        ids = pad_sequence(texts, batch_first=True, padding_value=self.pad_token)
         mask = (torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)).long()
         hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
         weight = mask.unsqueeze(-1).to(hidden.dtype)
-        return nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
+        return (hidden * weight).sum(1) / weight.sum(1)
 
-    def set_trainable(self, train: Train, layers: int = 1) -> None:
-        """Freeze everything, everything but the top ``layers``, or nothing."""
-        for parameter in self.network.parameters():
-            parameter.requires_grad_(train == "full")
-        if train == "top":
-            stack = self.network.encoder.layer  # type: ignore[union-attr]
-            for layer in list(stack)[-layers:]:  # type: ignore[arg-type]
-                for parameter in layer.parameters():
-                    parameter.requires_grad_(True)
+    def merge(self) -> None:
+        """Add low-rank additions to the weights they were trained beside; nothing to do without any."""
+        if self.additions:
+            self.additions.merge()
+            self.additions = None
 
     def config(self) -> dict[str, Any]:
         """What :func:`build_encoder` needs to rebuild the network without its weights."""
@@ -71,17 +100,36 @@ def build_encoder(config: Mapping[str, Any]) -> TextEncoder:
 
     kind = str(config["model_type"])
     settings = AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
-    network = AutoModel.from_config(settings, **({"add_pooling_layer": False} if kind == "bert" else {}))
+    network = AutoModel.from_config(settings, **({"add_pooling_layer": False} if kind in KINDS else {}))
+    if adapters := config.get("adapters"):
+        add_adapters(network, adapters["width"], adapters["layers"])
     return TextEncoder(network, int(settings.hidden_size), int(settings.pad_token_id or 0))
 
 
-def _buckets(order: Tensor, lengths: Tensor, max_tokens: int) -> list[Tensor]:
-    """Consecutive runs of ``order`` (rising lengths) whose padded size is at most ``max_tokens``."""
-    found, start = [], 0
-    sorted_lengths = lengths[order].tolist()
-    for end in range(1, len(order) + 1):
-        full = end == len(order) or sorted_lengths[end] * (end + 1 - start) > max_tokens
-        if full:
-            found.append(order[start:end])
-            start = end
-    return found
+@dataclass(frozen=True)
+class _Tokens:
+    """Where the tokens of some texts of rising length lie."""
+
+    at_T: Tensor  # int64, among all tokens
+    place_T: Tensor  # int64, in their text
+    groups: list[tuple[int, int]]  # (texts, tokens of each), in order
+
+    @staticmethod
+    def of(starts: Tensor, lengths: Tensor) -> _Tokens:
+        first = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+        place_T = torch.arange(len(first), device=first.device) - first
+        length, count = torch.unique_consecutive(lengths, return_counts=True)
+        groups = list(zip(count.tolist(), length.tolist(), strict=True))
+        return _Tokens(torch.repeat_interleave(starts, lengths) + place_T, place_T, groups)
+
+
+def _runs(order: Tensor, lengths: list[int], packed: bool) -> Iterator[Tensor]:
+    """Consecutive pieces of ``order`` (rising ``lengths``) of about ``_BLOCK`` tokens, padding included."""
+    start, size = 0, 0
+    for end, length in enumerate(lengths, 1):
+        size = size + length if packed else length * (end - start)
+        following = lengths[end] if end < len(order) else 0
+        grown = size + following if packed else following * (end + 1 - start)
+        if end == len(order) or grown > _BLOCK:
+            yield order[start:end]
+            start, size = end, 0

@@ -7,6 +7,7 @@ bundles; knows nothing about how models are trained.
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from rayrank.sources.encoders import (
     MINILM_SHA256,
     EncoderSpec,
     FolderEncoder,
+    FrozenPart,
     HubEncoder,
     LoadedEncoder,
     NoEncoder,
@@ -73,11 +75,12 @@ def load_items(
         raise ConfigError("encoder", None, "every worker must load the same encoder", "give all nodes the same files")
     loaded.network.network.register_forward_pre_hook(lambda *_: alive())
     tokens = tokenise(texts, loaded.tokenizer_json, loaded.max_tokens)
-    vectors = _vectors(task, loaded, tokens, collectives, device)
+    vectors = _vectors(_folder(task), loaded, tokens, collectives, device)
     sizes = sizes_of(dataset.manifest, int(vectors.shape[1]))
     if not isinstance(task.model, TeacherSpec):
         return Items(replace(catalogue, vectors_ND=vectors), sizes, teacher_id=teacher_id)
-    catalogue = replace(catalogue, token_ids=tokens[0], token_offsets=tokens[1], vectors_ND=vectors)
+    below = _frozen_part(_folder(task), loaded, tokens, collectives, device)
+    catalogue = replace(catalogue, token_ids=tokens[0], token_offsets=tokens[1], vectors_ND=vectors, below_TW=below)
     files = {"tokenizer.json": loaded.tokenizer_json.encode()}
     return Items(catalogue, sizes, loaded.network, _info(task.encoder, loaded), files, teacher_id)
 
@@ -119,11 +122,37 @@ def _with_teacher(folder: str, catalogue: Catalogue, dataset: Dataset, wants_tex
     return catalogue, bundle_id(folder)
 
 
+def _folder(task: FitTask) -> Path | None:
+    return Path(task.cache) if task.cache and "://" not in task.cache else None
+
+
+def _frozen_part(
+    folder: Path | None, loaded: LoadedEncoder, tokens: tuple[Tensor, Tensor], collectives: Collectives, device: str
+) -> Tensor | None:
+    """(T, W) what lies below the trained layers, from a file that the ranks of a machine fill together.
+
+    None where there is nothing to keep: no trained or no frozen layers, or no folder (the loop has it in memory then).
+    """
+    trained = any(p.requires_grad for p in loaded.network.parameters())
+    if folder is None or not trained or not loaded.network.frozen_layers:
+        return None
+    file = FrozenPart.of(folder, loaded, tokens)
+    if not all(collectives.all_gather_objects(file.exists())):
+        hosts = collectives.all_gather_objects(platform.node())
+        peers = [rank for rank, host in enumerate(hosts) if host == hosts[collectives.rank]]
+        ids, offsets = tokens[0].to(device), tokens[1].to(device)
+        mine = torch.arange(peers.index(collectives.rank), len(offsets) - 1, len(peers), device=device)
+        loaded.network.to(device).fill_frozen_part(ids, offsets, mine, file.open())
+        collectives.barrier()
+        file.keep()
+        collectives.barrier()
+    return file.read()
+
+
 def _vectors(
-    task: FitTask, loaded: LoadedEncoder, tokens: tuple[Tensor, Tensor], collectives: Collectives, device: str
+    folder: Path | None, loaded: LoadedEncoder, tokens: tuple[Tensor, Tensor], collectives: Collectives, device: str
 ) -> Tensor:
     """(N, W) vectors of all texts: from the cache when every rank finds them there, else each rank encodes a share."""
-    folder = Path(task.cache) if task.cache and "://" not in task.cache else None
     try:
         found: Tensor | None = cached_vectors(folder, loaded.identity, tokens, _absent)
     except _AbsentError:

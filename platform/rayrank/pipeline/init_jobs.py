@@ -29,7 +29,7 @@ _TEXT = """\
 encoder:
   kind: package                  # all-MiniLM-L6-v2 from PyPI; or folder, hub, tiny, none
   max_tokens: 64
-  train: frozen                  # top or full: fine-tune its layers too (slower)"""
+  tune: {kind: frozen}           # top, lora, adalora, adapters, full: train it too (slower)"""
 _NO_TEXT = "encoder: {kind: none}            # the items have no text\nmodel: {kind: teacher, inputs: {text: false}}"
 _LABEL = """\
 # python -m jobs.label THIS_FILE

