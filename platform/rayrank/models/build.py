@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import assert_never
 
 from rayrank.models.encoder import TextEncoder
-from rayrank.models.linear import quicken
 from rayrank.models.ranker import Ranker
 from rayrank.models.spec import RankerSpec, Sizes, StudentSpec, TeacherSpec
 from rayrank.models.student import Student
@@ -17,8 +16,8 @@ def build_ranker(spec: RankerSpec, schema: DatasetSchema, sizes: Sizes, encoder:
     """A ranker with fresh weights (seed torch before). A student has no encoder; a teacher without text needs none."""
     match spec:
         case TeacherSpec():
-            return quicken(Teacher(spec, schema, sizes, encoder))
+            return Teacher(spec, schema, sizes, encoder)
         case StudentSpec():
-            return quicken(Student(spec, schema, sizes))
+            return Student(spec, schema, sizes)
         case _:
             assert_never(spec)

@@ -1,8 +1,9 @@
 """Linear layers by oneDNN where that is the faster library.
 
 ``torch.nn.functional.linear`` calls MKL for float32 on a CPU, which leaves half of an AMD processor unused: at 512 ×
-384 × 1536 oneDNN does twice the multiplications a second, forward and backward. Small products stay with MKL, whose
-calls cost less. The numbers agree to rounding.
+384 × 1536 oneDNN does twice the multiplications a second, forward and backward. It compiles a kernel for every shape
+it meets, which takes as long as the product itself and is kept for good, so it is asked for a few numbers of rows only
+(:data:`ROWS`): who wants it fills up to one of them. The numbers agree to rounding.
 """
 
 from __future__ import annotations
@@ -15,8 +16,13 @@ from torch.nn import functional
 
 M = TypeVar("M", bound=nn.Module)
 
-_SMALL = 1 << 20
-"""Multiplications below which a call of oneDNN does not pay (measured: 16 × 384 × 64 does not, 500 × 64 × 64 does)."""
+ROWS = (128, 256, 384, 512, 768, 1024)
+"""Numbers of rows that oneDNN is asked for; a shape costs about a megabyte and a millisecond, once."""
+
+
+def filled(rows: int) -> int:
+    """The smallest of :data:`ROWS` that holds so many rows; the same number where none does."""
+    return next((size for size in ROWS if size >= rows), rows)
 
 
 class Linear(nn.Linear):
@@ -42,20 +48,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
     if not _pays(x, weight):
         out = functional.linear(x, weight, bias)
         return functional.gelu(out) if gelu else out
-    flat = x.reshape(-1, x.shape[-1])
     if gelu:
-        found: Tensor = _product(flat, weight, bias, "gelu")
-    elif torch.is_grad_enabled():
-        found = _Product.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
-    else:
-        found = _product(flat, weight, bias)
-    return found.view(*x.shape[:-1], len(weight))
+        return _product(x, weight, bias, "gelu")
+    if torch.is_grad_enabled():
+        return _Product.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return _product(x, weight, bias)
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    large = x.numel() * len(weight) >= _SMALL
-    return plain and large and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
+    known = x.dim() == 2 and x.shape[0] in ROWS
+    return plain and known and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import GELUActivation
 
-from rayrank.models.linear import Linear, linear
+from rayrank.models.linear import Linear, filled, linear
 
 KINDS = ("bert", "roberta", "xlm-roberta", "camembert")
 """Values of a network's ``config.model_type`` that have this shape."""
@@ -44,10 +44,14 @@ def embedded(network: nn.Module, ids_T: Tensor, place_T: Tensor) -> Tensor:
 
 
 def transformed(layers: Sequence[nn.Module], x_TW: Tensor, groups: Groups) -> Tensor:
-    """(T, W) after the given layers."""
+    """(T, W) after the given layers. Rows of zeros, as one more text, bring them to a number that is fast."""
+    tokens = len(x_TW)
+    rest = filled(tokens) - tokens
+    if rest:
+        x_TW, groups = functional.pad(x_TW, (0, 0, 0, rest)), [*groups, (1, rest)]
     for layer in layers:
         x_TW = _layer(layer, x_TW, groups)
-    return x_TW
+    return x_TW[:tokens]
 
 
 def pooled(x_TW: Tensor, groups: Groups) -> Tensor:

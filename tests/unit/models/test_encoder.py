@@ -86,7 +86,7 @@ def test_no_layer_is_frozen_when_the_lowest_is_trained_or_the_network_is_another
     assert (full.frozen_layers, other.frozen_layers) == (0, 0)
 
 
-@pytest.mark.parametrize("shape", [(3, 8), (400, 64), (5, 100, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 8), (400, 64), (384, 64), (5, 100, 64)], ids=str)
 @pytest.mark.parametrize("biased", [True, False])
 def test_a_linear_layer_gives_what_torch_gives(shape: tuple[int, ...], biased: bool) -> None:
     torch.manual_seed(0)
