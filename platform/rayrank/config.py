@@ -38,7 +38,8 @@ class ConfigError(ValueError):
 
     def __init__(self, path: str, value: object, rule: str, fix: str) -> None:
         self.path, self.value, self.rule, self.fix = path, value, rule, fix
-        super().__init__(f"{path}: got {_short(value)}; {rule}; fix: {fix}")
+        got = "" if value is None else f"got {_short(value)}; "
+        super().__init__(f"{path}: {got}{rule}; fix: {fix}")
 
     def as_dict(self) -> dict[str, Any]:
         """The four parts by name: what crosses a process as data makes an equal error with ``ConfigError(**parts)``."""

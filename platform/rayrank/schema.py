@@ -210,8 +210,13 @@ class DatasetSchema(Config):
     history_lag_s: int = Field(
         0, ge=0, description="a label enters a history only when it was known so long before the request"
     )
-    sampled_negatives: int = Field(0, ge=0, description="unseen items added per event (clicks-only data)")
+    sampled_negatives: int = Field(0, ge=0, description="items added per event as negatives (clicks-only data)")
     negative_sampling: NegativeSampling = Field(default_factory=UniformNegatives, description="how they are drawn")
+    negatives_avoid: Literal["auto", "known", "request"] = Field(
+        "auto",
+        description="items that are no negatives of a user: known, all of the same or an earlier part of the split; "
+        "request, those of the same request only; auto, request where users come back to items, else known",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from jobs.__main__ import main as jobs_main
+from rayrank.__main__ import dispatch
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.entry import describe, listing, run
 from rayrank.locations import SUBMITTED_JOB, base_folder, is_absolute, resolve, resolve_paths
@@ -73,7 +73,7 @@ def test_show_prints_the_resolved_config_and_runs_nothing(call, capsys, tmp_path
     ("argv", "code", "message"),
     [
         (["words=0"], 2, "error: EchoConfig: words: got 0; Input should be greater than or equal to 1; fix: "),
-        (["none.yaml"], 2, "error: none.yaml: got null; must be readable (No such file or directory); fix: "),
+        (["none.yaml"], 2, "error: none.yaml: must be readable (No such file or directory); fix: "),
         (["a.yaml", "b.yaml"], 2, "one config file at most"),
         (["wrods=1"], 2, "did you mean 'words'?"),
         (["fail=user"], 2, 'error: data.folder: got "x"; must exist; fix: make it'),
@@ -177,16 +177,23 @@ def test_describe_prefers_the_summary() -> None:
     ("name", "hint"),
     [
         ("nothing-like-it", "one of: init, validate"),
-        ("train-techer", "did you mean 'python -m jobs.train_teacher'?"),
-        ("prepare", "did you mean 'python -m jobs.prepare'?"),
+        ("train-techer", "did you mean 'python -m jobs train_teacher'?"),
     ],
 )
 def test_a_job_that_there_is_not_is_a_mistake(name: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert jobs_main([name]) == 2
+    assert dispatch([name], "python -m jobs") == 2
     err = capsys.readouterr().err
     assert f'got "{name}"' in err
     assert hint in err
-    assert jobs_main(["--help"]) == jobs_main([]) == 0
+    assert dispatch(["--help"], "rayrank") == dispatch([], "rayrank") == 0
+
+
+@pytest.mark.parametrize("words", [["jobs", "prepare"], ["jobs.prepare"], ["rayrank", "prepare"]], ids=" ".join)
+def test_a_job_is_started_by_any_of_its_names(words: list[str]) -> None:
+    asked = [sys.executable, "-m", *words, "jobs/configs/synthetic/prepare.yaml", "--show"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "kind: synthetic" in done.stdout
 
 
 def test_listing_has_a_line_for_every_job() -> None:
@@ -206,4 +213,4 @@ def test_the_command_is_quick_and_names_the_nearest_job() -> None:
     assert heavy.stdout.strip() == "[]"
     wrong = subprocess.run([sys.executable, "-m", "rayrank", "prepar"], capture_output=True, text=True, timeout=30)
     assert wrong.returncode == 2
-    assert "did you mean 'prepare'?" in wrong.stderr
+    assert "did you mean 'rayrank prepare'?" in wrong.stderr

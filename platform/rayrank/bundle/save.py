@@ -113,6 +113,9 @@ def _write(folder: Path, model: Ranker, parts: BundleParts) -> BundleInfo:
     files = {str(p.relative_to(folder)): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     info = info.model_copy(update={"files": files})
     _write_text(folder / MANIFEST, info.model_dump_json(indent=1))
+    mode = (folder / ITEMS).stat().st_mode
+    for file in folder.glob("*.safetensors"):  # the library writes them for their owner alone
+        file.chmod(mode)
     return info
 
 

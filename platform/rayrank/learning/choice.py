@@ -6,22 +6,20 @@ from rayrank.config import ConfigError
 from rayrank.learning.spec import LearningSpec
 from rayrank.schema import BinaryTask, DatasetSchema
 
-DEFAULT = str(LearningSpec.model_fields["choose"].default)
 
-
-def chosen(choose: str, schema: DatasetSchema, path: str = "learning.choose") -> tuple[str, bool]:
+def chosen(choose: str | None, schema: DatasetSchema, path: str = "learning.choose") -> tuple[str, bool]:
     """('<task>/<metric>', whether less is better).
 
-    The default on data without such a task: AUC of the first binary task, else RMSE of the first regression.
+    None: AUC of the first binary task, else RMSE of the first regression.
 
     Raises:
         ConfigError: a task that the dataset does not have; told before anything is trained.
     """
-    name = choose.partition("/")[0]
     tasks = [task.name for task in schema.tasks]
-    if name in tasks:
+    name = choose.partition("/")[0] if choose else ""
+    if choose and name in tasks:
         return choose, False
-    if choose != DEFAULT or not schema.event_tasks:
+    if choose or not schema.event_tasks:
         raise ConfigError(
             path, choose, f"no task '{name}'; tasks of this dataset: {', '.join(tasks)}", "use one of them"
         )

@@ -57,7 +57,10 @@ class LearningSpec(Config):
     horizon: float = Field(0.3, ge=0, le=1, description="share of sequences trained with the history cut at random")
     refresh: RefreshSpec = Field(default_factory=RefreshSpec, description="how the cache of text vectors is kept fresh")
     exact: bool = Field(False, description="no cache: every text of a step is encoded with gradient (slow)")
-    choose: str = Field("like/auc", description="valid metric that picks the best epoch, '<task>/<metric>'")
+    choose: str | None = Field(
+        None,
+        description="valid metric that picks the best epoch, '<task>/<metric>'; null: the first binary task's AUC",
+    )
     choose_protocol: Literal["streaming", "snapshot"] = Field("streaming", description="protocol of that metric")
     lower_is_better: bool = Field(False, description="True for losses and errors")
     patience: int = Field(1, ge=1, description="epochs without a better metric before stopping")

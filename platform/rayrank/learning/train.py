@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.blend import choose_share
+from rayrank.learning.choice import with_choice
 from rayrank.learning.collectives import Collectives, Solo
 from rayrank.learning.forward import StepNoise, forward, retrieval_tasks
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, Step, TrainData, TrainSpec, Used
@@ -63,7 +64,8 @@ def train(
 
 class _Run:
     def __init__(self, model: Ranker, data: TrainData, spec: TrainSpec, hooks: Hooks, collectives: Collectives) -> None:
-        self.model, self.data, self.spec, self.hooks, self.collectives = model, data, spec.learning, hooks, collectives
+        self.model, self.data, self.hooks, self.collectives = model, data, hooks, collectives
+        self.spec = with_choice(spec.learning, model.schema)
         self.objective = spec.objective
         self.device = next(model.parameters()).device
         self.tasks = tuple(task.name for task in model.schema.tasks)

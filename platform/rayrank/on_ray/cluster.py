@@ -117,7 +117,7 @@ def check_capacity(cluster: Cluster, asked_cpus: float, path: str, asked_gpus: f
     if asked_cpus + 1 > cluster.cpus:
         raise ConfigError(
             path,
-            asked_cpus,
+            int(asked_cpus) if asked_cpus == int(asked_cpus) else asked_cpus,
             f"the cluster has {cluster.cpus:g} logical CPUs and one must stay free for data tasks",
             f"ask for at most {max(0, int(cluster.cpus) - 1)}, or set cluster.logical_cpus={int(asked_cpus) + 1}",
         )

@@ -31,7 +31,10 @@ class SearchSpec(Config):
     """How is searched."""
 
     num_trials: int = Field(8, ge=1, description="samples; with grid samplers: repeats of the whole grid")
-    metric: str = Field("streaming/like/auc", description="valid metric that ranks trials")
+    metric: str | None = Field(
+        None,
+        description="valid metric that ranks trials, '<protocol>/<task>/<metric>'; null: AUC of the first binary task",
+    )
     mode: Literal["max", "min"] = Field("max", description="whether more is better")
     scheduler: Literal["fifo", "asha"] = Field(
         "fifo", description="asha stops trials that lag behind (Li et al., 2020)"

@@ -51,6 +51,11 @@ class GateResult:
     explanation: str
 
     @property
+    def remedy(self) -> str:
+        """The keys of the config that this gate goes by."""
+        return f"gates.{_KEYS[self.gate]}, or gates.skip=[{self.gate}]"
+
+    @property
     def key(self) -> str:
         """The name as trackers and files spell it."""
         return self.name.lower().replace(" ", "_")
@@ -60,6 +65,15 @@ class GateResult:
         return GateLine(
             name=self.name, value=self.found, threshold=self.asked, passed=self.passed, explanation=self.explanation
         )
+
+
+_KEYS: dict[Gate, str] = {
+    "gain_auc": "gain",
+    "gain_gauc": "gain",
+    "lift": "lift",
+    "calibration": "calibration_low and calibration_high",
+    "latency": "latency_ms",
+}
 
 
 def judge(found: Comparison, gates: GatesConfig) -> list[GateResult]:

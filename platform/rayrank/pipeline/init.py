@@ -40,7 +40,7 @@ class InitConfig(Config):
     items: DataPath | None = Field(None, description="items, the same formats")
     users: DataPath | None = Field(None, description="users, the same formats")
     out: DataPath = Field("rayrank-dataset", description="local folder for dataset.yaml and a config of every job")
-    name: str = Field("mydata", description="name that every table of results shows")
+    name: str | None = Field(None, description="name that every table of results shows; null: the folder's")
     keys: KeyConfig = Field(default_factory=KeyConfig, description="columns you name yourself")
     overwrite: bool = Field(False, description="replace files of an earlier init")
 
@@ -61,7 +61,7 @@ class InitResult:
         lines = [f"{verb} {path}" for path in (self.dataset, self.prepare) if path]
         lines.append(f"{verb} beside them: {', '.join(Path(path).name for path in self.jobs)}")
         lines += [f"warning: {w}" for w in self.warnings]
-        return [*lines, f"next: read the comments, then python -m jobs.validate {self.prepare}"]
+        return [*lines, f"next: read the comments, then rayrank validate {self.prepare}"]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _guess(config: InitConfig) -> _Found:
     item_features, left_items = guess.guess_features(tables["items"], items, [items_key or "", *text_columns])
     user_features, left_users = guess.guess_features(tables["users"], users, [users_key or ""])
     schema = DatasetSchema(
-        name=config.name,
+        name=config.name or Path(config.out).name,
         user_id=user.name,
         item_id=item.name,
         timestamp=time.name,
@@ -212,7 +212,7 @@ def _dataset_yaml(found: _Found) -> str:
         f"user_id: {one_line(schema.user_id)}  # {found.comments['user_id']}",
         f"item_id: {one_line(schema.item_id)}  # {found.comments['item_id']}",
         f"timestamp: {one_line(schema.timestamp)}  # {found.comments['timestamp']}",
-        f"time_unit: {schema.time_unit}  # s, ms, us or ns; guessed from the magnitude (ISO-8601 text ignores it)",
+        f"time_unit: {schema.time_unit}  # s, ms, us, ns or auto: of times that are numbers",
     ]
     if schema.request_id:
         lines.append(f"request_id: {one_line(schema.request_id)}  # impressions of one request never see each other")
@@ -239,7 +239,7 @@ def _dataset_yaml(found: _Found) -> str:
     if schema.sampled_negatives:
         lines += [
             "",
-            "# Clicks only: every row is a positive; this many uniform unseen items per row become negatives.",
+            "# Clicks only: every row is a positive; this many items per row, drawn uniformly, become negatives.",
         ]
         lines += ["# WARNING: " + found.warnings[0]]
         lines += [f"sampled_negatives: {schema.sampled_negatives}"]
@@ -277,7 +277,7 @@ def _prepare_yaml(config: InitConfig, found: _Found, dataset: str) -> str:
         rows["items_key"] = found.items_key
     if found.users_key and found.users_key != found.schema.user_id:
         rows["users_key"] = found.users_key
-    lines = ["# python -m jobs.prepare THIS_FILE", "source:"]
+    lines = ["# rayrank prepare THIS_FILE", "source:"]
     lines += [f"  {key}: {one_line(value)}" for key, value in rows.items()]
     lines += [f"path: {one_line(_shards(config))}  # where the prepared dataset goes"]
     return "\n".join(lines) + "\n"
@@ -285,7 +285,7 @@ def _prepare_yaml(config: InitConfig, found: _Found, dataset: str) -> str:
 
 def _published_yaml(config: InitConfig, kind: str) -> str:
     lines = [
-        "# python -m jobs.validate THIS_FILE, then python -m jobs.prepare THIS_FILE",
+        "# rayrank validate THIS_FILE, then rayrank prepare THIS_FILE",
         "source:",
         f"  kind: {kind}  # columns, tasks and split are those of docs/data_format.md; every key may be set here",
         f"  path: {one_line(config.interactions)}",

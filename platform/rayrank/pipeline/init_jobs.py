@@ -12,7 +12,7 @@ import yaml
 from rayrank.schema import BinaryTask, DatasetSchema
 
 _TEACHER = """\
-# python -m jobs.train_teacher THIS_FILE
+# rayrank train_teacher THIS_FILE
 # The same command goes on after an interruption, and finds the bundle when it is there already.
 dataset: $dataset
 output: $teacher  # the bundle
@@ -32,7 +32,7 @@ encoder:
   tune: {kind: frozen}           # top, lora, adalora, adapters, full: train it too (slower)"""
 _NO_TEXT = "encoder: {kind: none}            # the items have no text\nmodel: {kind: teacher, inputs: {text: false}}"
 _LABEL = """\
-# python -m jobs.label THIS_FILE
+# rayrank label THIS_FILE
 # A second run finds the labels; an interrupted one goes on at the first missing shard.
 dataset: $dataset
 teacher: $teacher
@@ -55,7 +55,7 @@ workers: {count: 0}              # a student needs no Ray Train; 2: DDP as the t
 tracking: $tracking
 """
 _TUNE = """\
-# python -m jobs.tune THIS_FILE, then python -m jobs.distill $tune/best.yaml
+# rayrank tune THIS_FILE, then rayrank distill $tune/best.yaml
 # Optional: searches task weights and distillation; each trial distils in its own process.
 output: $tune  # best.yaml (a complete config of distill), trials.json
 trials: 8
@@ -63,7 +63,7 @@ tracking: $tracking
 distill:                         # what the trials vary; as in distill.yaml
 """
 _EVALUATE = """\
-# python -m jobs.evaluate THIS_FILE
+# rayrank evaluate THIS_FILE
 # Teacher and student beside popularity, recent popularity, item mean, user + item bias and the champion.
 dataset: $dataset
 teacher: $teacher
@@ -74,7 +74,7 @@ output: $evaluation  # evaluation.json, metrics.csv, report.html, plots, scores
 tracking: $tracking
 """
 _PROMOTE = """\
-# python -m jobs.promote THIS_FILE
+# rayrank promote THIS_FILE
 # Exit code 3 and nothing changed when a gate refuses.
 dataset: $dataset
 teacher: $teacher
@@ -84,12 +84,15 @@ fusion: $fusion  # Σ weight · score
 gates:
   gain: 0.0                      # AUC and GAUC over the best baseline: the 95 % interval must lie above this
   lift: 0.97                     # share of the teacher's AUC - 0.5 that the student keeps
-  # skip: [latency]              # leave gates out; the release says so
+  calibration_low: 0.9           # predicted over observed positives
+  calibration_high: 1.1
+  latency_ms: 50                 # 95th percentile of the student's request
+  $skip
 model_name: $name  # in the model registry
 tracking: $tracking
 """
 _SCORE = """\
-# python -m jobs.score THIS_FILE
+# rayrank score THIS_FILE
 releases: $releases  # the champion scores
 input:
   kind: shards                   # every target of a part; or kind: requests with path: a file of request bodies
@@ -98,13 +101,15 @@ output: $scores
 actors: 2                        # scoring processes, one logical CPU each; 0: this process, without Ray
 """
 _SERVE = """\
-# python -m jobs.serve THIS_FILE, then http://127.0.0.1:8000/docs
+# rayrank serve THIS_FILE, then http://127.0.0.1:8000/docs
 releases: $releases  # the champion is served
 # playground: serve_apps/playground.html   # of the checkout: a page at / to try it with
 # now: 1700000000                # unix seconds taken for the present, where the log ended long ago
 http: {host: 127.0.0.1, port: 8000}
 """
 _FOLDERS = ("cache", "teacher", "labels", "tune", "student", "evaluation", "releases", "scores")
+_SKIP = "# skip: [latency]              # leave gates out; the release says so"
+_NO_BASE_RATE = "skip: [calibration]            # sampled negatives: how often people click is made up"
 _REGRESSION_WEIGHT = 0.5
 """Beside binary tasks, which weigh 1."""
 
@@ -113,6 +118,7 @@ def job_files(folder: str, dataset: str, schema: DatasetSchema) -> dict[Path, st
     """Path -> text of the configs in ``folder`` of every job after prepare, which writes to ``dataset``."""
     values = {name: one_line(str(Path(folder, name))) for name in _FOLDERS}
     values |= _names(folder, dataset, schema)
+    values["skip"] = _NO_BASE_RATE if schema.sampled_negatives else _SKIP
     values["encoder"] = _TEXT if schema.text else _NO_TEXT
     student = "" if schema.text else "model: {kind: student, inputs: {text: false}}\n"
     distillation = Template(_DISTILLATION).substitute(values) + student
@@ -120,7 +126,7 @@ def job_files(folder: str, dataset: str, schema: DatasetSchema) -> dict[Path, st
         "train_teacher": Template(_TEACHER).substitute(values),
         "label": Template(_LABEL).substitute(values),
         "tune": Template(_TUNE).substitute(values) + indent(distillation, "  "),
-        "distill": f"# python -m jobs.distill THIS_FILE\n{distillation}",
+        "distill": f"# rayrank distill THIS_FILE\n{distillation}",
         "evaluate": Template(_EVALUATE).substitute(values),
         "promote": Template(_PROMOTE).substitute(values),
         "score": Template(_SCORE).substitute(values),

@@ -51,6 +51,8 @@ class PrepareResult:
             f"targets: {counts.train:,} train, {counts.valid:,} valid, {counts.test:,} test",
             f"data fingerprint {self.manifest.data_fingerprint[:16]}",
         ]
+        if counts.negatives_avoid:
+            lines.append(f"negatives of a user avoid {_AVOIDED[counts.negatives_avoid]}")
         if counts.behaviours:
             share = counts.unmatched_behaviours / counts.behaviours
             example = f", e.g. row {counts.first_unmatched} of them" if counts.first_unmatched is not None else ""
@@ -106,11 +108,17 @@ def warnings_of(manifest: Manifest) -> list[str]:
     return found
 
 
+_AVOIDED = {
+    "known": "all items of the same or an earlier part (users hardly come back to an item)",
+    "request": "the items of the same request only (users come back to items)",
+}
+
+
 def sampled_warning(schema: DatasetSchema) -> str:
     """What AUC means when the negatives were sampled."""
-    how, beside = "uniform unseen", " (popularity alone scores high)"
+    how, beside = "uniform", " (popularity alone scores high)"
     if isinstance(schema.negative_sampling, PopularityNegatives):
-        how, beside = "unseen, popular", ""
+        how, beside = "popular", ""
     return (
         f"clicks only: {schema.sampled_negatives} {how} items per event serve as negatives, so AUC tells a chosen item"
         f" from a random one{beside}, not from what was shown and passed over"

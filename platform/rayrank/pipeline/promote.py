@@ -76,7 +76,7 @@ class PromoteResult:
             before = f" (before: {self.previous})" if self.previous else ""
             return [*lines, f"champion is now {self.release.release_id}{before}: {self.path}"]
         failed = [gate for gate in self.gates if not gate.passed]
-        reasons = [f"  {gate.name}: {gate.explanation}" for gate in failed]
+        reasons = [f"  {gate.name}: {gate.explanation} Its limit: {gate.remedy}." for gate in failed]
         kept = f"the champion stays {self.previous}" if self.previous else "there is no champion"
         return [*lines, f"refused, {kept}; {len(failed)} of {counted(len(self.gates), 'gate')} failed:", *reasons]
 

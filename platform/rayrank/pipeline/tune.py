@@ -87,25 +87,26 @@ def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
     _check_tasks(space, manifest.dataset_schema, origin)
     task = FitTask(**{name: getattr(base, name) for name in FitTask.model_fields})
     task = task.model_copy(update={"output": storage.join(config.output, "work")})
-    protocol, _, metric = config.search.metric.partition("/")
+    protocol: str = base.learning.choose_protocol
+    metric = config.search.metric
+    if metric is not None:
+        protocol, _, metric = metric.partition("/")
     metric, less = chosen(metric, manifest.dataset_schema, "search.metric")
-    mode = "min" if less else config.search.mode
-    spec = config.search.model_copy(
-        update={"num_trials": config.trials, "metric": f"{protocol}/{metric}", "mode": mode}
-    )
+    metric, mode = f"{protocol}/{metric}", "min" if less else config.search.mode
+    spec = config.search.model_copy(update={"num_trials": config.trials, "metric": metric, "mode": mode})
     with ensure_cluster(config.cluster) as cluster:
         found = search(SearchTask(task, space), spec, cluster, progress, config.cluster.stall_s)
     run_id, winner_run = _record(config, found)
     best = {**_own_weights(base), **found.trials[0].params}
     best_yaml = storage.join(config.output, "best.yaml")
-    head = f"# Winner of {counted(len(found.trials), 'trial')}: {spec.metric} {_score(found.trials[0])} on valid.\n"
+    head = f"# Winner of {counted(len(found.trials), 'trial')}: {metric} {_score(found.trials[0])} on valid.\n"
     winner = replace(base, {**best, "parent_run": winner_run})
     storage.write_bytes(best_yaml, (head + to_yaml(winner)).encode())
     score = found.trials[0].score
     assert score is not None
     seconds = time.monotonic() - began
     result = TuneResult(
-        config.output, best, score, spec.metric, found.trials, found.concurrent, seconds, best_yaml, run_id, winner_run
+        config.output, best, score, metric, found.trials, found.concurrent, seconds, best_yaml, run_id, winner_run
     )
     storage.write_json(storage.join(config.output, "trials.json"), {"config": digest(config), **asdict(result)})
     return result

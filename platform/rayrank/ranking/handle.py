@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,12 +49,13 @@ class RankerHandle:
 
         ``history`` is oldest first: ids, ``(id, labels)`` pairs or mappings like ``{"item_id": …, "labels": {…}}``;
         candidates are ids or mappings with ``text`` and ``attributes``. The first ``k`` are returned, all by default.
+        What an HTTP response says under ``warnings`` (a text that this bundle cannot read) is a Python warning here.
 
         Raises:
             RequestError: names the field and the rule.
         """
         request = {"candidates": list(candidates), **_asked(history, user_id, context), "k": k}
-        return self.respond(_parse(RankRequest, request)).items
+        return self._items(_parse(RankRequest, request))
 
     def recommend(
         self,
@@ -63,11 +65,17 @@ class RankerHandle:
         context: Mapping[str, Any] | None = None,
     ) -> list[RankedItem]:
         """The k best unseen items of the whole catalogue."""
-        return self.respond(_parse(RecommendRequest, {**_asked(history, user_id, context), "k": k})).items
+        return self._items(_parse(RecommendRequest, {**_asked(history, user_id, context), "k": k}))
 
     def respond(self, request: RankRequest | RecommendRequest) -> RankResponse:
         """The full response: items, stage timings, who answered, warnings."""
         return self.graph.respond(request)
+
+    def _items(self, request: RankRequest | RecommendRequest) -> list[RankedItem]:
+        response = self.respond(request)
+        for line in response.warnings:
+            warnings.warn(line, stacklevel=3)
+        return response.items
 
     def add_items(self, items: Sequence[Candidate]) -> int:
         """Make described items known by id, with the teacher's vectors for the student; see ``RankingGraph``."""
@@ -108,7 +116,7 @@ def _asked(history: Sequence[Event] | None, user_id: str | None, context: Mappin
 def _event(event: Event) -> Any:
     if isinstance(event, tuple):
         item, labels = event
-        return {"item_id": item, "labels": dict(labels)}
+        return {"item_id": item, "labels": labels}
     return dict(event) if isinstance(event, Mapping) else event
 
 

@@ -16,6 +16,7 @@ from rayrank.ranking.items import Items
 from rayrank.ranking.store import History, UserStore, empty_history
 from rayrank.schema import Feature, past_features
 from rayrank.sources.dataset import feature_tensor
+from rayrank.wording import counted
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class UserStage:
         if isinstance(request, RankRequest):
             candidates = self.encoder.rows(request.candidates, cold)
             if unknown := int((candidates == 0).sum()):
-                warnings.append(f"{unknown} candidates are neither in the catalogue nor described")
+                warnings.append(f"{counted(unknown, 'candidate')} neither in the catalogue nor described")
         warnings += [w for w in (warning, self._unused(request), self._without_past(request)) if w]
         row = self._rows.get(request.user_id or "", 0)
         context = UserContext(
@@ -112,8 +113,10 @@ class UserStage:
 
     def _unused(self, request: RankRequest | RecommendRequest) -> str | None:
         used = {f.column for f in self._schema.user_features}, {f.column for f in self._schema.context_features}
-        count = sum(len(set(given) - known) for given, known in zip((request.user, request.context), used, strict=True))
-        return f"{count} user or context columns are not used by this release" if count else None
+        left = [sorted(set(given) - known) for given, known in zip((request.user, request.context), used, strict=True)]
+        names = [f"{where}.{name}" for where, some in zip(("user", "context"), left, strict=True) for name in some]
+        told = ", ".join(name[:40] for name in names[:5])  # the client's own words, but not any number of them
+        return f"not used by this release: {told}{', …' if len(names) > 5 else ''}" if names else None
 
 
 def _given(columns: Mapping[str, object]) -> dict[str, object]:

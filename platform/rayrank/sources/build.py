@@ -25,7 +25,7 @@ from rayrank.config import ConfigError
 from rayrank.features.encode import is_multi
 from rayrank.features.state import FeatureState
 from rayrank.features.text import template_fields
-from rayrank.schema import DatasetSchema, MulticlassTask, PopularityNegatives, Split, TimeSplit, item_columns_needed
+from rayrank.schema import DatasetSchema, MulticlassTask, Split, TimeSplit, item_columns_needed
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
 from rayrank.sources.derive import PAST, sum_past
@@ -36,7 +36,7 @@ from rayrank.sources.entities import (
 from rayrank.sources.fitting import write_entities
 from rayrank.sources.leftovers import free_tag, held_manifest, refuse_foreign, sweep
 from rayrank.sources.manifest import Counts, Manifest, ShardInfo, data_fingerprint, write_manifest
-from rayrank.sources.negatives import draw_weights
+from rayrank.sources.negatives import Avoid, Drawing, avoided_items, draw_weights
 from rayrank.sources.oracle import BIASES, TRUTH, OracleSums
 from rayrank.sources.relations import boundaries
 from rayrank.sources.row_checks import refuse
@@ -110,8 +110,7 @@ def _build(
     item_ids, orphan_items = index_ids(items, "item_id", seen, "items")
     storage.write_arrow(items_file(spec.path), pa.table({"item_id": item_ids}))
     passes = _Passes(spec, tag, parts, spilled, cuts, last_time)
-    if source.schema.sampled_negatives:
-        _write_weights(passes, source.schema, len(item_ids), run)
+    avoid = _write_drawing(passes, source.schema, len(item_ids), run) if source.schema.sampled_negatives else None
     if item_columns_needed(source.schema):
         _write_past(passes, source.schema, run)
     progress(f"sorting {passes.buckets} buckets of users")
@@ -133,6 +132,7 @@ def _build(
         active_users=len(seen),
         orphan_items=orphan_items,
         orphan_users=orphan_users,
+        negatives_avoid=avoid,
     )
     shards = tuple(ShardInfo(**r["shard"]) for r in results)
     grown = {"buckets": passes.buckets, "next_row": sum(p.rows for p in parts), "last_time": last_time}
@@ -219,14 +219,16 @@ class _Passes:
         return [task.model_copy(update={"number": b}) for b in range(self.buckets)]
 
 
-def _write_weights(passes: _Passes, schema: DatasetSchema, items: int, run: Run) -> None:
-    """How likely each item is to be drawn as a negative; popularity takes a pass of its own over the buckets."""
-    counts, path = np.zeros(items), passes.spec.path
-    if isinstance(schema.negative_sampling, PopularityNegatives):
-        for number, _ in enumerate(run(passes.spec, passes.tasks("popularity"))):
-            table = storage.read_arrow(popularity_file(path, number))
-            counts[table["item"].to_numpy() - 1] += table["count"].to_numpy()
-    storage.write_arrow(weights_file(path), pa.table({"p": draw_weights(schema, counts)}))
+def _write_drawing(passes: _Passes, schema: DatasetSchema, items: int, run: Run) -> Avoid:
+    """How negatives are drawn; a pass of its own over the buckets tells popularity and repeats."""
+    counts, path, found = np.zeros(items), passes.spec.path, []
+    for number, result in enumerate(run(passes.spec, passes.tasks("popularity"))):
+        table = storage.read_arrow(popularity_file(path, number))
+        counts[table["item"].to_numpy() - 1] += table["count"].to_numpy()
+        found.append(result)
+    avoid = avoided_items(schema, sum(r["repeats"] for r in found), sum(r["events"] for r in found))
+    storage.write_arrow(weights_file(path), Drawing(draw_weights(schema, counts), avoid).table())
+    return avoid
 
 
 def _write_past(passes: _Passes, schema: DatasetSchema, run: Run) -> None:

@@ -84,7 +84,8 @@ def guess_time(profiles: Profiles, where: str) -> tuple[Guess, str]:
     if not usable:
         fix = "add a column of unix times or ISO-8601 times, or give keys.timestamp=<column>"
         raise ConfigError(where, list(profiles), "no column looks like a time", fix)
-    return Guess(usable[0], "by name and magnitude"), time_unit(profiles[usable[0]])
+    found = profiles[usable[0]]
+    return Guess(usable[0], "by name and magnitude" if found.kind == "number" else "times as text"), time_unit(found)
 
 
 def time_unit(column: ColumnProfile) -> str:

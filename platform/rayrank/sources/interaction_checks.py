@@ -5,6 +5,7 @@ Knows which check looks at which column; knows nothing about how findings are sh
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 from rayrank.config import ConfigError
 from rayrank.schema import CategoricalFeature, EventTask
 from rayrank.sources.checks import FeatureCheck, Finding, KeyCheck, LabelCheck, TimeCheck, as_canonical, numbers
-from rayrank.sources.files import Wanted, file_parts, read_part
+from rayrank.sources.files import Wanted, column_names, file_parts, read_part
 from rayrank.sources.relations import boundaries
 from rayrank.sources.row_sample import RowSample, hashed
 from rayrank.sources.source import BEFORE, EVERY_ROW, Source, context_column, key_text, label_column, to_seconds
@@ -76,7 +77,7 @@ class InteractionChecks:
         if request in table.column_names:
             seen["request"] = hashed(key_text(table[request], "interactions", str(request)))
         elif request is not None:
-            self._broken(request, _absent(request, table), table.num_rows, first_row)
+            self._broken(request, self._absent(request, table), table.num_rows, first_row)
         if schema.timestamp is None:
             seen["timestamp"] = seen["row"]
         if {"user", "item", "timestamp"} <= set(seen):
@@ -106,8 +107,16 @@ class InteractionChecks:
 
     def _column(self, table: pa.Table, name: str) -> pa.ChunkedArray:
         if name not in table.column_names:
-            raise _absent(name, table)
+            raise self._absent(name, table)
         return table[name]
+
+    def _absent(self, name: str, table: pa.Table) -> ConfigError:
+        """A table that was read holds no other columns than those asked for, its file does."""
+        here = self.source.config.interactions if isinstance(self.source, Tables) else None
+        have = next(iter(column_names(here).values())) if here else table.column_names
+        near = difflib.get_close_matches(name, have, n=1)
+        fix = f"did you mean '{near[0]}'?" if near else "correct the schema or the file"
+        return ConfigError(name, None, f"column is missing; the file has: {', '.join(have)}", fix)
 
     def _broken(self, name: str, error: ConfigError, rows: int, first_row: int) -> None:
         """Note rows whose column is missing or of the wrong type."""
@@ -130,11 +139,6 @@ class InteractionChecks:
 def _joined_tasks(source: Source) -> tuple[EventTask, ...]:
     """Tasks whose labels the files of interactions do not have: they come with the join."""
     return source.behaviour_tasks if isinstance(source, Tables) else ()
-
-
-def _absent(name: str, table: pa.Table) -> ConfigError:
-    rule = f"column is missing; the file has: {', '.join(table.column_names)}"
-    return ConfigError(name, None, rule, "correct the schema or the file")
 
 
 def _sampled(check: Check, column: pa.ChunkedArray, name: str) -> dict[str, np.ndarray]:

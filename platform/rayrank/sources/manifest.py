@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -50,6 +50,9 @@ class Counts(Config):
     valid: int = Field(description="validation targets")
     test: int = Field(description="test targets")
     negatives: int = Field(0, description="sampled negatives among the events")
+    negatives_avoid: Literal["known", "request"] | None = Field(
+        None, description="items that a user's sampled negatives are not: the schema's rule, or what auto found"
+    )
     behaviours: int = Field(0, description="rows of a behaviours table of its own")
     unmatched_behaviours: int = Field(0, description="behaviours that found no impression: they are not used")
     first_unmatched: int | None = Field(None, description="row of the first of them in the first build")

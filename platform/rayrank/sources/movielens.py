@@ -167,7 +167,8 @@ class MovieLens:
 def _require(path: str) -> None:
     if not storage.exists(path):
         rule = "MovieLens needs ratings.dat, users.dat and movies.dat"
-        raise ConfigError(path, path, rule, "set source.path to the folder of the unpacked archive")
+        fix = "set source.path to the folder of the unpacked archive (make quickstart: DATA=folder)"
+        raise ConfigError(path, None, rule, fix)
 
 
 def _decode(path: str, encoding: str) -> list[str]:

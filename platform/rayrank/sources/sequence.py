@@ -19,7 +19,7 @@ from rayrank.schema import FAR, TEST, TRAIN, VALID, CategoricalFeature, DatasetS
 from rayrank.sources import storage
 from rayrank.sources.derive import add_derived
 from rayrank.sources.late import COPY, Known, late_tasks, ready_column, split_late
-from rayrank.sources.negatives import add_negatives
+from rayrank.sources.negatives import Drawing, add_negatives
 from rayrank.sources.oracle import oracle_columns, oracle_histograms
 from rayrank.sources.source import BEFORE, context_column, label_column
 from rayrank.sources.split import assign_parts, fixed_cuts
@@ -57,7 +57,7 @@ def build_sequences(
     schema: DatasetSchema,
     items: pa.Array,
     known: Known,
-    weights: np.ndarray | None = None,
+    drawing: Drawing | None = None,
     past: ItemPast | None = None,
 ) -> Sequences:
     """Sort, split and number the requests of one bucket.
@@ -67,12 +67,12 @@ def build_sequences(
         schema: the dataset.
         items: item ids in index order (index i + 1).
         known: cuts of the time split, the log's end, and its rows: sampled negatives are numbered from there on.
-        weights: probability of each item (index − 1) to be drawn as a negative; None: no negatives are sampled.
+        drawing: how negatives are sampled; None: none are.
         past: of items, when the schema has columns that tell it.
     """
     names, starts, events = logged_events(rows, schema, items, known)
-    if schema.sampled_negatives and weights is not None:
-        events, starts = add_negatives(events, starts, schema, weights, known.total_rows)
+    if drawing is not None:
+        events, starts = add_negatives(events, starts, schema, drawing, known.total_rows)
     if late_tasks(schema):
         events, starts = split_late(events, starts, schema, replace(known, cuts=known.cuts or fixed_cuts(schema.split)))
         number = request_numbers(starts, events["time"].to_numpy(), events["request"].to_numpy())

@@ -14,6 +14,7 @@ from rayrank.sources.extend import extend_bucket
 from rayrank.sources.join import Joined
 from rayrank.sources.late import Known
 from rayrank.sources.manifest import read_manifest
+from rayrank.sources.negatives import Drawing, repeats
 from rayrank.sources.sequence import (
     Sequences,
     build_sequences,
@@ -83,10 +84,10 @@ def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
     schema = source.schema
     items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
     joined = _gathered(source, task, work)
-    weights = read_arrow(weights_file(spec.path))["p"].to_numpy() if schema.sampled_negatives else None
+    drawing = Drawing.of(read_arrow(weights_file(spec.path))) if schema.sampled_negatives else None
     past_file = storage.join(spec.path, table_name(PAST, task.tag))
     past = read_past(past_file, schema) if item_columns_needed(schema) else None
-    made = build_sequences(joined.rows, schema, items, _known(task), weights, past)
+    made = build_sequences(joined.rows, schema, items, _known(task), drawing, past)
     found = save_sequences(work, task.number, made, schema)
     return found | {
         "behaviours": joined.behaviours,
@@ -96,14 +97,14 @@ def _sequence_task(spec: BuildSpec, task: Task, work: str) -> Result:
 
 
 def _popularity_task(spec: BuildSpec, task: Task, work: str) -> Result:
-    """Training events of each item in one bucket: what popularity sampling draws by."""
+    """Training events of each item in one bucket, what popularity sampling draws by, and how many are repeats."""
     source = open_source(spec.source)
     schema = source.schema
     items = read_arrow(items_file(spec.path))["item_id"].combine_chunks()
-    _, _, events = logged_events(_gathered(source, task, work).rows, schema, items, _known(task))
+    _, starts, events = logged_events(_gathered(source, task, work).rows, schema, items, _known(task))
     index, counts = np.unique(events["item"].to_numpy()[events["part"].to_numpy() == TRAIN], return_counts=True)
     storage.write_arrow(popularity_file(spec.path, task.number), pa.table({"item": index, "count": counts}))
-    return {}
+    return {"events": events.num_rows, "repeats": repeats(events, starts)}
 
 
 def _past_task(spec: BuildSpec, task: Task, work: str) -> Result:

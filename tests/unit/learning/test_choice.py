@@ -20,8 +20,8 @@ def schema(*tasks: BinaryTask | RegressionTask) -> DatasetSchema:
 
 def test_the_default_follows_the_tasks() -> None:
     assert chosen("like/auc", schema(BinaryTask(name="like", column="l"), CLICK)) == ("like/auc", False)
-    assert chosen("like/auc", schema(STARS, CLICK)) == ("click/auc", False)
-    assert chosen("like/auc", schema(STARS)) == ("stars/rmse", True)
+    assert chosen(None, schema(STARS, CLICK)) == ("click/auc", False)
+    assert chosen(None, schema(STARS)) == ("stars/rmse", True)
     learning = with_choice(LearningSpec(), schema(STARS))
     assert (learning.choose, learning.lower_is_better) == ("stars/rmse", True)
     asked = LearningSpec(choose="stars/mae", lower_is_better=True)
@@ -31,6 +31,8 @@ def test_the_default_follows_the_tasks() -> None:
 def test_a_task_that_is_not_there_is_told_at_once() -> None:
     with pytest.raises(ConfigError, match="tasks of this dataset: click, stars"):
         chosen("clicks/auc", schema(CLICK, STARS))
+    with pytest.raises(ConfigError, match="no task 'like'"):
+        chosen("like/auc", schema(CLICK, STARS))
 
 
 def test_the_history_always_has_a_share() -> None:

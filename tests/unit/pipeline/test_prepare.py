@@ -36,6 +36,6 @@ def test_the_summary_tells_what_was_made_and_what_to_beware_of(tmp_path: Path) -
     text = "\n".join(result.summary())
     assert f"dataset clicks written to {tmp_path / 'out'}" in text
     assert "2 items of the interactions are not in the items table" in text
-    assert "clicks only: 1 uniform unseen items" in text
+    assert "clicks only: 1 uniform items" in text
     assert "is already complete" in "\n".join(prepare(parse(PrepareConfig, raw), lambda _: None).summary())
     assert read_manifest(result.path) == result.manifest

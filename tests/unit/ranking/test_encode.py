@@ -51,7 +51,7 @@ def test_described_items_are_appended_once_and_known_ids_win(graph: RankingGraph
     assert found.cold.texts == ("A film. War, Drama, Comedy.",)
     assert found.cold.features["genres"].tolist() == [[3, 1]]  # max_values 2
     assert found.cold.features["year"].tolist() == [2.0]
-    assert found.warnings == ("1 candidates are neither in the catalogue nor described",)
+    assert found.warnings == ("1 candidate neither in the catalogue nor described",)
 
 
 def test_added_items_are_known_by_id_afterwards(graph: RankingGraph) -> None:
@@ -87,7 +87,7 @@ def test_strangers_are_answered_with_a_warning(graph: RankingGraph) -> None:
     assert found.context.context["device"] == 2
     assert found.warnings == (
         "unknown user: answered from popularity and context",
-        "1 user or context columns are not used by this release",
+        "not used by this release: context.moon",
     )
     assert "no history is known" in prepared(graph, RecommendRequest(user_id="u6")).warnings[0]
 
