@@ -25,6 +25,7 @@ from rayrank.config import Config, ConfigError, parse
 from rayrank.learning.labels import Sampler, taught
 from rayrank.learning.labels import Teacher as TeacherModel
 from rayrank.learning.mining import POOL_SEED, mined
+from rayrank.memory import release
 from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.on_ray.stream import (
     Group,
@@ -186,7 +187,9 @@ class Teacher:
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
         """Ray Data's way of calling it: groups of a chunk in, their labels with their places out."""
-        return pa.concat_tables([mark(self.label(place), number) for number, place in places_of(chunk)])
+        found = pa.concat_tables([mark(self.label(place), number) for number, place in places_of(chunk)])
+        release()  # groups of ever new sizes: an actor grew to twice its size over 10M rows
+        return found
 
 
 def _claim(folder: str, key: LabelKey, manifest: Manifest) -> set[int]:
