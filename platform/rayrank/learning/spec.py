@@ -21,7 +21,7 @@ class RowsSpec(Config):
     learning_rate: float = Field(1e-2, gt=0, description="peak of the schedule")
     weight_decay: float = Field(1.0, ge=0, description="AdamW, on all factors: what keeps them from memorising")
     ema: float = Field(0.995, ge=0, lt=1, description="decay of the averaged weights that are kept; 0: none")
-    window: int = Field(256, ge=1, description="micro-batches of a lane whose events are shuffled together in memory")
+    window: int = Field(160, ge=1, description="micro-batches of a lane whose events are shuffled together in memory")
 
 
 class RefreshSpec(Config):

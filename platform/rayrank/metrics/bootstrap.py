@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayrank.metrics.evaluated import Judged
-from rayrank.metrics.order import PerUser, TieOrder, known
+from rayrank.metrics.order import PerUser, TieOrder
 from rayrank.metrics.scores import Array
 
 
@@ -52,9 +52,10 @@ class Resamples:
         Raises:
             ValueError: a target's user was not among those drawn for.
         """
-        label, score, user = known(judged.label, judged.prediction, judged.user)
-        index, ties = self._index(user), TieOrder.of(score)
-        return np.array([ties.auc(label, weight_U[index].astype(np.float64)) for weight_U in self.weights])
+        if not np.isfinite(judged.prediction).all():
+            raise ValueError("scores of labelled targets must be finite")
+        owner, ties = self._index(judged.user).astype(np.int32), TieOrder.of(judged.prediction)
+        return np.array([ties.auc(judged.label, owner, weight_U) for weight_U in self.weights])
 
     def means(self, per_user: PerUser) -> Array:
         """The weighted mean over users on every resample, float64 (R,); NaN where no user counts."""

@@ -85,24 +85,50 @@ class TieOrder:
     """An order by score with its runs of equal scores, for many weightings of the same targets."""
 
     order: Array  # int64 (S,): ascending score
-    starts: Array  # int64 (R,): first position of every run of equal scores
+    first: Array  # bool (S,): first of a run of equal scores, in that order
 
     @staticmethod
     def of(score: Array) -> TieOrder:
         """Sort ``score`` (S,) once."""
         order = np.argsort(score, kind="stable")
-        return TieOrder(order, _run_starts(score[order]))
+        first = np.ones(len(order), dtype=bool)
+        for start in range(0, len(order), _BLOCK):
+            values = score[order[max(0, start - 1) : start + _BLOCK]]
+            first[max(1, start) : start + _BLOCK] = values[1:] != values[:-1]
+        return TieOrder(order, first)
 
-    def auc(self, label: Array, weight: Array) -> float:
-        """AUC with every target counted ``weight`` times."""
-        if not len(label):
-            return float("nan")
-        label_S, weight_S = label[self.order], weight[self.order]
-        positive_R = np.add.reduceat(label_S * weight_S, self.starts)
-        negative_R = np.add.reduceat((1.0 - label_S) * weight_S, self.starts)
-        below_R = np.cumsum(negative_R) - 0.5 * negative_R
-        pairs = positive_R.sum() * negative_R.sum()
-        return float(positive_R @ below_R / pairs) if pairs > 0 else float("nan")
+    def auc(self, label: Array, owner: Array, weight: Array) -> float:
+        """AUC with every target counted ``weight[owner]`` times; some thousand targets at a time.
+
+        Args:
+            label: (S,) 0 or 1.
+            owner: int (S,), index into ``weight``.
+            weight: (U,).
+        """
+        wins, below, positives, run = (
+            0.0,
+            0.0,
+            0.0,
+            (0.0, 0.0),
+        )  # run: weight of the positives, negatives of the open one
+        for start in range(0, len(self.order), _BLOCK):
+            rows, first = self.order[start : start + _BLOCK], self.first[start : start + _BLOCK]
+            weight_S, label_S = weight[owner[rows]].astype(np.float64), label[rows]
+            starts = np.flatnonzero(first)
+            if not first[0]:  # the run of the block before goes on
+                starts = np.concatenate([[0], starts])
+            positive_R = np.add.reduceat(label_S * weight_S, starts)
+            negative_R = np.add.reduceat((1.0 - label_S) * weight_S, starts)
+            if first[0]:
+                positive_R, negative_R = np.insert(positive_R, 0, run[0]), np.insert(negative_R, 0, run[1])
+            else:
+                positive_R[0], negative_R[0] = positive_R[0] + run[0], negative_R[0] + run[1]
+            run = float(positive_R[-1]), float(negative_R[-1])
+            positive_R, negative_R = positive_R[:-1], negative_R[:-1]
+            wins += float(positive_R @ (below + np.cumsum(negative_R) - 0.5 * negative_R))
+            below, positives = below + float(negative_R.sum()), positives + float(positive_R.sum())
+        pairs = (positives + run[0]) * (below + run[1])
+        return (wins + run[0] * (below + 0.5 * run[1])) / pairs if pairs > 0 else float("nan")
 
 
 def gauc(user: Array, label: Array, score: Array) -> PerUser:

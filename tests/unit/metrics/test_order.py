@@ -72,13 +72,16 @@ def test_auc_is_exact_whatever_is_counted_at_once(block, monkeypatch):
     assert auc(label, score) == pytest.approx(roc_auc_score(label, score), abs=1e-15)
 
 
+@pytest.mark.parametrize("block", [1, 2, 7, 10_000])
 @pytest.mark.parametrize("seed", range(3))
-def test_auc_equals_scikit_learn_also_with_weights(seed):
-    _, label, score = users_with_ties(seed)
-    weight = np.random.default_rng(seed).integers(0, 4, len(label)).astype(np.float64)
+def test_auc_equals_scikit_learn_also_with_weights(seed, block, monkeypatch):
+    monkeypatch.setattr(order, "_BLOCK", block)
+    user, label, score = users_with_ties(seed)
+    weight = np.random.default_rng(seed).integers(0, 4, user.max() + 1).astype(np.uint8)
     assert auc(label, score) == pytest.approx(roc_auc_score(label, score), abs=1e-12)
-    weighted = TieOrder.of(score.astype(np.float64)).auc(label.astype(np.float64), weight)
-    assert weighted == pytest.approx(roc_auc_score(label, score, sample_weight=weight), abs=1e-12)
+    for said in (score, np.full(len(score), 0.5, np.float32)):
+        weighted = TieOrder.of(said).auc(label, user, weight)
+        assert weighted == pytest.approx(roc_auc_score(label, said, sample_weight=weight[user]), abs=1e-12)
 
 
 def test_gauc_by_hand():
