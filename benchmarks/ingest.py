@@ -31,13 +31,14 @@ from benchmarks import results
 from benchmarks.results import Row, Table
 from rayrank.batch import SequenceBatch
 from rayrank.config import parse
+from rayrank.learning.feed import Feed, train_groups
 from rayrank.learning.plan import micro_batches, plan
 from rayrank.learning.spec import LearningSpec
-from rayrank.on_ray.feed import Feed, train_groups
-from rayrank.on_ray.stream import GroupStream, Shards, StreamSpec
+from rayrank.on_ray.stream import GroupStream, StreamSpec
 from rayrank.sources.build import build, run_here
 from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
+from rayrank.sources.groups import Shards
 from rayrank.sources.spec import BuildSpec
 
 NAME, VERSION = "ingest", 1
@@ -141,7 +142,7 @@ def compare(dataset: str, through: str) -> None:
     """
     theirs = dict[int, str]()
     events = events_of(loader(dataset), theirs)
-    feed = Feed(GroupStream(Shards(dataset), StreamSpec(through=through, cache_mb=CACHE_MB)), SPEC, (0, 1))
+    feed = Feed(GroupStream(Shards(dataset), StreamSpec(through=through)), SPEC, cache_mb=CACHE_MB)
     for arm in ("cold", "warm"):
         ours = dict[int, str]()
         if events_of(epoch(feed), ours) != events or ours != theirs:
@@ -155,7 +156,7 @@ def run(dataset: str, rounds: int, through: str) -> dict[str, Any]:
     rates: dict[str, list[float]] = {name: [] for name in ARMS}
     for number in range(rounds):
         _say(f"round {number + 1} of {rounds}")
-        feed = Feed(GroupStream(shards, StreamSpec(through=through, cache_mb=CACHE_MB)), SPEC, (0, 1))
+        feed = Feed(GroupStream(shards, StreamSpec(through=through)), SPEC, cache_mb=CACHE_MB)
         arms: dict[str, Callable[[], int]] = {
             "pyarrow": lambda: raw(dataset),
             "cold": lambda feed=feed: events_of(epoch(feed)),  # type: ignore[misc]

@@ -73,7 +73,7 @@ def test_beats_are_few_and_come_from_the_work_itself() -> None:
 def test_every_part_of_a_run_shows_that_it_is_alive(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoding, rows, steps and evaluation: each calls ``alive``, and the fewer the data the fewer the calls."""
     from rayrank.config import parse
-    from rayrank.on_ray.feed import Feed
+    from rayrank.learning.feed import Feed
     from rayrank.on_ray.fit import Listeners, fit
     from rayrank.on_ray.task import FitTask
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from rayrank.config import ConfigError
+from rayrank.learning.feed import Feed, part_groups
 from rayrank.learning.spec import LearningSpec
 from rayrank.on_ray import stream
-from rayrank.on_ray.feed import Feed, part_groups
 from rayrank.on_ray.patience import Limit, ReadAhead
-from rayrank.on_ray.stream import PLACE, Group, GroupStream, Shards, StreamSpec, join_labels, split_by_place
+from rayrank.on_ray.stream import PLACE, GroupStream, StreamSpec, split_by_place
+from rayrank.sources.groups import Group, Shards, join_labels
 
 SOON = Limit("stream.wait_s", 10.0, "row group")
 LEARNING = LearningSpec(lanes=4, batch_events=512)
@@ -65,8 +66,8 @@ def test_epochs_differ_and_repeat(small) -> None:
 
 def test_kept_row_groups_are_those_read(small, monkeypatch) -> None:
     shards = Shards(small.dataset)
-    kept = Feed(GroupStream(shards, StreamSpec(through="direct")), LEARNING, (0, 1))
-    plain = Feed(GroupStream(shards, StreamSpec(through="direct", cache_mb=0)), LEARNING, (0, 1))
+    kept = Feed(GroupStream(shards, StreamSpec(through="direct")), LEARNING, cache_mb=32)
+    plain = Feed(GroupStream(shards, StreamSpec(through="direct")), LEARNING)
     for part in ("valid", "test", "valid"):
         for a, b in zip(kept.evaluated(part), plain.evaluated(part), strict=True):
             assert torch.equal(a.row_BT, b.row_BT)

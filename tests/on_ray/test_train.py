@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayrank.config import ConfigError, parse
+from rayrank.learning.feed import first_need, left_over, train_groups
 from rayrank.learning.inputs import Snapshot
 from rayrank.learning.spec import LearningSpec
 from rayrank.on_ray.checkpoint import Checkpoints, run_key
 from rayrank.on_ray.cluster import Cluster, ClusterConfig, check_capacity, ensure_cluster
-from rayrank.on_ray.feed import first_need, left_over, train_groups
 from rayrank.on_ray.fit import Fitted, Listeners, fit
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.train import Workers, run_distributed, run_in_process
@@ -191,7 +191,7 @@ def test_checkpoints_of_another_config_are_not_used(small, tmp_path: Path) -> No
 @pytest.mark.parametrize("done", [0, 3])
 def test_order_of_first_need_is_what_the_lanes_pull(small, done: int) -> None:
     from rayrank.learning.plan import plan
-    from rayrank.on_ray.stream import Shards
+    from rayrank.sources.groups import Shards
 
     whole = plan(train_groups(Shards(small.dataset).manifest), 3, 1, 4, 256).lanes
     lanes = [left_over(lane, done) for lane in whole]

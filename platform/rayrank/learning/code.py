@@ -9,7 +9,7 @@ from pathlib import Path
 
 _DECIDES = (
     *("batch.py", "schema.py", "features", "learning", "models", "objectives"),
-    *("sources/collate.py", "sources/dataset.py", "on_ray/feed.py", "on_ray/fit.py", "on_ray/items.py"),
+    *("sources/collate.py", "sources/dataset.py", "sources/groups.py", "on_ray/fit.py", "on_ray/items.py"),
 )
 
 

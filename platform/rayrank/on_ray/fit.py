@@ -21,18 +21,19 @@ from rayrank.bundle import BundleParts, Parent, save_bundle
 from rayrank.config import ConfigError
 from rayrank.learning.choice import with_choice
 from rayrank.learning.collectives import Collectives, Solo
+from rayrank.learning.feed import Feed, steps_per_epoch
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, TrainData, TrainSpec, Used
 from rayrank.learning.rows import FIRST_EPOCH
 from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
-from rayrank.on_ray.feed import Feed, steps_per_epoch
 from rayrank.on_ray.items import Items, load_items
 from rayrank.on_ray.patience import alive_through
-from rayrank.on_ray.stream import GroupStream, Shards
+from rayrank.on_ray.stream import GroupStream
 from rayrank.on_ray.task import FitTask
 from rayrank.sources.dataset import Dataset
+from rayrank.sources.groups import Shards
 from rayrank.wording import counted
 
 _HEADLINES = ("auc", "gauc", "rmse", "accuracy", "recall_100")
@@ -74,7 +75,8 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     torch.set_num_threads(task.threads)
     shards = Shards(task.dataset, task.labels)
     dataset = Dataset.open(task.dataset)
-    feed = Feed(GroupStream(shards, task.stream), task.learning, (collectives.rank, collectives.world))
+    place = collectives.rank, collectives.world
+    feed = Feed(GroupStream(shards, task.stream), task.learning, place, task.stream.cache_mb)
     checkpoints = Checkpoints(task.output, run_key(task)) if task.output else None
     resume = checkpoints.latest() if checkpoints else None
     task = task.model_copy(update={"learning": with_choice(task.learning, dataset.schema)})

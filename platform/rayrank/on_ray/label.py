@@ -27,20 +27,10 @@ from rayrank.learning.labels import Teacher as TeacherModel
 from rayrank.learning.mining import POOL_SEED, mined
 from rayrank.memory import release
 from rayrank.on_ray.patience import Limit, ReadAhead
-from rayrank.on_ray.stream import (
-    Group,
-    Place,
-    Shards,
-    chunked,
-    label_file,
-    mark,
-    ordered_items,
-    places_of,
-    read_place,
-    split_by_place,
-)
+from rayrank.on_ray.stream import chunked, mark, ordered_items, places_of, split_by_place
 from rayrank.schema import TRAIN
 from rayrank.sources import storage
+from rayrank.sources.groups import Group, Place, Shards, label_file, read_place
 from rayrank.sources.manifest import Manifest
 
 FILE = "manifest.json"

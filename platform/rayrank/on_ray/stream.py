@@ -8,36 +8,22 @@ its assignment is neither seeded nor resumable. Knows nothing about models or tr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field
 
-from rayrank.config import Config, ConfigError
+from rayrank.config import Config
 from rayrank.on_ray.patience import Limit, ReadAhead
-from rayrank.sources import storage
-from rayrank.sources.manifest import read_manifest
+from rayrank.sources.groups import Group, Place, Shards, read_here, read_place
 
 if TYPE_CHECKING:
     import ray
 
 T = TypeVar("T")
-LABELS = ("soft_", "unseen_", "mined_")
-"""Prefixes of the columns that hold a teacher's labels."""
-_OPEN = 16
-"""Files kept open at a time, of shards and of labels."""
 PLACE = "__place"
 """Column that carries the place of a row group in the order asked for, through Ray Data's blocks."""
-
-
-class Group(NamedTuple):
-    """A row group of a shard."""
-
-    shard: int
-    group: int
 
 
 class StreamSpec(Config):
@@ -52,92 +38,23 @@ class StreamSpec(Config):
     cache_mb: int = Field(32, ge=0, description="collated row groups kept in memory between epochs, MB; 0: none")
 
 
-class Place(NamedTuple):
-    """Where a row group is: a file and its mirror among the labels (empty: none)."""
-
-    file: str
-    labels: str
-    group: int
-
-
-class Shards:
-    """Finds the files of a dataset's row groups, and those of the teacher's labels when given.
-
-    Args:
-        dataset: folder of a prepared dataset.
-        labels: folder of teacher labels of the same dataset, or None.
-    """
-
-    def __init__(self, dataset: str, labels: str | None = None) -> None:
-        self.manifest = read_manifest(dataset)
-        self._files = [storage.join(dataset, shard.file) for shard in self.manifest.shards]
-        self._labels = labels
-
-    def place(self, group: Group) -> Place:
-        """The files of a row group."""
-        mirror = storage.join(self._labels, label_file(group.shard)) if self._labels else ""
-        return Place(self._files[group.shard], mirror, group.group)
-
-
-def read_place(place: Place) -> pa.Table:
-    """A row group; the columns of labels are appended when there are any.
-
-    Raises:
-        ConfigError: the labels do not belong to these shards.
-    """
-    return _read(place, storage.open_parquet)
-
-
-def _read(place: Place, opened: Callable[[str], pq.ParquetFile]) -> pa.Table:
-    # Not sources.dataset: that imports torch, which costs every reading process more than a second.
-    with storage.readable(place.file, place.group, storage.SHARD_FIX):
-        table = storage.whole_row_group(opened(place.file), place.group)
-    if not place.labels:
-        return table
-    with storage.readable(place.labels, place.group, "delete this file and run label again"):
-        labels = storage.whole_row_group(opened(place.labels), place.group)
-    return join_labels(table, labels, place.labels)
-
-
-def label_file(shard: int) -> str:
-    """Name of the label file that mirrors a shard."""
-    return f"part-{shard:05d}.parquet"
-
-
-def join_labels(table: pa.Table, labels: pa.Table, where: str) -> pa.Table:
-    """Append the columns of labels; both tables must hold the same keys in the same order."""
-    if not table.column("key").equals(labels.column("key")):
-        raise ConfigError(where, None, "teacher labels must have the keys of the shards", "run label again")
-    for name in labels.column_names:
-        if name.startswith(LABELS):
-            table = table.append_column(name, labels.column(name))
-    return table
-
-
 class GroupStream:
-    """Yields row groups in any order asked for."""
+    """Row groups (``sources.groups.Groups``), read ahead."""
 
     def __init__(self, shards: Shards, spec: StreamSpec) -> None:
-        self.shards, self.spec = shards, spec
+        self._shards, self._spec, self.manifest = shards, spec, shards.manifest
 
     def read(self, order: Sequence[Group], decode: Callable[[pa.Table], T]) -> Iterator[T]:
         """The row groups of ``order``, decoded, in that order.
 
         A thread reads and decodes ahead; it starts at once, not at the first use.
         """
-        places = [self.shards.place(group) for group in order]
+        places = [self._shards.place(group) for group in order]
         if not places:
             return iter(())
-        tables = stream_tables(places, self.spec) if self.spec.through == "ray" else read_here(places)
-        limit = Limit("stream.wait_s", self.spec.wait_s, "row group")
-        return ReadAhead(map(decode, tables), self.spec.prefetch * self.spec.groups_per_task, limit)
-
-
-def read_here(order: Iterable[Place]) -> Iterator[pa.Table]:
-    """Row groups read in this process; the files used last stay open."""
-    opened = lru_cache(_OPEN)(storage.open_parquet)
-    for place in order:
-        yield _read(place, opened)
+        tables = stream_tables(places, self._spec) if self._spec.through == "ray" else read_here(places)
+        limit = Limit("stream.wait_s", self._spec.wait_s, "row group")
+        return ReadAhead(map(decode, tables), self._spec.prefetch * self._spec.groups_per_task, limit)
 
 
 def stream_tables(order: Sequence[Place], spec: StreamSpec) -> Iterator[pa.Table]:

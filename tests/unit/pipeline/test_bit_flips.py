@@ -15,10 +15,10 @@ import pytest
 from rayrank.config import ConfigError
 from rayrank.entry import MISTAKE, run
 from rayrank.on_ray.label import FILE
-from rayrank.on_ray.stream import Place, read_place
 from rayrank.pipeline.verbs import bind
 from rayrank.sources import storage
 from rayrank.sources.dataset import Dataset
+from rayrank.sources.groups import Place, read_place
 from tests.unit.pipeline.conftest import World
 
 OFF = {"tracking": {"kind": "none"}}

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayrank.on_ray import label
-from rayrank.on_ray.stream import Group
 from rayrank.pipeline.score_files import _Growing
 from rayrank.sources import storage
+from rayrank.sources.groups import Group
 
 pytestmark = pytest.mark.slow
 

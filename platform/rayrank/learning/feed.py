@@ -1,7 +1,7 @@
 """What one rank of a run is fed: steps of micro-batches by epoch, and its share of the evaluated row groups.
 
-Puts together the plan (which row group when), the stream (the row groups in that order) and collation. The plan
-depends on seed, epoch and lanes only, so the numbers do not depend on how many ranks there are.
+Puts together the plan (which row group when), row groups in that order (wherever they come from) and collation. The
+plan depends on seed, epoch and lanes only, so the numbers do not depend on how many ranks there are.
 """
 
 from __future__ import annotations
@@ -17,19 +17,26 @@ from rayrank.batch import SequenceBatch
 from rayrank.learning.plan import GroupInfo, GroupRef, micro_batches, plan, steps
 from rayrank.learning.spec import LearningSpec
 from rayrank.memory import releasing
-from rayrank.on_ray.stream import LABELS, Group, GroupStream
 from rayrank.sources.collate import collate
+from rayrank.sources.groups import LABELS, Group, Groups
 from rayrank.sources.manifest import Manifest
 
 
 class Feed:
-    """The batches of one rank."""
+    """The batches of one rank.
 
-    def __init__(self, stream: GroupStream, spec: LearningSpec, place: tuple[int, int]) -> None:
-        self._stream, self._manifest, self._spec = stream, stream.shards.manifest, spec
+    Args:
+        groups: where row groups come from.
+        spec: seed, lanes and sizes.
+        place: this rank, and how many there are.
+        cache_mb: collated row groups that are kept between epochs, MB.
+    """
+
+    def __init__(self, groups: Groups, spec: LearningSpec, place: tuple[int, int] = (0, 1), cache_mb: int = 0) -> None:
+        self._groups, self._manifest, self._spec = groups, groups.manifest, spec
         self._rank, self._world = place
         self._kept: dict[Group, SequenceBatch] = {}
-        self._room = stream.spec.cache_mb * 2**20
+        self._room = cache_mb * 2**20
         self._begun: tuple[tuple[int, int], Iterator[list[SequenceBatch]]] | None = None
 
     def begin(self, epoch: int, start: int = 0) -> None:
@@ -57,7 +64,7 @@ class Feed:
     def _batches(self, order: Sequence[Group]) -> Iterator[SequenceBatch]:
         """Collated row groups; reading starts now. What there is room for is remembered."""
         known = self._kept.keys() & set(order)
-        fresh = self._stream.read([group for group in order if group not in known], self._collate)
+        fresh = self._groups.read([group for group in order if group not in known], self._collate)
         return self._merged(list(order), known, fresh)
 
     def _merged(self, order: list[Group], known: set[Group], fresh: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:

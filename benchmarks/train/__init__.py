@@ -1,0 +1,1 @@
+"""How fast rankers are trained, each claim with both arms in one run; ``python -m benchmarks.train``."""
