@@ -34,8 +34,8 @@ serve: install ## start the promoted models over HTTP
 test: install ## every test that ends within a minute or so
 	$(BIN)/python -m pytest -m "not long" $(ARGS)
 
-test-all: install ## every test
-	$(BIN)/python -m pytest --durations=15 $(ARGS)
+test-all: install ## every test; those that need no cluster run beside the others
+	$(BIN)/python tests/all.py $(ARGS)
 
 lint: install ## style, types and import floors
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Read your files and write a commented dataset YAML."""
+"""Read your files and write a commented dataset YAML and a config of every job."""
 
 from __future__ import annotations
 

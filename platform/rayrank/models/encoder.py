@@ -5,7 +5,7 @@ Knows token ids and the network; where weights and tokenizers come from is :mod:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class TextEncoder(nn.Module):
         self.network, self.width, self.pad_token = quicken(network), width, pad_token
         self.packed = is_packable(network)
         self.additions: Additions | None = None
+        self.alive: Callable[[], None] = lambda: None  # called with every block of texts
         self.frozen_layers = 0  # how many of the lowest layers, and the embeddings below them, have nothing to train
         self.network.eval()  # its own dropout would depend on the process; regularisation comes from sampling items
 
@@ -46,6 +47,7 @@ class TextEncoder(nn.Module):
         order = order[int((lengths == 0).sum()) :]
         pieces, places = [], []
         for few in _runs(order, lengths[order].tolist(), self.packed):
+            self.alive()
             text = _Tokens.of(offsets[rows[few]], lengths[few])
             pieces.append(self._pooled(token_ids, text, below_TW))
             places.append(few)
@@ -60,6 +62,7 @@ class TextEncoder(nn.Module):
         order = order[int((lengths == 0).sum()) :]
         with torch.no_grad():
             for few in _runs(order, lengths[order].tolist(), packed=True):
+                self.alive()
                 text = _Tokens.of(offsets[rows[few]], lengths[few])
                 x_TW = embedded(self.network, token_ids[text.at_T].long(), text.place_T)
                 out_TW[text.at_T.to(out_TW.device)] = transformed(layers, x_TW, text.groups).to(out_TW.device)

@@ -73,17 +73,16 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     began = time.monotonic()
     collectives = collectives or Solo()
     torch.set_num_threads(task.threads)
-    shards = Shards(task.dataset, task.labels)
+    stream = GroupStream(Shards(task.dataset, task.labels), task.stream)
     dataset = Dataset.open(task.dataset)
-    place = collectives.rank, collectives.world
-    feed = Feed(GroupStream(shards, task.stream), task.learning, place, task.stream.cache_mb)
+    feed = Feed(stream, task.learning, (collectives.rank, collectives.world), task.stream.cache_mb)
     checkpoints = Checkpoints(task.output, run_key(task)) if task.output else None
     resume = checkpoints.latest() if checkpoints else None
     task = task.model_copy(update={"learning": with_choice(task.learning, dataset.schema)})
     feed.begin(*_first_steps(task, resume))  # reading starts while texts are encoded
     lines = _Lines(listeners, task.learning.epochs, collectives)
-    processes = counted(collectives.world, "process", "es")
-    lines.say(f"{processes} ready, {counted(dataset.manifest.counts.train, 'training target')}")
+    processes, targets = counted(collectives.world, "process", "es"), dataset.manifest.counts.train
+    lines.say(f"{processes} ready, {counted(targets, 'training target')}")
     items = load_items(task, dataset, collectives, device, listeners.alive)
     seconds_items = time.monotonic() - began
     torch.manual_seed(task.learning.seed)
@@ -115,7 +114,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     data = TrainData(
         items.catalogue,
         lambda epoch, start: alive_through(feed.steps(epoch, start), listeners.alive),
-        steps_per_epoch(shards.manifest, task.learning),
+        steps_per_epoch(dataset.manifest, task.learning),
         lambda: alive_through(feed.evaluated("valid"), listeners.alive),
     )
     result = _train(model, data, TrainSpec(task.learning, task.objective), hooks, collectives)

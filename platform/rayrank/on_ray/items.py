@@ -73,7 +73,7 @@ def load_items(
         return Items(catalogue, sizes_of(dataset.manifest, 0), teacher_id=teacher_id)
     if len(set(collectives.all_gather_objects(loaded.identity))) > 1:
         raise ConfigError("encoder", None, "every worker must load the same encoder", "give all nodes the same files")
-    loaded.network.network.register_forward_pre_hook(lambda *_: alive())
+    loaded.network.alive = alive
     tokens = tokenise(texts, loaded.tokenizer_json, loaded.max_tokens)
     vectors = _vectors(_folder(task), loaded, tokens, collectives, device)
     sizes = sizes_of(dataset.manifest, int(vectors.shape[1]))

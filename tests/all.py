@@ -1,0 +1,39 @@
+"""Every test, in two processes at once: those that need a cluster wait most of their time, the others do not.
+
+python tests/all.py [pytest arguments]      arguments that name tests run in one process, as pytest would
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+APART = ("architecture", "unit")
+"""Folders of tests without a cluster, HTTP or a clock."""
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code of the worse of both."""
+    command = [sys.executable, "-m", "pytest", "--durations=15"]
+    if any(not argument.startswith("-") for argument in arguments):
+        return subprocess.call([*command, *arguments])
+    rest = sorted(path.name for path in TESTS.iterdir() if any(path.glob("test_*.py")) and path.name not in APART)
+    with tempfile.TemporaryFile("w+") as told:
+        apart = subprocess.Popen(
+            [*command, *arguments, *(str(TESTS / name) for name in APART)], stdout=told, stderr=subprocess.STDOUT
+        )
+        try:
+            code = subprocess.call([*command, *arguments, *(str(TESTS / name) for name in rest)])
+            other = apart.wait()
+        finally:
+            apart.kill()
+        told.seek(0)
+        print(told.read(), flush=True)
+    return code or other
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
