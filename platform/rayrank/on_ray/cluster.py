@@ -81,6 +81,13 @@ def local_cpus(config: ClusterConfig) -> int:
     return config.logical_cpus or max(4, os.cpu_count() or 1)
 
 
+def cpus_of_a_core() -> float:
+    """Logical CPUs of the initialised Ray for each core of its machine; 1 on clusters, which count cores."""
+    import ray
+
+    return max(1.0, ray.cluster_resources().get("CPU", 1.0) / (os.cpu_count() or 1)) if len(ray.nodes()) == 1 else 1.0
+
+
 @contextmanager
 def ensure_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     """The initialised Ray of this process, else an attached cluster, else a local one that ends with the block.

@@ -1,4 +1,4 @@
-"""Runs the tasks of a dataset build through Ray Data: as many at a time as the cluster has CPUs.
+"""Runs the tasks of a dataset build through Ray Data: as many at a time as the cluster has cores.
 
 Between the passes data goes through files in the dataset's work folder (the exchange of the hash shuffle), so the
 object store never fills, whatever the number of rows. Knows tasks and Ray; knows nothing about what a task does.
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rayrank.config import ConfigError, parse
+from rayrank.on_ray.cluster import cpus_of_a_core
 from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.sources.spec import BuildSpec, Result, Task
 from rayrank.sources.tasks import perform
@@ -28,7 +29,8 @@ def run_on_ray(spec: BuildSpec, tasks: Sequence[Task], stall_s: float = 1800.0) 
 
     text = spec.model_dump_json()
     rows = [{"at": at, "spec": text, "task": task.model_dump_json()} for at, task in enumerate(tasks)]
-    done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_run_row).iter_rows()
+    # A task is busy all the time: more of them than there are cores take memory and no less time.
+    done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_run_row, num_cpus=cpus_of_a_core()).iter_rows()
     mistake: ConfigError | None = None
     early: dict[int, Result] = {}
     due = 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rayrank.batch import SequenceBatch
-from rayrank.bundle import Bundle, load_bundle
+from rayrank.bundle import Bundle, load_bundle, read_info
 from rayrank.config import ConfigError
 from rayrank.learning.predict import Wanted, scored
 from rayrank.memory import releasing
@@ -126,6 +126,8 @@ def compare(dataset: Dataset, asked: Asked, progress: Progress, files: ScoreFile
     task = judged_task(dataset.schema, asked.task)
     if getattr(dataset.manifest.counts, asked.part) == 0:
         raise ConfigError("part", asked.part, "the dataset has no targets in this part", "choose the other part")
+    for path in asked.bundles.values():
+        read_info(path)  # a bundle that there is not is told before the baselines are fitted
     resamples = Resamples.draw(evaluated_users(dataset, PARTS[asked.part]), asked.resamples, asked.seed)
     judge = _Judge(dataset.schema, task, resamples, files)
     entries: list[Entry] = []
