@@ -54,7 +54,7 @@ class Bench:
     @property
     def rounds(self) -> int:
         """Timed rounds of each claim."""
-        return 2 if self.quick else 7
+        return 2 if self.quick else 5
 
     def texts(self) -> tuple[list[str], list[str]]:
         """Short and long texts."""
@@ -68,15 +68,15 @@ class Bench:
 def bucketed(bench: Bench) -> dict[str, float]:
     """Titles and genres against padding to 64, full texts against padding to 512."""
     short, long = bench.texts()
-    times, useful = encoder.bucketed_vs_padded(short, 64, 64 if bench.quick else 256, bench.rounds)
-    times_long, _ = encoder.bucketed_vs_padded(long, 512, 16 if bench.quick else 64, bench.rounds)
+    times = encoder.bucketed_vs_padded(short, 64, 64 if bench.quick else 128, bench.rounds)
+    times_long = encoder.bucketed_vs_padded(long, 512, 8 if bench.quick else 16, bench.rounds)
     found = {"bucketed_vs_padded": times, "bucketed_vs_padded_long": times_long}
-    return found | {"useful_token_share": useful}
+    return found | {"useful_token_share": encoder.useful_tokens(short)}
 
 
 def frozen_prefix(bench: Bench) -> dict[str, float]:
     """Top two layers on kept activations."""
-    count = 64 if bench.quick else 256
+    count = 64 if bench.quick else 128
     return {"frozen_prefix_vs_full": encoder.frozen_prefix_vs_full(bench.texts()[0], count, bench.rounds)}
 
 
@@ -88,7 +88,7 @@ def ceiling(bench: Bench) -> dict[str, float]:
 
 def tuning(bench: Bench) -> dict[str, float]:
     """Texts a second by kind of tuning."""
-    found = encoder.kinds_of_tuning(bench.texts()[0], dict(KINDS), 64 if bench.quick else 256, bench.rounds)
+    found = encoder.kinds_of_tuning(bench.texts()[0], dict(KINDS), 64 if bench.quick else 128, bench.rounds)
     return {f"{kind}: {what}": value for kind, values in found.items() for what, value in values.items()}
 
 
