@@ -105,12 +105,8 @@ class TieOrder:
             owner: int (S,), index into ``weight``.
             weight: (U,).
         """
-        wins, below, positives, run = (
-            0.0,
-            0.0,
-            0.0,
-            (0.0, 0.0),
-        )  # run: weight of the positives, negatives of the open one
+        wins, below, positives = 0.0, 0.0, 0.0
+        run = 0.0, 0.0  # weight of the positives and of the negatives in the run that is not over
         for start in range(0, len(self.order), _BLOCK):
             rows, first = self.order[start : start + _BLOCK], self.first[start : start + _BLOCK]
             weight_S, label_S = weight[owner[rows]].astype(np.float64), label[rows]

@@ -134,7 +134,7 @@ def _frozen_part(
     None where there is nothing to keep: no trained or no frozen layers, or no folder (the loop has it in memory then).
     """
     trained = any(p.requires_grad for p in loaded.network.parameters())
-    if folder is None or not trained or not loaded.network.frozen_layers:
+    if folder is None or not trained or not loaded.network.frozen_layers or not len(tokens[0]):
         return None
     file = FrozenPart.of(folder, loaded, tokens)
     if not all(collectives.all_gather_objects(file.exists())):

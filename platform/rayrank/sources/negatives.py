@@ -10,7 +10,7 @@ nothing about files.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import Literal, assert_never, cast
 
 import numpy as np
 import pyarrow as pa
@@ -40,9 +40,7 @@ class Drawing:
     @staticmethod
     def of(table: pa.Table) -> Drawing:
         """What :meth:`table` gave."""
-        avoid = table.schema.metadata[b"avoid"].decode()
-        assert avoid in ("known", "request")
-        return Drawing(table["p"].to_numpy(), "known" if avoid == "known" else "request")
+        return Drawing(table["p"].to_numpy(), cast(Avoid, table.schema.metadata[b"avoid"].decode()))
 
 
 def add_negatives(
