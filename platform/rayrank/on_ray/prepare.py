@@ -29,7 +29,7 @@ def run_on_ray(spec: BuildSpec, tasks: Sequence[Task], stall_s: float = 1800.0) 
 
     text = spec.model_dump_json()
     rows = [{"at": at, "spec": text, "task": task.model_dump_json()} for at, task in enumerate(tasks)]
-    # A task is busy all the time: more of them than there are cores take memory and no less time.
+    # A task is busy all the time: more of them than there are cores would take the memory of each.
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_run_row, num_cpus=cpus_of_a_core()).iter_rows()
     mistake: ConfigError | None = None
     early: dict[int, Result] = {}

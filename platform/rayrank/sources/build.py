@@ -25,7 +25,7 @@ from rayrank.config import ConfigError
 from rayrank.features.encode import is_multi
 from rayrank.features.state import FeatureState
 from rayrank.features.text import template_fields
-from rayrank.schema import DatasetSchema, MulticlassTask, Split, TimeSplit, item_columns_needed
+from rayrank.schema import DatasetSchema, MulticlassTask, Split, TimeSplit, UniformNegatives, item_columns_needed
 from rayrank.sources import storage
 from rayrank.sources.config import open_source
 from rayrank.sources.derive import PAST, sum_past
@@ -222,6 +222,10 @@ class _Passes:
 def _write_drawing(passes: _Passes, schema: DatasetSchema, items: int, run: Run) -> Avoid:
     """How negatives are drawn; a pass of its own over the buckets tells popularity and repeats."""
     counts, path, found = np.zeros(items), passes.spec.path, []
+    rule = schema.negatives_avoid
+    if rule != "auto" and isinstance(schema.negative_sampling, UniformNegatives):  # nothing is to be found out
+        storage.write_arrow(weights_file(path), Drawing(draw_weights(schema, counts), rule).table())
+        return rule
     for number, result in enumerate(run(passes.spec, passes.tasks("popularity"))):
         table = storage.read_arrow(popularity_file(path, number))
         counts[table["item"].to_numpy() - 1] += table["count"].to_numpy()
