@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +39,13 @@ class Prepared:
     def of(folder: Path, movielens: str | None, max_tokens: int) -> Prepared:
         """MovieLens where its files are, else a generated log."""
         generated = {"kind": "synthetic", "num_rows": 200_000, "num_users": 1000, "num_items": 2000}
-        source = {"kind": "movielens", "path": movielens} if movielens else generated
+        return Prepared.from_source(
+            {"kind": "movielens", "path": movielens} if movielens else generated, folder, max_tokens
+        )
+
+    @staticmethod
+    def from_source(source: Mapping[str, object], folder: Path, max_tokens: int) -> Prepared:
+        """Of any source, by its config."""
         build(parse(BuildSpec, {"source": source, "path": str(folder)}), run_here, lambda _: None)
         dataset = Dataset.open(str(folder))
         return Prepared(dataset, Texts.of(["", *dataset.catalogue_table()["text"].to_pylist()], max_tokens))

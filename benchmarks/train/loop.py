@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
 from statistics import median
 
 import numpy as np
@@ -21,22 +20,25 @@ from rayrank.learning.predict import Wanted, predict
 from rayrank.learning.spec import LearningSpec
 from rayrank.learning.train import train
 from rayrank.metrics.order import auc
+from rayrank.models.encoder import TextEncoder
 from rayrank.models.ranker import Ranker
 from rayrank.models.tuning import Frozen, TuneSpec
 from rayrank.objectives.losses import compute
 from rayrank.objectives.spec import ObjectiveSpec
 from rayrank.objectives.targets import training_targets
-from rayrank.schema import TRAIN, VALID
+from rayrank.schema import PARTS, TRAIN, VALID, BinaryTask, RegressionTask
 from rayrank.sources.encoders import PackageEncoder, resolve_encoder
 
 ROWS_AT_ONCE = 64
 VALID_EVENTS = 10_000
+LABELS = (BinaryTask, RegressionTask)
+"""The naive loop learns the first task of each."""
 
 
 def causal_vs_rows(prepared: Prepared, rounds: int, sequences: int = 4) -> float:
     """Times faster: all targets of some sequences in one pass, against every target with its own history."""
     spec, catalogue = LearningSpec(), prepared.catalogue()
-    model = prepared.teacher(_encoder(prepared), Frozen())
+    model = prepared.teacher(fresh_encoder(prepared), Frozen())
     steps = prepared.feed(spec).steps(0)
     batch = next(b for step in steps for b in step if b.part_BT.shape[1] >= 128)
     batch = trim(take(batch, torch.arange(min(sequences, len(batch.part_BT)))))
@@ -57,14 +59,14 @@ def causal_vs_rows(prepared: Prepared, rounds: int, sequences: int = 4) -> float
 
 def vs_naive_loop(prepared: Prepared, how: TuneSpec, naive_steps: int, epochs: int) -> dict[str, float]:
     """Training events a second of both loops, the encoder trained in both, and AUC on the same valid events."""
-    events, valid = _events(prepared, TRAIN), _events(prepared, VALID)
+    events, valid = logged(prepared, TRAIN), logged(prepared, VALID)
     texts = ["", *prepared.dataset.catalogue_table()["text"].to_pylist()]
     naive = NaiveLoop(events, texts, prepared.dataset.manifest.counts.users + 1)
     chosen = np.random.default_rng(0).permutation(len(valid.user))[:VALID_EVENTS]
     rates, aucs = [], []
     naive.run(naive_steps // 2)
     for seed in (0, 1):
-        spec, model = LearningSpec(seed=seed, epochs=epochs), prepared.teacher(_encoder(prepared), how, seed)
+        spec, model = LearningSpec(seed=seed, epochs=epochs), prepared.teacher(fresh_encoder(prepared), how, seed)
         data = prepared.data(spec, prepared.catalogue(), validated=True)
         result = train(model, data, TrainSpec(spec), Hooks())
         rates.append(median(epoch["events_per_s"] for epoch in result.history))
@@ -80,7 +82,8 @@ def vs_naive_loop(prepared: Prepared, how: TuneSpec, naive_steps: int, epochs: i
     }  # fmt: skip
 
 
-def _encoder(prepared: Prepared):  # type: ignore[no-untyped-def]
+def fresh_encoder(prepared: Prepared) -> TextEncoder:
+    """The packaged encoder with its pretrained weights."""
     loaded = resolve_encoder(PackageEncoder(max_tokens=prepared.texts.loaded.max_tokens))
     assert loaded is not None
     return loaded.network
@@ -111,14 +114,15 @@ def _learned(model: Ranker, batch: SequenceBatch, catalogue: Catalogue) -> Tenso
     return said.logits_BQ[model.schema.event_tasks[0].name][targets.asked_BQ].detach()
 
 
-def _events(prepared: Prepared, part: int) -> Events:
+def logged(prepared: Prepared, part: int) -> Events:
+    """The targets of a part that have both labels."""
     columns: dict[str, list[np.ndarray]] = {"user": [], "item": [], "like": [], "rating": [], "row": []}
     feed = prepared.feed(LearningSpec())
-    for batch in feed.evaluated("train" if part == TRAIN else "valid"):
+    for batch in feed.evaluated(next(name for name, number in PARTS.items() if number == part)):
         mine = batch.part_BT == part
         user_BT = batch.events.user_B.unsqueeze(1).expand_as(mine)
-        like, rating = list(islice(batch.events.labels_BT.values(), 2))
-        for name, values in zip(columns, (user_BT, batch.events.item_BT, like, rating, batch.row_BT), strict=True):
+        labels = [batch.events.labels_BT[prepared.dataset.schema.of_kind(kind)[0].name] for kind in LABELS]
+        for name, values in zip(columns, (user_BT, batch.events.item_BT, *labels, batch.row_BT), strict=True):
             columns[name].append(values[mine].numpy())
     found = {name: np.concatenate(values) for name, values in columns.items()}
     keep = ~np.isnan(found["like"]) & ~np.isnan(found["rating"])

@@ -84,3 +84,12 @@ def test_importing_the_vocabulary_is_cheap() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_what_only_text_encoders_need_is_imported_late() -> None:
+    slow = {"transformers", "peft", "accelerate", "torch._dynamo"}
+    code = f"import sys, rayrank.pipeline.distill, rayrank.ranking.graph; print(*sorted({slow!r} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert not done.stdout.split(), "several seconds and 120 MB in every process of a job"

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.activations import GELUActivation
 
 from rayrank.models.linear import Linear, filled, linear
 
@@ -70,7 +69,8 @@ def _layer(layer: Any, x_TW: Tensor, groups: Groups) -> Tensor:
 
 def _hidden(intermediate: Any, x_TW: Tensor) -> Tensor:
     dense, activation = intermediate.dense, intermediate.intermediate_act_fn
-    if type(dense) is Linear and type(activation) is GELUActivation and not torch.is_grad_enabled():
+    exact_gelu = getattr(activation, "act", None) is functional.gelu  # of transformers' GELUActivation, not its likes
+    if type(dense) is Linear and exact_gelu and not torch.is_grad_enabled():
         return linear(x_TW, dense.weight, dense.bias, gelu=True)
     hidden: Tensor = activation(dense(x_TW))
     return hidden
