@@ -17,9 +17,8 @@ from rayrank.learning.spec import LearningSpec
 from rayrank.models.build import build_ranker
 from rayrank.models.encoder import TextEncoder
 from rayrank.models.ranker import Ranker
-from rayrank.models.spec import Sizes, TeacherSpec
+from rayrank.models.spec import TeacherSpec
 from rayrank.models.tuning import TuneSpec, tune
-from rayrank.schema import CategoricalFeature
 from rayrank.sources.build import build, run_here
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.groups import LocalGroups, Shards
@@ -62,24 +61,7 @@ class Prepared:
         """A fresh ranker around an encoder, which is tuned as asked."""
         tune(encoder, how)
         torch.manual_seed(seed)
-        return build_ranker(spec or TeacherSpec(), self.dataset.schema, self.sizes(encoder.width), encoder)
-
-    def sizes(self, text_width: int) -> Sizes:
-        """Vocabulary sizes."""
-        manifest = self.dataset.manifest
-        schema, state = manifest.dataset_schema, manifest.features
-
-        def categorical(features: tuple[object, ...]) -> list[str]:
-            return [f.name for f in features if isinstance(f, CategoricalFeature)]
-
-        return Sizes(
-            users=manifest.counts.users + 1,
-            items=manifest.counts.items + 1,
-            user_categories={n: state.users.size(n) for n in categorical(schema.user_features)},
-            item_categories={n: state.items.size(n) for n in categorical(schema.item_features)},
-            context_categories={n: state.context.size(n) for n in categorical(schema.context_features)},
-            text_width=text_width,
-        )
+        return build_ranker(spec or TeacherSpec(), self.dataset.schema, self.dataset.sizes(encoder.width), encoder)
 
     def feed(self, spec: LearningSpec) -> Feed:
         """Batches of one process."""

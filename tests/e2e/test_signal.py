@@ -26,7 +26,6 @@ from rayrank.models.build import build_ranker
 from rayrank.models.ranker import Ranker
 from rayrank.models.spec import RankerSpec, StudentSpec, TeacherSpec
 from rayrank.objectives.spec import DistillationSpec, ObjectiveSpec
-from rayrank.on_ray.items import sizes_of
 from rayrank.schema import TEST, TRAIN
 from rayrank.sources.build import build, run_here
 from rayrank.sources.collate import collate
@@ -100,7 +99,7 @@ def learned(given: World, spec: RankerSpec) -> tuple[Ranker, dict[str, float]]:
     dataset = given.dataset
     torch.manual_seed(learning.seed)
     assert given.catalogue.vectors_ND is not None
-    sizes = sizes_of(dataset.manifest, given.catalogue.vectors_ND.shape[1])
+    sizes = dataset.sizes(given.catalogue.vectors_ND.shape[1])
     model = build_ranker(spec, dataset.schema, sizes)
     valid = [group for group in given.groups if (group.part_BT == 2).any()]
     per_epoch = plan(given.info(), learning.seed, 0, learning.lanes, learning.batch_events).steps

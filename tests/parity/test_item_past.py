@@ -22,7 +22,6 @@ from rayrank.features.derived import ItemPast
 from rayrank.messages import RankRequest, RecommendRequest
 from rayrank.models.build import build_ranker
 from rayrank.models.spec import Inputs, RankerSpec, StudentSpec, TeacherSpec
-from rayrank.on_ray.items import sizes_of
 from rayrank.pipeline.cost import measure_cost
 from rayrank.ranking.bulk import Asked, RequestScorer, ShardScorer
 from rayrank.ranking.flow import FlowSettings
@@ -103,7 +102,7 @@ def prepared(folder: Path, log: list[dict[str, Any]], lag: int = LAG) -> Dataset
 def saved(path: Path, dataset: Dataset, spec: RankerSpec) -> Bundle:
     """A random model whose every weight matters."""
     torch.manual_seed(3)
-    model = build_ranker(spec, dataset.schema, sizes_of(dataset.manifest, 0))
+    model = build_ranker(spec, dataset.schema, dataset.sizes())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -9,13 +9,16 @@ Legend: ``S`` targets of a block, ``N`` items, ``U`` users (row 0: unknown).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from rayrank.metrics.order import auc, known
+from rayrank.metrics.order import auc
 from rayrank.metrics.scores import Array
-from rayrank.metrics.values import rmse
+from rayrank.metrics.values import mean, rmse
+
+_BLOCK = 131_072
+"""Targets fitted at once."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,20 @@ class Targets:
     item: Array  # int64 (S,)
     time: Array  # int64 (S,), unix seconds
     label: Array  # float32 (S,), NaN where missing
+
+    def labelled(self) -> Targets:
+        """Those whose label is known."""
+        keep = ~np.isnan(self.label)
+        if keep.all():
+            return self
+        return Targets(self.user[keep], self.item[keep], self.time[keep], self.label[keep])
+
+    @staticmethod
+    def join(blocks: Sequence[Targets]) -> Targets:
+        """One block of several."""
+        whole, number = np.zeros(0, np.int32), np.zeros(0, np.float32)
+        every = [Targets(whole, whole, whole, number), *blocks]
+        return Targets(*(np.concatenate([getattr(block, f.name) for block in every]) for f in fields(Targets)))
 
 
 Blocks = Callable[[], Iterable[Targets]]
@@ -134,7 +151,8 @@ def choose(options: Sequence[Additive], valid: Targets, *, logistic: bool) -> Ad
 
     Binary scores pass through a logistic link of rising slope (Platt scaling), which keeps their order.
     """
-    label, _, user, item = known(valid.label, np.zeros(len(valid.label)), valid.user, valid.item)
+    valid = valid.labelled()
+    label, user, item = valid.label, valid.user, valid.item
     if not logistic:
         return min(options, key=lambda o: _or_worst(rmse(label, o.predict(user, item))))
     best = min(options, key=lambda o: _or_worst(1.0 - auc(label, o.score(user, item))))
@@ -147,16 +165,18 @@ def platt(label: Array, score: Array, steps: int = 50) -> tuple[float, float]:
 
     Light ridge on the standardised slope keeps separable data finite; without both classes the slope is 1e-6.
     """
-    base = float(np.clip(label.mean(), 1e-6, 1 - 1e-6)) if len(label) else 0.5
+    base = float(np.clip(mean(label), 1e-6, 1 - 1e-6)) if len(label) else 0.5
     centre, scale = (float(score.mean()), float(score.std())) if len(score) else (0.0, 0.0)
     slope, shift = 0.0, float(np.log(base / (1 - base)))
-    if scale > 0 and 0.0 < label.mean() < 1.0:
-        z = (score - centre) / scale
+    if scale > 0 and 0.0 < mean(label) < 1.0:
         for _ in range(steps):
-            p = _sigmoid(slope * z + shift)
-            curve = np.maximum(p * (1 - p), 1e-9)
-            gradient = np.array([((p - label) * z).sum() + slope, (p - label).sum()])
-            hessian = np.array([[(curve * z * z).sum() + 1.0, (curve * z).sum()], [(curve * z).sum(), curve.sum()]])
+            gradient, hessian = np.array([slope, 0.0]), np.diag([1.0, 0.0])
+            for start in range(0, len(label), _BLOCK):
+                z = (score[start : start + _BLOCK] - centre) / scale
+                p = _sigmoid(slope * z + shift)
+                curve, error = np.maximum(p * (1 - p), 1e-9), p - label[start : start + _BLOCK]
+                gradient += [error @ z, error.sum()]
+                hessian += [[curve @ (z * z), curve @ z], [curve @ z, curve.sum()]]
             step = np.clip(np.linalg.solve(hessian, gradient), -2.0, 2.0)
             slope, shift = slope - float(step[0]), shift - float(step[1])
             if np.abs(step).max() < 1e-9:
@@ -167,8 +187,8 @@ def platt(label: Array, score: Array, steps: int = 50) -> tuple[float, float]:
 
 def _labelled(blocks: Blocks) -> Iterable[Targets]:
     for block in blocks():
-        keep = ~np.isnan(block.label)
-        yield Targets(block.user[keep], block.item[keep], block.time[keep], block.label[keep].astype(np.float64))
+        block = block.labelled()
+        yield replace(block, label=block.label.astype(np.float64))
 
 
 def _residual_sums(train: Blocks, side: str, mean: float, other: Sequence[Array], size: int) -> list[Array]:

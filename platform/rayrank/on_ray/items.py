@@ -23,7 +23,6 @@ from rayrank.learning.collectives import Collectives
 from rayrank.models.encoder import TextEncoder
 from rayrank.models.spec import Sizes, TeacherSpec
 from rayrank.on_ray.task import FitTask
-from rayrank.schema import CategoricalFeature
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.encoders import (
     MINILM,
@@ -39,7 +38,6 @@ from rayrank.sources.encoders import (
     resolve_encoder,
     tokenise,
 )
-from rayrank.sources.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -66,36 +64,23 @@ def load_items(
     if task.teacher:
         catalogue, teacher_id = _with_teacher(task.teacher, catalogue, dataset, task.model.inputs.text)
     if not task.model.inputs.text or task.encoder is None or catalogue.vectors_ND is not None:
-        return Items(catalogue, sizes_of(dataset.manifest, _width(catalogue)), teacher_id=teacher_id)
+        return Items(catalogue, dataset.sizes(_width(catalogue)), teacher_id=teacher_id)
     texts = ["", *dataset.catalogue_table().column("text").to_pylist()]
     loaded = resolve_encoder(task.encoder, texts)
     if loaded is None:
-        return Items(catalogue, sizes_of(dataset.manifest, 0), teacher_id=teacher_id)
+        return Items(catalogue, dataset.sizes(), teacher_id=teacher_id)
     if len(set(collectives.all_gather_objects(loaded.identity))) > 1:
         raise ConfigError("encoder", None, "every worker must load the same encoder", "give all nodes the same files")
     loaded.network.alive = alive
     tokens = tokenise(texts, loaded.tokenizer_json, loaded.max_tokens)
     vectors = _vectors(_folder(task), loaded, tokens, collectives, device)
-    sizes = sizes_of(dataset.manifest, int(vectors.shape[1]))
+    sizes = dataset.sizes(int(vectors.shape[1]))
     if not isinstance(task.model, TeacherSpec):
         return Items(replace(catalogue, vectors_ND=vectors), sizes, teacher_id=teacher_id)
     below = _frozen_part(_folder(task), loaded, tokens, collectives, device)
     catalogue = replace(catalogue, token_ids=tokens[0], token_offsets=tokens[1], vectors_ND=vectors, below_TW=below)
     files = {"tokenizer.json": loaded.tokenizer_json.encode()}
     return Items(catalogue, sizes, loaded.network, _info(task.encoder, loaded), files, teacher_id)
-
-
-def sizes_of(manifest: Manifest, text_width: int) -> Sizes:
-    """Vocabulary sizes of a dataset."""
-    schema, state = manifest.dataset_schema, manifest.features
-    return Sizes(
-        users=manifest.counts.users + 1,
-        items=manifest.counts.items + 1,
-        user_categories={name: state.users.size(name) for name in _categorical(schema.user_features)},
-        item_categories={name: state.items.size(name) for name in _categorical(schema.item_features)},
-        context_categories={name: state.context.size(name) for name in _categorical(schema.context_features)},
-        text_width=text_width,
-    )
 
 
 def bundle_id(folder: str) -> str:
@@ -197,10 +182,6 @@ def _name(spec: EncoderSpec) -> str:
             return "none"
         case _:
             return "tiny"
-
-
-def _categorical(features: tuple[object, ...]) -> list[str]:
-    return [feature.name for feature in features if isinstance(feature, CategoricalFeature)]
 
 
 def _width(catalogue: Catalogue) -> int:

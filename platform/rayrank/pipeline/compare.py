@@ -14,7 +14,7 @@ from rayrank.batch import SequenceBatch
 from rayrank.bundle import Bundle, load_bundle, read_info
 from rayrank.config import ConfigError
 from rayrank.learning.predict import Wanted, scored
-from rayrank.memory import releasing
+from rayrank.memory import release, releasing
 from rayrank.metrics.bootstrap import Interval, Resamples, interval
 from rayrank.metrics.evaluated import Evaluated, Judged
 from rayrank.metrics.order import by_user, gauc
@@ -165,8 +165,12 @@ class _Judge:
         found = found if profiles is None else replace(found, profiles=profiles)
         if self.files:
             self.files.write_profiles(name, found.profiles)
+        release()
         evidence = Evidence.of(found.events[self.task], self.resamples)
-        return Entry(*named, metrics_of(found, self.schema), parameters, evidence, **about), found.profiles
+        metrics, profiles = metrics_of(found, self.schema), found.profiles
+        del found
+        release()
+        return Entry(*named, metrics, parameters, evidence, **about), profiles
 
 
 def check_data(bundle: Bundle, dataset: Dataset, name: str) -> None:

@@ -5,20 +5,22 @@ Streams row groups and keeps at most the few columns that are asked for. Knows d
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.compute as pc
 
+from rayrank.memory import release
 from rayrank.metrics import baselines
 from rayrank.metrics.baselines import Additive, Sizes, Targets
 from rayrank.metrics.scores import Array, Scores
 from rayrank.schema import PARTS, TRAIN, VALID, BinaryTask, EventTask
 from rayrank.sources.dataset import Dataset
 
-_KEPT_IN_MEMORY = 1_000_000
-"""Train targets up to this many are read once and kept (24 bytes each); more are read again for every pass."""
+_BLOCK = 65_536
+"""Targets read at once."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,15 @@ def fit_baselines(dataset: Dataset, part: int, progress: Callable[[str], None]) 
     """Popularity, recent popularity, item mean and user + item bias, fitted on train, chosen on valid."""
     sizes = Sizes(dataset.manifest.counts.users + 1, dataset.manifest.counts.items + 1)
     fitted: dict[str, dict[str, Additive]] = {}
-    for task in dataset.schema.event_tasks:
-        progress(f"fitting baselines for {task.name}")
-        train = _blocks(dataset, TRAIN, task)
-        valid = _joined(list(_blocks(dataset, VALID, task)()))
-        for options in _candidates(train, sizes, task):
-            chosen = baselines.choose(options, valid, logistic=isinstance(task, BinaryTask))
-            fitted.setdefault(chosen.name, {})[task.name] = chosen
+    with _Kept(dataset, TRAIN) as train, _Kept(dataset, VALID) as valid:
+        for task in dataset.schema.event_tasks:
+            progress(f"fitting baselines for {task.name}")
+            held = valid.whole(task)
+            for options in _candidates(train.blocks(task), sizes, task):
+                chosen = baselines.choose(options, held, logistic=isinstance(task, BinaryTask))
+                fitted.setdefault(chosen.name, {})[task.name] = chosen
+            del held
+            release()
     for name, by_task in fitted.items():
         chosen_by_task = {task: scorer.option for task, scorer in by_task.items()}
         parameters = sum(scorer.parameters for scorer in by_task.values())
@@ -78,23 +82,40 @@ def _said(by_task: Mapping[str, Additive], targets: Iterable[Scores]) -> Iterato
         yield replace(block, predictions=said)
 
 
-def _blocks(dataset: Dataset, part: int, task: EventTask) -> baselines.Blocks:
-    def one_pass() -> Iterator[Targets]:
-        label = f"label_{task.name}"
-        for block in _columns(dataset, part, ["user", "item", "time", label]):
-            yield Targets(block["user"], block["item"], block["time"], block[label])
+class _Kept:
+    """What baselines read of a part's targets, decoded once into a temporary file, for dozens of passes."""
 
-    if part == TRAIN and dataset.manifest.counts.train > _KEPT_IN_MEMORY:
+    def __init__(self, dataset: Dataset, part: int) -> None:
+        labels = [f"label_{task.name}" for task in dataset.schema.event_tasks]
+        names = ["user", "item", "time", *labels]
+        self._record = np.dtype(list(zip(names, ["<i4", "<i4", "<i8", *["<f4"] * len(labels)], strict=True)))
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        for block in _columns(dataset, part, names):
+            records = np.empty(len(block["item"]), self._record)
+            for name in names:
+                records[name] = block[name]
+            self._file.write(records.data)
+
+    def __enter__(self) -> _Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def blocks(self, task: EventTask) -> baselines.Blocks:
+        """Every pass reads the file again, some thousand targets at a time."""
+
+        def one_pass() -> Iterator[Targets]:
+            self._file.seek(0)
+            while data := self._file.read(_BLOCK * self._record.itemsize):
+                records = np.frombuffer(data, self._record)
+                yield Targets(*(records[name] for name in ("user", "item", "time", f"label_{task.name}")))
+
         return one_pass
-    kept = [_joined(list(one_pass()))]
-    return lambda: kept
 
-
-def _joined(blocks: Sequence[Targets]) -> Targets:
-    def column(name: str) -> Array:
-        return np.concatenate([getattr(block, name) for block in blocks])
-
-    return Targets(column("user"), column("item"), column("time"), column("label"))
+    def whole(self, task: EventTask) -> Targets:
+        """All targets at once."""
+        return Targets.join(list(self.blocks(task)()))
 
 
 def _columns(dataset: Dataset, part: int, names: Sequence[str]) -> Iterator[dict[str, Array]]:

@@ -17,6 +17,8 @@ from rayrank.batch import Catalogue
 from rayrank.config import ConfigError
 from rayrank.features.derived import ItemPast
 from rayrank.features.encode import is_multi
+from rayrank.features.state import TableState
+from rayrank.models.spec import Sizes
 from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, item_columns_needed
 from rayrank.sources import storage
 from rayrank.sources.derive import read_past
@@ -68,6 +70,22 @@ class Dataset:
     def catalogue(self) -> Catalogue:
         """Item features and training counts as tensors, row 0 the unknown item; no tokens."""
         return catalogue_of(self.catalogue_table(), self.schema)
+
+    def sizes(self, text_width: int = 0) -> Sizes:
+        """Vocabulary sizes that a ranker's parameters depend on; ``text_width`` is that of its text vectors."""
+        counts, state, schema = self.manifest.counts, self.manifest.features, self.schema
+
+        def categories(features: Sequence[Feature], table: TableState) -> dict[str, int]:
+            return {f.name: table.size(f.name) for f in features if isinstance(f, CategoricalFeature)}
+
+        return Sizes(
+            users=counts.users + 1,
+            items=counts.items + 1,
+            user_categories=categories(schema.user_features, state.users),
+            item_categories=categories(schema.item_features, state.items),
+            context_categories=categories(schema.context_features, state.context),
+            text_width=text_width,
+        )
 
     def past(self) -> ItemPast | None:
         """What was known of each item, by period; None without ``@item_`` columns."""

@@ -31,7 +31,7 @@ from rayrank.schema import (
 )
 from rayrank.sources.source import Part, canonical
 from rayrank.sources.split import share_of
-from rayrank.sources.synthetic_text import MOODS, TOPICS, write_item
+from rayrank.sources.synthetic_text import MOODS, TOPICS, write_item, write_veiled_item
 
 BLOCK_USERS = 256
 POOL = 2048
@@ -53,14 +53,16 @@ class SyntheticConfig(Config):
     num_items: int = Field(600, ge=60, description="items")
     num_rows: int = Field(60_000, ge=1000, description="interactions, exact")
     seed: int = Field(0, ge=0, description="equal seeds and sizes give equal bytes")
-    signal: Literal["text_only", "text_and_ids"] = Field(
-        "text_and_ids", description="text_only: no biases, no context effect; taste is readable from item texts alone"
+    signal: Literal["text_and_ids", "text_only", "veiled_text"] = Field(
+        "text_and_ids",
+        description="text_only: no biases, no context effect; taste is readable from item texts alone; veiled_text: "
+        "from two words of each text, which a pretrained encoder's vectors hardly tell",
     )
     cold_items: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="share of items that only valid and test events show; default 0.3 for text_only, else 0",
+        description="share of items that only valid and test events show; default 0 for text_and_ids, else 0.3",
     )
     strength: float = Field(1.4, gt=0, description="scale of taste · theme in the like logit")
     permute_texts: bool = Field(False, description="give every item another item's text: the control without signal")
@@ -71,7 +73,7 @@ class SyntheticConfig(Config):
     @property
     def cold_share(self) -> float:
         """``cold_items`` with its default."""
-        return self.cold_items if self.cold_items is not None else (0.3 if self.signal == "text_only" else 0.0)
+        return self.cold_items if self.cold_items is not None else (0.0 if self.signal == "text_and_ids" else 0.3)
 
     @model_validator(mode="after")
     def _feasible(self) -> SyntheticConfig:
@@ -159,7 +161,8 @@ class Synthetic:
         """Titles and descriptions that tell topic and mood; format, minutes and (with ids) a noisy genre."""
         config, world = self.config, self.world
         rng = np.random.default_rng([config.seed, 2])
-        texts = [write_item(rng, int(t), int(m)) for t, m in zip(world.topic_N, world.mood_N, strict=True)]
+        write = write_veiled_item if config.signal == "veiled_text" else write_item
+        texts = [write(rng, int(t), int(m)) for t, m in zip(world.topic_N, world.mood_N, strict=True)]
         if config.permute_texts:
             texts = [texts[i] for i in rng.permutation(len(texts))]
         told = np.where(rng.random(len(texts)) < 0.7, world.topic_N, rng.integers(len(TOPICS), size=len(texts)))

@@ -72,6 +72,18 @@ MOODS = (
     ("calm", ("A calm, thoughtful story", "Quiet, slow and full of reflection", "A gentle and meditative portrait")),
 )
 
+_TOWNS = (
+    ("Lund", "Porto", "Graz", "Tartu", "Bergen", "Cork", "Lyon", "Ghent"),
+    ("Turku", "Split", "Leeds", "Bern", "Malmo", "Krakow", "Nantes", "Vigo"),
+    ("Brno", "Basel", "Derby", "Trieste", "Aarhus", "Lille", "Gdansk", "Cadiz"),
+    ("Riga", "Bonn", "Oslo", "Perth", "Zadar", "Metz", "Utrecht", "Parma"),
+    ("Dover", "Genoa", "Tampere", "Linz", "Toulon", "Poznan", "Kiel", "Evora"),
+    ("Ulm", "Bath", "Narvik", "Siena", "Delft", "Kosice", "Bilbao", "Reims"),
+)
+"""By topic: what tells it where the words of the story do not."""
+_MONTHS = (("January", "April", "July", "October"), ("February", "May", "August", "November"),
+           ("March", "June", "September", "December"))  # fmt: skip
+"""By mood."""
 _NAMES = ("Anna", "Ben", "Chloe", "David", "Elena", "Felix", "Grace", "Hugo", "Iris", "Jonas", "Kira", "Leo", "Maya")
 _TITLES = (
     "The {hero} and the {thing}",
@@ -108,6 +120,12 @@ def write_item(rng: np.random.Generator, topic: int, mood: int) -> tuple[str, st
     tone = _pick(rng, MOODS[mood][1])
     lead, tail = _pick(rng, _LEADS).format(**values), _pick(rng, _TAILS).format(**values)
     return title, f"{tone}. {lead} {tail}"
+
+
+def write_veiled_item(rng: np.random.Generator, topic: int, mood: int) -> tuple[str, str]:
+    """As :func:`write_item`, but about any topic in any mood: a town and a month in passing tell the true ones."""
+    title, text = write_item(rng, int(rng.integers(len(TOPICS))), int(rng.integers(len(MOODS))))
+    return title, f"{text} First shown in {_pick(rng, _TOWNS[topic])} in {_pick(rng, _MONTHS[mood])}."
 
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:

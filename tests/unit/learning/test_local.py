@@ -20,8 +20,7 @@ from rayrank.learning.inputs import TrainData, TrainSpec
 from rayrank.learning.spec import LearningSpec, RowsSpec
 from rayrank.learning.train import train
 from rayrank.models.build import build_ranker
-from rayrank.models.spec import Inputs, Sizes, TeacherSpec
-from rayrank.schema import CategoricalFeature
+from rayrank.models.spec import Inputs, TeacherSpec
 from rayrank.sources.build import build, run_here
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.groups import LocalGroups, Shards
@@ -31,16 +30,6 @@ source = {"kind": "synthetic", "num_rows": 8000, "num_users": 100, "num_items": 
 build(parse(BuildSpec, {"source": source, "path": sys.argv[1]}), run_here, lambda _: None)
 dataset = Dataset.open(sys.argv[1])
 manifest = dataset.manifest
-schema, state = manifest.dataset_schema, manifest.features
-
-def sizes(features, table):
-    return {f.name: table.size(f.name) for f in features if isinstance(f, CategoricalFeature)}
-
-size = Sizes(
-    users=manifest.counts.users + 1, items=manifest.counts.items + 1,
-    user_categories=sizes(schema.user_features, state.users), item_categories=sizes(schema.item_features, state.items),
-    context_categories=sizes(schema.context_features, state.context),
-)
 spec = LearningSpec(epochs=1, rows=RowsSpec(epochs=1))
 feed = Feed(LocalGroups(Shards(sys.argv[1])), spec, cache_mb=64)
 torch.manual_seed(0)

@@ -133,7 +133,7 @@ def test_a_schema_that_contradicts_itself_is_refused_when_read(
         load(DatasetSchema, tmp_path / "dataset.yaml")
 
 
-@pytest.mark.parametrize("signal", ["text_only", "text_and_ids"])
+@pytest.mark.parametrize("signal", ["text_only", "text_and_ids", "veiled_text"])
 def test_clean_synthetic_data_has_no_fault(tmp_path: Path, signal: str) -> None:
     source = {"kind": "synthetic", "num_users": 200, "num_rows": 6000, "num_items": 300, "signal": signal}
     source |= {"cold_items": 0.0}

@@ -14,7 +14,7 @@ from rayrank.sources.manifest import Manifest
 from rayrank.sources.oracle import OracleSums, oracle_histograms
 from rayrank.sources.spec import BuildSpec
 from rayrank.sources.synthetic import Synthetic, SyntheticConfig
-from rayrank.sources.synthetic_text import TOPICS
+from rayrank.sources.synthetic_text import _TOWNS, TOPICS
 
 SMALL = {"num_users": 600, "num_rows": 12_000, "num_items": 120}
 
@@ -61,6 +61,17 @@ def test_texts_tell_the_topic() -> None:
         assert int(np.argmax(words)) == topic
 
 
+def test_two_words_tell_what_the_story_hides() -> None:
+    source = Synthetic(SyntheticConfig(num_items=120, signal="veiled_text"))
+    texts = source.items()["description"].to_pylist()
+    said = [
+        sum(topic * any(f" {town} " in text for town in towns) for topic, towns in enumerate(_TOWNS)) for text in texts
+    ]
+    assert said == source.world.topic_N.tolist()
+    told = [int(np.argmax([sum(w in text for w in t.things) for t in TOPICS])) for text in texts]
+    assert np.mean(np.array(told) == source.world.topic_N) < 0.4  # one in six by chance
+
+
 def test_permuted_texts_are_the_same_texts_elsewhere() -> None:
     plain = Synthetic(SyntheticConfig(num_items=120)).items()
     mixed = Synthetic(SyntheticConfig(num_items=120, permute_texts=True)).items()
@@ -69,7 +80,7 @@ def test_permuted_texts_are_the_same_texts_elsewhere() -> None:
     assert plain["item_id"].equals(mixed["item_id"])
 
 
-@pytest.mark.parametrize("signal", ["text_and_ids", "text_only"])
+@pytest.mark.parametrize("signal", ["text_and_ids", "text_only", "veiled_text"])
 def test_oracle_bounds(tmp_path: Path, signal: str) -> None:
     manifest = _manifest(tmp_path / "out", signal=signal, num_users=3000, num_rows=120_000)
     assert manifest.counts.test >= 10_000
