@@ -33,7 +33,7 @@ manifest = dataset.manifest
 spec = LearningSpec(epochs=1, rows=RowsSpec(epochs=1))
 feed = Feed(LocalGroups(Shards(sys.argv[1])), spec, cache_mb=64)
 torch.manual_seed(0)
-model = build_ranker(TeacherSpec(width=16, inputs=Inputs(text=False)), schema, size)
+model = build_ranker(TeacherSpec(width=16, inputs=Inputs(text=False)), dataset.schema, dataset.sizes())
 steps = steps_per_epoch(manifest, spec)
 data = TrainData(dataset.catalogue(), feed.steps, steps, lambda: feed.evaluated("valid"))
 result = train(model, data, TrainSpec(spec))
