@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 MAX_CANDIDATES = 2000
 MAX_HISTORY = 1000
@@ -134,6 +134,10 @@ class RankedItem(Message):
     scored_by: AnsweredBy = Field(description="the stage whose score this is")
     cold: bool = Field(False, description="the catalogue does not know the item")
     stages: dict[str, float] = Field(default_factory=dict, description="stage -> its fused score (explain only)")
+    propensity: float = Field(1.0, description="probability that this item stands at this place; below 1: exploration")
+    policy: list[str] = Field(
+        default_factory=list, description="what the policy did: boosted, pinned, explored (explain only)"
+    )
 
 
 class RankResponse(Message):
@@ -146,7 +150,52 @@ class RankResponse(Message):
     answered_by: AnsweredBy = Field(description="the strongest stage that took part")
     degraded: str | None = Field(None, description="why a stage was left out, if one was")
     timings_ms: dict[str, float] = Field(description="stage -> milliseconds, plus total")
+    policy: str | None = Field(None, description="hash of the policy that was applied; None: there is none")
     warnings: list[str] = Field(default_factory=list)
+
+
+def _kind(body: Any) -> str:
+    return "rank" if isinstance(body, RankRequest) or (isinstance(body, dict) and "candidates" in body) else "recommend"
+
+
+AnyRequest = Annotated[
+    Annotated[RankRequest, Tag("rank")] | Annotated[RecommendRequest, Tag("recommend")], Discriminator(_kind)
+]
+"""With ``candidates`` it is a rank request, without them a recommend request."""
+
+
+class DryRunRequest(Message):
+    """What would another policy change?"""
+
+    policy: dict[str, Any] = Field(description="a whole policy, with the keys of a policy file")
+    requests: list[AnyRequest] = Field(
+        min_length=1, max_length=10, description="bodies of recommend or rank requests; both policies answer each"
+    )
+
+
+class MovedItem(Message):
+    """One item that either policy shows."""
+
+    item_id: str | None
+    title: str | None
+    before: int | None = Field(description="0-based place under the policy in force; None: not shown")
+    after: int | None = Field(description="0-based place under the policy that is tried; None: not shown")
+    policy: list[str] = Field(description="what the policy that is tried did: boosted, pinned, explored")
+
+
+class DryRunAnswer(Message):
+    """One request under both policies: items of the new order first, then those that are gone."""
+
+    items: list[MovedItem]
+    degraded: str | None = Field(None, description="why a stage was left out, if one was")
+
+
+class DryRunResponse(Message):
+    """What the policy that was tried would change."""
+
+    before: str = Field(description="hash of the policy in force")
+    after: str = Field(description="hash of the policy that was tried")
+    answers: list[DryRunAnswer]
 
 
 class ItemHit(Message):
@@ -174,6 +223,8 @@ class ReleaseInfo(Message):
     tasks: list[TaskInfo]
     fusion: dict[str, float]
     items: int = Field(description="size of the catalogue")
+    policy: str | None = Field(None, description="hash of the policy in force; None: there is none")
+    policy_warning: str | None = Field(None, description="what is wrong with the policy file, if something is")
     example_users: list[str] = Field(default_factory=list, description="known user ids, if the service shows any")
 
 

@@ -24,6 +24,7 @@ class Served:
 
     world: TinyWorld
     client: httpx.Client
+    policy: Path
 
     def post(self, path: str, body: Any, graph: str = "staged") -> httpx.Response:
         """POST to one of the two graphs."""
@@ -54,6 +55,8 @@ def served(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, root: Pat
     del ray_cluster
     folder = tmp_path_factory.mktemp("served")
     world = make_world(folder)
+    policy = folder / "policy.yaml"
+    policy.write_text("dedupe: {items: false}\n")  # changes nothing until a test edits it
     os.environ["OMP_NUM_THREADS"] = "1"
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=QUIET)
@@ -62,15 +65,14 @@ def served(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, root: Pat
     budgets = Budgets(user=20, retrieve=20, student=20, teacher=5, rest_s=1)
     targets = []
     for name, fused in (("staged", False), ("fused", True)):
-        spec = GraphSpec(
-            releases=str(world.releases), fused=fused, budgets=budgets, histories=str(folder / f"{name}.sqlite")
-        )
+        places = {"releases": str(world.releases), "histories": str(folder / f"{name}.sqlite"), "policy": str(policy)}
+        spec = GraphSpec(**places, fused=fused, budgets=budgets)
         targets.append(serve.RunTarget(target=build_graph(spec, page), name=name, route_prefix=f"/{name}"))
     serve.run_many(targets, wait_for_applications_running=False)
     try:
         wait_until_running(START_S)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield Served(world, client)
+            yield Served(world, client, policy)
     finally:
         shut_down()
 

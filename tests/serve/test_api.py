@@ -10,7 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
-from rayrank.messages import ItemHit, RankRequest, RankResponse, RecommendRequest, ReleaseInfo
+from rayrank.messages import (
+    DryRunRequest,
+    DryRunResponse,
+    ItemHit,
+    RankRequest,
+    RankResponse,
+    RecommendRequest,
+    ReleaseInfo,
+)
 from rayrank.on_ray.api import MAX_BODY, build_api
 from rayrank.on_ray.pool import BusyError
 from rayrank.ranking.flow import StageError
@@ -39,6 +47,9 @@ class FakeService:
             answered_by="student",
             timings_ms={"total": 1.0},
         )
+
+    async def dry_run(self, asked: DryRunRequest, request_id: str) -> DryRunResponse:  # noqa: ARG002
+        return DryRunResponse(before="a", after="b", answers=[])
 
     async def describe(self) -> ReleaseInfo:
         return ReleaseInfo(release_id="r", bundles={"student": "s"}, dataset="d", tasks=[], fusion={}, items=1)

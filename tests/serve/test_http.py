@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,54 @@ def test_a_file_of_requests_scores_as_over_http(served: Served, tmp_path: Path) 
     for line, item in zip(batch, online, strict=True):
         assert line["score"] == pytest.approx(item["score"], abs=1e-5)
         assert {t: line[t] for t in item["scores"]} == pytest.approx(item["scores"], abs=1e-5)
+
+
+def test_an_edited_policy_is_followed_by_one_process_and_many_alike(served: Served) -> None:
+    plain = served.policy.read_text()
+    body = {"user_id": "u3", "k": 6, "time": LATER, "explain": True}
+    shown = [i["item_id"] for i in served.post("recommend", body).json()["items"]]
+    policy = {
+        "block": [{"items": [shown[0]]}, {"column": "genres", "values": ["War"]}],
+        "pins": [{"item": "i16", "position": 1}],
+        "diversity": {"relevance": 0.5},
+        "caps": [{"column": "genres", "most": 1, "first": 2}],
+        "exploration": {"share": 0.5, "top": 5},
+    }
+    tried = served.post("policy/dry-run", {"policy": policy, "requests": [body]}).json()
+    moved = {i["item_id"]: (i["before"], i["after"]) for i in tried["answers"][0]["items"]}
+    assert moved[shown[0]] == (0, None)
+    assert moved["i16"] == (None, 1)
+    wrong = served.post("policy/dry-run", {"policy": {"pin": []}, "requests": [body]})
+    assert (wrong.status_code, wrong.json()["fields"][0]["field"]) == (422, "policy.pin")
+    served.policy.write_text(json.dumps(policy))
+    try:
+        answers = {graph: _under(served, graph, tried["after"], body) for graph in ("staged", "fused")}
+        assert without_clock(answers["staged"]) == without_clock(answers["fused"])
+        assert answers["staged"]["items"][1]["policy"] == ["pinned"]
+        assert {i["propensity"] for i in answers["staged"]["items"]} <= {1.0, 0.5, 0.1}
+        served.policy.write_text("{")
+        _until(lambda: "policy_warning" in served.client.get("/staged/v1/health").json())
+        health = served.client.get("/staged/v1/health").json()
+        assert (health["status"], health["policy"]) == ("ok", tried["after"])
+    finally:
+        served.policy.write_text(plain)
+    for graph in ("staged", "fused"):
+        _under(served, graph, tried["before"], body)
+
+
+def _under(served: Served, graph: str, policy: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer once the policy is in force; the same request id draws the same."""
+
+    def ask() -> dict[str, Any]:
+        headers = {"x-request-id": "same"}
+        return dict(served.client.post(f"/{graph}/v1/recommend", json=body, headers=headers).json())
+
+    _until(lambda: ask()["policy"] == policy)
+    return ask()
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)

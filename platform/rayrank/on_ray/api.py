@@ -15,6 +15,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from rayrank.messages import (
+    DryRunRequest,
+    DryRunResponse,
     ErrorBody,
     ErrorField,
     ItemHit,
@@ -49,6 +51,10 @@ class Service(Protocol):
 
     async def answer(self, request: RankRequest | RecommendRequest, request_id: str) -> RankResponse:
         """Rank or recommend."""
+        ...
+
+    async def dry_run(self, asked: DryRunRequest, request_id: str) -> DryRunResponse:
+        """Requests under two policies."""
         ...
 
     async def ready(self) -> None:
@@ -87,12 +93,20 @@ def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
         """The given candidates in the order this user should see them."""
         return _json(await service.answer(body, request.state.request_id))
 
+    @api.post("/v1/policy/dry-run", response_model=DryRunResponse, responses=_ASKED)
+    async def dry_run(body: DryRunRequest, request: Request) -> Response:
+        """What another policy would change in the answers to these requests; changes nothing."""
+        return _json(await service.dry_run(body, request.state.request_id))
+
     @api.get("/v1/health", responses=_UNAVAILABLE)
     async def health() -> dict[str, str]:
         """Whether every stage has answered a first request, and with which release."""
         await service.ready()
         info = await service.describe()
-        return {"status": "ok", "release_id": info.release_id, **{f"{k}_id": v for k, v in info.bundles.items()}}
+        policy = {"policy": info.policy, "policy_warning": info.policy_warning}
+        told = {name: value for name, value in policy.items() if value is not None}
+        bundles = {f"{role}_id": bundle_id for role, bundle_id in info.bundles.items()}
+        return {"status": "ok", "release_id": info.release_id, **bundles, **told}
 
     @api.get("/v1/release", response_model=ReleaseInfo, responses=_UNAVAILABLE)
     async def release() -> Response:

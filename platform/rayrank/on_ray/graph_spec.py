@@ -37,6 +37,7 @@ class GraphSpec(Config):
     budgets: Budgets = Field(default_factory=Budgets, description="longest wait for each stage")
     replicas: Replicas = Field(default_factory=Replicas, description="processes of each stage")
     histories: DataPath | None = Field(None, description="sqlite file of user histories; None: beside temporary files")
+    policy: DataPath | None = Field(None, description="policy file (YAML or JSON), followed while serving; None: none")
     now: int | None = Field(None, description="unix seconds taken for the present (demos on old data); None: the clock")
     example_users: int = Field(20, ge=0, le=100, description="known user ids that /v1/release shows; 0: none")
 

@@ -18,17 +18,30 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from rayrank.config import parse
-from rayrank.messages import ItemHit, RankRequest, RankResponse, RecommendRequest, ReleaseInfo, TaskInfo
+from rayrank.config import ConfigError, parse
+from rayrank.messages import (
+    DryRunAnswer,
+    DryRunRequest,
+    DryRunResponse,
+    ErrorField,
+    ItemHit,
+    RankRequest,
+    RankResponse,
+    RecommendRequest,
+    ReleaseInfo,
+    TaskInfo,
+)
 from rayrank.on_ray.graph_spec import GraphSpec, open_store
 from rayrank.on_ray.pool import Gate, Pool
 from rayrank.ranking.drive import Driver
-from rayrank.ranking.flow import Call, StageError, rank_flow
+from rayrank.ranking.flow import Call, StageError, Terms, rank_flow
 from rayrank.ranking.fusion import check_weights
-from rayrank.ranking.graph import RankingGraph, bundle_ids, flow_parts, open_bundles
+from rayrank.ranking.graph import RankingGraph, RequestError, bundle_ids, flow_parts, open_bundles, open_policy
 from rayrank.ranking.items import Items
+from rayrank.ranking.policy import Policy
+from rayrank.ranking.policy_spec import PolicySpec
 from rayrank.ranking.release import Release, load_release
-from rayrank.ranking.respond import Named, respond
+from rayrank.ranking.respond import Named, difference, respond
 from rayrank.ranking.retriever import Retriever
 from rayrank.ranking.scorer import Scorer
 from rayrank.ranking.user import UserStage
@@ -148,8 +161,9 @@ class Ingress:
         self._page, self._handles = page, handles
         self._gate = Gate(self._spec.replicas.ongoing)
         if handles is None:
-            graph = RankingGraph.open(release, self._spec.flow, open_store(release, self._spec.histories))
-            self._parts, self._named, self._store = graph.parts, graph.named, graph.store
+            store = open_store(release, self._spec.histories)
+            graph = RankingGraph.open(release, self._spec.flow, store, self._spec.policy)
+            self._parts, self._named, self._store, self._policy = graph.parts, graph.named, graph.store, graph.policy
             invoke = _in_threads(graph, self._now, self._spec.replicas.ongoing)
         else:
             student = open_bundles(release, ("student",)).first
@@ -157,6 +171,7 @@ class Ingress:
             check_weights(release.fusion, schema, "fusion")
             self._parts = flow_parts(release, self._spec.flow, schema, items)
             self._named = Named(release.release_id, bundle_ids(release), items, schema)
+            self._policy = open_policy(self._spec.policy, student, items)
             invoke = self._through_handles
         self._driver, self._warm_up = Driver(invoke, self._spec.budgets), WarmUp(invoke, self._parts)
         self._info = _describe(self._named, release)
@@ -173,8 +188,35 @@ class Ingress:
             BusyError: this replica works on as many requests as it may.
         """
         with self._gate:
-            ranked, timings = await self._driver.run(rank_flow(request, self._parts), request_id)
+            terms = self._policy.terms(request_id) if self._policy else Terms(request_id)
+            ranked, timings = await self._driver.run(rank_flow(request, self._parts, terms), request_id)
         return respond(request, ranked, self._named, request_id, timings)
+
+    async def dry_run(self, asked: DryRunRequest, request_id: str) -> DryRunResponse:
+        """Each request under the policy in force and under another one.
+
+        Raises:
+            BusyError: this replica works on as many requests as it may.
+            RequestError: no policy file is followed, or the other policy is not valid.
+        """
+        if self._policy is None:
+            raise RequestError([ErrorField(field="policy", problem="the service follows no policy file")])
+        with self._gate:
+            try:
+                spec = parse(PolicySpec, asked.policy, "policy")
+                tried = await asyncio.to_thread(Policy, spec, self._policy.facts)
+            except ConfigError as error:
+                field = ErrorField(field=error.path.replace(": ", "."), problem=f"{error.rule}; fix: {error.fix}")
+                raise RequestError([field]) from None
+            now = self._policy.terms(request_id)
+            assert now.policy is not None
+            answers = list[DryRunAnswer]()
+            for request in asked.requests:
+                orders = []
+                for terms in (now, Terms(request_id, tried)):
+                    orders.append((await self._driver.run(rank_flow(request, self._parts, terms), request_id))[0])
+                answers.append(difference(request, orders[0], orders[1], self._named))
+        return DryRunResponse(before=now.policy.hash, after=tried.hash, answers=answers)
 
     async def check_health(self) -> None:
         """Serve asks this before it sends requests here, and then from time to time.
@@ -194,9 +236,13 @@ class Ingress:
 
     async def describe(self) -> ReleaseInfo:
         """What is served, with some known users."""
-        limit = self._spec.example_users
+        limit, info = self._spec.example_users, self._info
+        if self._policy is not None:
+            terms = self._policy.terms("")
+            now = {"policy": terms.policy.hash if terms.policy else None, "policy_warning": terms.warning}
+            info = info.model_copy(update=now)
         if not limit:
-            return self._info
+            return info
         if self._handles is None:
             users = self._store.user_ids(limit) if self._store else []
         else:
@@ -204,7 +250,7 @@ class Ingress:
                 users = await asyncio.wait_for(self._handles["user"].examples.remote(limit), self._spec.budgets.user)
             except Exception as error:  # a dead replica raises many kinds
                 raise StageError(f"user state: no answer ({type(error).__name__})") from None
-        return self._info.model_copy(update={"example_users": users})
+        return info.model_copy(update={"example_users": users})
 
     def search(self, query: str, limit: int) -> list[ItemHit]:
         """Items by title."""

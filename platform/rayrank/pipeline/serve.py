@@ -17,6 +17,7 @@ from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.graph_spec import GraphSpec
 from rayrank.on_ray.http import HttpConfig, check_port, deployed
 from rayrank.on_ray.profile import launch_profile
+from rayrank.ranking.policy_spec import read_policy
 from rayrank.ranking.release import load_release
 
 Progress = Callable[[str], None]
@@ -71,6 +72,8 @@ def serving(config: ServeConfig, progress: Progress) -> Iterator[str]:
     """The graph, healthy, for the time of the block; yields its URL."""
     release = load_release(config.releases)
     check_port(config.http)
+    if config.policy is not None:
+        read_policy(config.policy)  # whether it fits the release is for the replicas to say
     page = _page(config.playground)
     progress(f"release {release.release_id}: student {release.student}, teacher {release.teacher or 'none'}")
     with (

@@ -57,6 +57,30 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Sought:
+    """What the retriever is asked for."""
+
+    size: int  # how many items
+    exclude_seen: bool = True
+    allowed: np.ndarray | None = None  # uint8 (⌈N / 8⌉,): rows that may be shown, packed; None: all
+
+    def rule_out(self, context: UserContext, scores_N: np.ndarray) -> None:
+        """Set the scores (N,) of catalogue rows that may not be found to −∞."""
+        scores_N[0] = -np.inf
+        if self.exclude_seen:
+            seen = context.seen
+            scores_N[seen[seen < len(scores_N)]] = -np.inf
+        if self.allowed is not None:
+            np.copyto(scores_N, -np.inf, where=~np.unpackbits(self.allowed, count=len(scores_N)).view(bool))
+
+    def mask(self, context: UserContext, size: int) -> np.ndarray:
+        """bool (size,): catalogue rows that may be found."""
+        found = np.zeros(size, np.float32)
+        self.rule_out(context, found)
+        return found == 0
+
+
+@dataclass(frozen=True)
 class Scored:
     """What a scoring stage says about its candidates, in their order."""
 

@@ -1,4 +1,4 @@
-"""The order of the stages, written once: user state → retrieve → student → teacher → answer.
+"""The order of the stages, written once: user state → retrieve → student → teacher → policy → answer.
 
 :func:`rank_flow` is a generator: it yields a :class:`Call` and is sent the stage's result, or :class:`Missed` where
 the stage was late, full or dead. A synchronous driver (``graph``) and an asynchronous one over Ray Serve handles run
@@ -7,7 +7,7 @@ the same generator, so one process and many give the same scores. Knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -17,8 +17,9 @@ from pydantic import Field
 
 from rayrank.config import Config
 from rayrank.messages import AnsweredBy, RankRequest, RecommendRequest
-from rayrank.ranking.context import ColdVectors, Prepared, Scored
+from rayrank.ranking.context import ColdVectors, Prepared, Scored, Sought
 from rayrank.ranking.fusion import fused, order
+from rayrank.ranking.policy import Candidates, Policy, Standing
 
 Stage = Literal["user", "retrieve", "student", "teacher"]
 
@@ -64,6 +65,9 @@ class Ranked:
     warnings: tuple[str, ...]
     cold_keys: tuple[str, ...]
     stages: Mapping[str, np.ndarray] = field(default_factory=dict)  # stage -> fused score (R,), NaN where not asked
+    propensity: np.ndarray | None = None  # float64 (R,): probability that the item stands at its place; None: all 1
+    marks: tuple[tuple[str, ...], ...] = ()  # what the policy did to each; empty without a policy
+    policy: str | None = None  # hash of the policy
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class FlowParts:
     tasks: tuple[str, ...]
     catalogue_size: int  # N, with row 0
     popular: np.ndarray  # int64 rows, most popular first
+    row_of: Callable[[str | None], int]  # id -> catalogue row, 0 unknown
     cold_vectors: ColdVectors
     has_student: bool = True
     has_teacher: bool = True
@@ -87,10 +92,19 @@ class FlowParts:
         return found
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What holds for one request and is not in it."""
+
+    key: str = ""  # request id: decides what explores
+    policy: Policy | None = None
+    warning: str | None = None  # what the answer must say of the policy
+
+
 Flow = Generator[Call, Any, Ranked]
 
 
-def rank_flow(request: RankRequest | RecommendRequest, parts: FlowParts) -> Flow:
+def rank_flow(request: RankRequest | RecommendRequest, parts: FlowParts, terms: Terms = Terms()) -> Flow:
     """Run all stages for one request; see the module text.
 
     Raises:
@@ -101,52 +115,73 @@ def rank_flow(request: RankRequest | RecommendRequest, parts: FlowParts) -> Flow
         raise StageError(f"user state: {prepared.reason}")
     assert isinstance(prepared, Prepared)  # drivers turn a rejected request into an error
     notes: list[str] = []
-    candidates = prepared.candidates
-    if candidates is None:
-        assert isinstance(request, RecommendRequest)
-        candidates = yield from _retrieve(request, prepared, parts, notes)
-    board = _Board(candidates, parts)
+    if isinstance(request, RankRequest):
+        asked = _given(request, prepared, parts)
+    else:
+        asked = yield from _retrieved(request, prepared, parts, terms, notes)
+    kept = _kept(asked, terms)
+    if len(kept) < len(asked.rows):
+        asked = asked.take(kept)
+    board = _Board(asked, parts, terms)
     cold = parts.cold_vectors.attach(prepared.cold)
-    if parts.has_student:
-        by_student = yield Call("student", (prepared.context, candidates, cold))
-        board.note("student", by_student, np.arange(len(candidates)), notes)
-    chosen = _shortlist(board, request.k or 0, parts) if parts.has_student else np.arange(len(candidates))
+    if parts.has_student and len(kept):
+        by_student = yield Call("student", (prepared.context, asked.rows, cold))
+        board.note("student", by_student, np.arange(len(kept)), notes)
+    chosen = _shortlist(board, request.k or 0, parts) if parts.has_student else np.arange(len(kept))
     if parts.has_teacher and len(chosen):
-        by_teacher = yield Call("teacher", (prepared.context, candidates[chosen], cold))
+        by_teacher = yield Call("teacher", (prepared.context, asked.rows[chosen], cold))
         board.note("teacher", by_teacher, chosen, notes)
         if isinstance(by_teacher, Scored) and by_teacher.cold_vectors is not None:
             parts.cold_vectors.add(cold.keys, by_teacher.cold_vectors)
-    return board.answer(request.k, notes, prepared)
+    return board.answer(request.k, notes, prepared, kept)
 
 
-def _retrieve(
-    request: RecommendRequest, prepared: Prepared, parts: FlowParts, notes: list[str]
-) -> Generator[Call, Any, np.ndarray]:
+def _given(request: RankRequest, prepared: Prepared, parts: FlowParts) -> Candidates:
+    rows = prepared.candidates
+    assert rows is not None
+    unknown = np.flatnonzero((rows == 0) | (rows >= parts.catalogue_size)).tolist()
+    return Candidates(rows, prepared.cold, {i: request.candidates[i].item_id for i in unknown})
+
+
+def _retrieved(
+    request: RecommendRequest, prepared: Prepared, parts: FlowParts, terms: Terms, notes: list[str]
+) -> Generator[Call, Any, Candidates]:
+    """What the retriever finds, and the pinned items whether it finds them or not."""
     size = max(parts.settings.pool, request.k)
-    found = yield Call("retrieve", (prepared.context, prepared.cold, size, request.exclude_seen))
-    if not isinstance(found, Missed):
-        return np.asarray(found, np.int64)
-    notes.append(f"retrieve: {found.reason}; popular items instead")
-    seen = prepared.context.seen if request.exclude_seen else np.zeros(0, np.int64)
-    return parts.popular[~np.isin(parts.popular, seen)][:size]
+    allowed = terms.policy.allowed_bits if terms.policy else None
+    sought = Sought(size, request.exclude_seen, allowed)
+    found = yield Call("retrieve", (prepared.context, prepared.cold, sought))
+    if isinstance(found, Missed):
+        notes.append(f"retrieve: {found.reason}; popular items instead")
+        found = parts.popular[sought.mask(prepared.context, parts.catalogue_size)[parts.popular]][:size]
+    rows = np.asarray(found, np.int64)
+    if terms.policy is not None and len(pinned := terms.policy.pinned_rows):
+        rows = np.concatenate([rows, pinned[~np.isin(pinned, rows)]])
+    return Candidates(rows, prepared.cold, {})
+
+
+def _kept(asked: Candidates, terms: Terms) -> np.ndarray:
+    """Places of the candidates that may be shown: nothing else is scored."""
+    allowed = terms.policy.allows(asked) if terms.policy else None
+    return np.arange(len(asked.rows)) if allowed is None else np.flatnonzero(allowed)
 
 
 def _shortlist(board: _Board, k: int, parts: FlowParts) -> np.ndarray:
     """Positions that the teacher scores: the best by the student, and the first described items among the rest."""
-    best = order(board.best)
+    best = order(board.moved)
     top = best[: max(parts.settings.rerank, min(k, parts.settings.pool))] if parts.settings.rerank else best[:0]
     rest = best[len(top) :]
-    cold = rest[board.candidates[rest] >= parts.catalogue_size][: parts.settings.cold]
+    cold = rest[board.asked.rows[rest] >= parts.catalogue_size][: parts.settings.cold]
     return np.concatenate([top, cold])
 
 
 class _Board:
     """Scores collected so far, one line per candidate; a later stage overrules an earlier one."""
 
-    def __init__(self, candidates: np.ndarray, parts: FlowParts) -> None:
-        size = len(candidates)
-        self.candidates, self.parts = candidates, parts
-        self.best = parts.popularity[np.where(candidates < parts.catalogue_size, candidates, 0)]
+    def __init__(self, asked: Candidates, parts: FlowParts, terms: Terms) -> None:
+        size = len(asked.rows)
+        self.asked, self.parts, self.terms = asked, parts, terms
+        self.best = parts.popularity[np.where(asked.rows < parts.catalogue_size, asked.rows, 0)]
         self.scores = {task: np.full(size, np.nan, np.float32) for task in parts.tasks}
         self.level = np.zeros(size, np.int8)
         self.stages: dict[str, np.ndarray] = {}
@@ -167,21 +202,35 @@ class _Board:
         for task, values in said.scores.items():
             self.scores[task][at] = values
 
-    def answer(self, k: int | None, notes: list[str], prepared: Prepared) -> Ranked:
+    @property
+    def moved(self) -> np.ndarray:
+        """float32 (C,): the best scores known, after the policy's boosts."""
+        return self.terms.policy.moved(self.asked, self.best) if self.terms.policy else self.best
+
+    def answer(self, k: int | None, notes: list[str], prepared: Prepared, kept: np.ndarray) -> Ranked:
         """Best first: what the strongest stage scored, then the rest in the order of the stage before."""
-        positions = np.lexsort((np.arange(len(self.best)), -self.best, -self.level))[:k]
+        moved, policy = self.moved, self.terms.policy
+        positions = np.lexsort((np.arange(len(moved)), -moved, -self.level))
+        if policy is None:
+            positions, arranged = positions[:k], None
+        else:
+            arranged = policy.arrange(self.asked, Standing(positions, moved, self.level), k, self.terms.key)
+            positions = arranged.order
         top = int(self.level.max(initial=0))
         return Ranked(
-            rows=self.candidates[positions],
-            positions=positions,
+            rows=self.asked.rows[positions],
+            positions=kept[positions],
             score=self.best[positions],
             scores={task: values[positions] for task, values in self.scores.items()},
             scored_by=tuple(_LEVELS[level] for level in self.level[positions]),
             answered_by=_LEVELS[top],
             degraded="; ".join(notes) or None,
-            warnings=prepared.warnings,
+            warnings=prepared.warnings + ((self.terms.warning,) if self.terms.warning else ()),
             cold_keys=prepared.cold.keys,
             stages={stage: values[positions] for stage, values in self.stages.items()},
+            propensity=arranged.propensity if arranged else None,
+            marks=arranged.marks if arranged else (),
+            policy=policy.hash if policy else None,
         )
 
 

@@ -16,9 +16,11 @@ from rayrank.config import ConfigError
 from rayrank.messages import ErrorField, RankRequest, RankResponse, RecommendRequest, TextItem
 from rayrank.ranking.context import ColdVectors
 from rayrank.ranking.encode import ColdBuilder
-from rayrank.ranking.flow import Call, FlowParts, FlowSettings, Ranked, rank_flow
+from rayrank.ranking.flow import Call, FlowParts, FlowSettings, Ranked, Terms, rank_flow
 from rayrank.ranking.fusion import check_weights
 from rayrank.ranking.items import Items
+from rayrank.ranking.policy import ItemFacts
+from rayrank.ranking.policy_file import PolicyFile
 from rayrank.ranking.release import Release
 from rayrank.ranking.respond import Named, respond
 from rayrank.ranking.retriever import Retriever
@@ -60,9 +62,16 @@ class Bundles:
 
 
 class RankingGraph:
-    """User state → retrieve → student → teacher, in this process."""
+    """User state → retrieve → student → teacher → policy, in this process."""
 
-    def __init__(self, bundles: Bundles, release: Release, settings: FlowSettings, store: UserStore | None) -> None:
+    def __init__(
+        self,
+        bundles: Bundles,
+        release: Release,
+        settings: FlowSettings,
+        store: UserStore | None,
+        policy: str | None = None,
+    ) -> None:
         check_weights(release.fusion, bundles.first.info.data_schema, "fusion")
         self.bundles, self.release, self.store = bundles, release, store
         self.items = Items.of(bundles.first.items)
@@ -77,16 +86,23 @@ class RankingGraph:
             has_teacher=bundles.teacher is not None,
         )
         self.named = Named(release.release_id, bundles.ids, self.items, schema)
+        self.policy = open_policy(policy, bundles.first, self.items)
 
     @classmethod
     def open(
-        cls, release: Release, settings: FlowSettings | None = None, store: UserStore | None = None
+        cls,
+        release: Release,
+        settings: FlowSettings | None = None,
+        store: UserStore | None = None,
+        policy: str | None = None,
     ) -> RankingGraph:
-        """Load the release's bundles (verified) and compose them."""
-        return cls(open_bundles(release), release, settings or FlowSettings(), store)
+        """Load the release's bundles (verified) and compose them; ``policy`` is the path of a policy file."""
+        return cls(open_bundles(release), release, settings or FlowSettings(), store, policy)
 
-    def answer(self, request: Request, now: int | None = None) -> tuple[Ranked, dict[str, float]]:
-        """Run the flow; returns its answer and milliseconds by stage.
+    def answer(
+        self, request: Request, now: int | None = None, terms: Terms | None = None
+    ) -> tuple[Ranked, dict[str, float]]:
+        """Run the flow; returns its answer and milliseconds by stage. Without ``terms`` those of the policy file hold.
 
         Raises:
             RequestError: the request breaks a rule of this release.
@@ -94,7 +110,7 @@ class RankingGraph:
         moment = int(time.time()) if now is None else now
         stages = self.stages(moment)
         timings: dict[str, float] = {}
-        flow = rank_flow(request, self.parts)
+        flow = rank_flow(request, self.parts, terms or self.terms(uuid.uuid4().hex))
         result: Any = None
         began = time.perf_counter()
         while True:
@@ -111,8 +127,13 @@ class RankingGraph:
 
     def respond(self, request: Request, now: int | None = None, request_id: str | None = None) -> RankResponse:
         """The same as a response message."""
-        ranked, timings = self.answer(request, now)
-        return respond(request, ranked, self.named, request_id or uuid.uuid4().hex, timings)
+        key = request_id or uuid.uuid4().hex
+        ranked, timings = self.answer(request, now, self.terms(key))
+        return respond(request, ranked, self.named, key, timings)
+
+    def terms(self, request_id: str) -> Terms:
+        """What holds for a request that comes now."""
+        return Terms(request_id) if self.policy is None else self.policy.terms(request_id)
 
     def stages(self, now: int) -> Mapping[str, Callable[..., Any]]:
         """Stage -> the function that does it."""
@@ -161,9 +182,19 @@ def flow_parts(release: Release, settings: FlowSettings, schema: DatasetSchema, 
         tasks=tuple(t.name for t in schema.event_tasks),
         catalogue_size=len(items),
         popular=np.asarray(items.popular),
+        row_of=items.row,
         cold_vectors=ColdVectors(),
         has_teacher=release.teacher is not None,
     )
+
+
+def open_policy(path: str | None, bundle: Bundle, items: Items) -> PolicyFile | None:
+    """The policy file, followed from now on; None without one.
+
+    Raises:
+        ConfigError: unreadable, invalid, or it does not fit the release.
+    """
+    return None if path is None else PolicyFile(path, ItemFacts.of(bundle, items))
 
 
 def bundle_ids(release: Release) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 
-from rayrank.messages import RankedItem, RankRequest, RankResponse, RecommendRequest
+from rayrank.messages import DryRunAnswer, MovedItem, RankedItem, RankRequest, RankResponse, RecommendRequest
 from rayrank.ranking.flow import Ranked
 from rayrank.ranking.fusion import shown
 from rayrank.ranking.items import Items
@@ -36,6 +36,7 @@ def respond(
         degraded=ranked.degraded,
         timings_ms={stage: round(ms, 3) for stage, ms in timings.items()},
         warnings=list(ranked.warnings),
+        policy=ranked.policy,
     )
 
 
@@ -50,6 +51,7 @@ def ranked_items(request: RankRequest | RecommendRequest, ranked: Ranked, named:
         ranked.positions.tolist(),
         ranked.score.tolist(),
     )
+    propensity = [1.0] * len(rows) if ranked.propensity is None else ranked.propensity.tolist()
     lines = []
     for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
         known = 0 < row < size
@@ -63,9 +65,38 @@ def ranked_items(request: RankRequest | RecommendRequest, ranked: Ranked, named:
             scored_by=ranked.scored_by[i],
             cold=not known,
             stages=_finite(stages, i),
+            propensity=propensity[i],
+            policy=list(ranked.marks[i]) if request.explain and ranked.marks else [],
         )
         lines.append(line)
     return lines
+
+
+def difference(request: RankRequest | RecommendRequest, before: Ranked, after: Ranked, named: Named) -> DryRunAnswer:
+    """The same request under two policies, side by side."""
+    explained = request.model_copy(update={"explain": True})
+    old, new = (_by_identity(explained, ranked, named) for ranked in (before, after))
+    places = [{identity: place for place, identity in enumerate(found)} for found in (old, new)]
+    items = [
+        MovedItem(
+            item_id=line.item_id,
+            title=line.title,
+            before=places[0].get(identity),
+            after=places[1].get(identity),
+            policy=line.policy if identity in new else [],
+        )
+        for identity, line in (new | {i: line for i, line in old.items() if i not in new}).items()
+    ]
+    return DryRunAnswer(items=items, degraded=after.degraded or before.degraded)
+
+
+def _by_identity(
+    request: RankRequest | RecommendRequest, ranked: Ranked, named: Named
+) -> dict[tuple[int, int], RankedItem]:
+    """(row, place among the candidates) -> line; recommended items have a row only."""
+    given = isinstance(request, RankRequest)
+    keys = [(int(r), int(p) if given else 0) for r, p in zip(ranked.rows, ranked.positions, strict=True)]
+    return dict(zip(keys, ranked_items(request, ranked, named), strict=True))
 
 
 def _finite(columns: Mapping[str, list[float]], i: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rayrank.ranking.context import ColdItems, UserContext
+from rayrank.ranking.context import ColdItems, Sought, UserContext
 from rayrank.ranking.scorer import Scorer
 from rayrank.schema import RetrievalTask
 
@@ -16,15 +16,15 @@ class Retriever:
         self._scorer, self._popular = scorer, popular
         self._trained = bool(scorer.schema.of_kind(RetrievalTask))
 
-    def retrieve(self, context: UserContext, cold: ColdItems, size: int, exclude_seen: bool = True) -> np.ndarray:
+    def retrieve(self, context: UserContext, cold: ColdItems, sought: Sought) -> np.ndarray:
         """int64 (at most ``size``,): catalogue rows, best first; popular ones without history or retrieval task."""
-        seen = context.seen if exclude_seen else np.zeros(0, np.int64)
+        items = self._scorer.retrieval_items
         if not self._trained or not len(context.history):
-            return self._popular[~np.isin(self._popular, seen)][:size]
-        scores = self._scorer.retrieval_items @ self._scorer.user_vector(context, cold)
-        scores[0] = -np.inf
-        scores[seen[seen < len(scores)]] = -np.inf
-        size = min(size, int(np.isfinite(scores).sum()))
+            allowed = sought.mask(context, len(items))
+            return self._popular[allowed[self._popular]][: sought.size]
+        scores = items @ self._scorer.user_vector(context, cold)
+        sought.rule_out(context, scores)
+        size = min(sought.size, int(np.isfinite(scores).sum()))
         # A partial sort first; ties at its edge go to the lower row, so that the answer is always the same.
         edge = np.partition(scores, len(scores) - size)[len(scores) - size] if size else np.inf
         top = np.flatnonzero(scores >= edge)

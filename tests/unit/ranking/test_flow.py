@@ -25,6 +25,7 @@ SECONDS = Budgets(user=0.2, retrieve=0.2, student=0.2, teacher=0.05, failures=2,
 def parts(**changes: Any) -> FlowParts:
     settings = FlowSettings(pool=6, rerank=2, cold=1)
     fields: dict[str, Any] = {"weights": {"like": 1.0}, "tasks": ("like",), "catalogue_size": SIZE, "popular": POPULAR}
+    fields["row_of"] = lambda item_id: int((item_id or "i0")[1:])
     return FlowParts(settings, **{**fields, "cold_vectors": ColdVectors(), **changes})
 
 

@@ -14,7 +14,7 @@ from rayrank.batch import Catalogue, Events, Queries
 from rayrank.bundle import Bundle, load_bundle
 from rayrank.config import ConfigError
 from rayrank.messages import RankedItem, RankRequest, RecommendRequest
-from rayrank.ranking.context import ColdItems, UserContext
+from rayrank.ranking.context import ColdItems, Sought, UserContext
 from rayrank.ranking.fusion import fused, task_scores
 from rayrank.ranking.graph import Bundles, RankingGraph, RequestError
 from rayrank.ranking.handle import RankerHandle, open_ranker
@@ -137,9 +137,9 @@ def test_the_retriever_finds_the_exact_best_unseen_items(graph: RankingGraph, wo
     allowed = [r for r in range(1, N) if r not in seen]
     expected = sorted(allowed, key=lambda r: (-scores[r], r))
     retrieve = graph.stages(NOW)["retrieve"]
-    assert retrieve(context, ColdItems(), 7, True).tolist() == expected[:7]
-    assert len(retrieve(context, ColdItems(), 500, True)) == len(allowed)
-    assert len(retrieve(context, ColdItems(), 500, False)) == ITEMS
+    assert retrieve(context, ColdItems(), Sought(7)).tolist() == expected[:7]
+    assert len(retrieve(context, ColdItems(), Sought(500))) == len(allowed)
+    assert len(retrieve(context, ColdItems(), Sought(500, exclude_seen=False))) == ITEMS
 
 
 def test_items_seen_before_the_models_window_are_left_out_too(graph: RankingGraph) -> None:
@@ -152,7 +152,7 @@ def test_items_seen_before_the_models_window_are_left_out_too(graph: RankingGrap
 
 
 def test_without_history_the_popular_items_are_retrieved(graph: RankingGraph) -> None:
-    found = graph.stages(NOW)["retrieve"](context_of(graph), ColdItems(), 4, True)
+    found = graph.stages(NOW)["retrieve"](context_of(graph), ColdItems(), Sought(4))
     assert found.tolist() == [1, 2, 3, 4]
 
 

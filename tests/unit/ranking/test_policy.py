@@ -1,0 +1,254 @@
+"""A policy over a tiny release: what is shown, where, and what happens when the file is edited."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from rayrank.config import ConfigError, parse
+from rayrank.messages import RankedItem, RankRequest, RankResponse, RecommendRequest
+from rayrank.ranking.flow import FlowSettings, Terms
+from rayrank.ranking.graph import RankingGraph
+from rayrank.ranking.policy import ItemFacts, Policy
+from rayrank.ranking.policy_file import PolicyFile
+from rayrank.ranking.policy_spec import PolicySpec, read_policy
+from rayrank.ranking.release import load_release
+from rayrank.ranking.respond import difference
+from rayrank.ranking.store import UserStore
+from tests.tiny_release import ITEMS, START, TinyWorld
+
+NOW = START + 9 * 86_400
+GENRES = ("Drama", "Comedy", "War")  # of item i<n>: GENRES[(n − 1) % 3]
+ALL = [f"i{n}" for n in range(1, ITEMS + 1)]
+
+
+def genre(item: RankedItem) -> str:
+    assert item.item_id is not None
+    return GENRES[(int(item.item_id[1:]) - 1) % 3]
+
+
+class Desk:
+    """One graph, asked under many policies."""
+
+    def __init__(self, graph: RankingGraph) -> None:
+        self.graph, self.facts = graph, ItemFacts.of(graph.bundles.first, graph.items)
+
+    def policy(self, **spec: Any) -> Policy:
+        return Policy(parse(PolicySpec, spec), self.facts)
+
+    def ask(self, body: dict[str, Any], key: str = "r", **spec: Any) -> list[RankedItem]:
+        """The items under a policy; the graph's own is put back."""
+        cls = RankRequest if "candidates" in body else RecommendRequest
+        request = cls.model_validate({"user_id": "u3", "time": NOW, "explain": True, **body})
+        self.graph.policy = _Fixed(self.policy(**spec)) if spec else None  # type: ignore[assignment]
+        return self.graph.respond(request, NOW, key).items
+
+
+class _Fixed:
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def terms(self, request_id: str) -> Terms:
+        return Terms(request_id, self.policy)
+
+
+@pytest.fixture
+def desk(graph: RankingGraph) -> Desk:
+    return Desk(graph)
+
+
+def ids(items: list[RankedItem]) -> list[str | None]:
+    return [item.item_id for item in items]
+
+
+def test_an_empty_policy_changes_nothing(desk: Desk) -> None:
+    for body in ({"k": 12}, {"candidates": ALL}):
+        plain, policed = desk.ask(body), desk.ask(body, dedupe={})
+        assert [i.model_dump() for i in plain] == [i.model_dump() for i in policed]
+        assert all(i.propensity == 1 for i in policed)
+
+
+@pytest.mark.parametrize("user", ["u3", "stranger"])
+def test_blocked_items_are_neither_retrieved_nor_ranked(desk: Desk, user: str) -> None:
+    best = ids(desk.ask({"k": 3, "user_id": user}))
+    rules = {"block": [{"items": [best[0], "not in the catalogue"]}, {"column": "genres", "values": ["War"]}]}
+    shown = desk.ask({"k": ITEMS, "user_id": user}, **rules)
+    assert {genre(i) for i in shown} == {"Drama", "Comedy"}
+    assert best[0] not in ids(shown)
+    left = [i for i in desk.ask({"k": ITEMS, "user_id": user}) if genre(i) != "War" and i.item_id != best[0]]
+    assert set(ids(shown)) == set(ids(left)), "others take their places"
+    ranked = desk.ask({"candidates": [*ALL, "x", {"item_id": "y", "text": "dog"}]}, block=[{"items": ["x", "y", "i2"]}])
+    assert set(ids(ranked)) == {*ALL} - {"i2"}
+
+
+def test_only_what_is_available_is_shown(desk: Desk) -> None:
+    some = {"available": [{"items": ["i1", "i7"]}, {"column": "genres", "values": ["War"]}]}
+    new = {"item_id": "new", "text": "dog", "attributes": {"genres": "Comedy|War"}}
+    shown = ids(desk.ask({"candidates": [*ALL, new, {"text": "cat"}]}, **some))
+    assert set(shown) == {"new", "i1", "i7", *(i for n, i in enumerate(ALL) if n % 3 == 2)}
+    assert desk.ask({"candidates": ["i1"]}, available=[{"items": ["i2"]}]) == []
+
+
+def test_positions_are_those_of_the_request(desk: Desk) -> None:
+    items = desk.ask({"candidates": ["i1", "i2", "i3", "i4"]}, block=[{"items": ["i1", "i3"]}])
+    assert {(i.item_id, i.position) for i in items} == {("i2", 1), ("i4", 3)}
+
+
+def test_boosts_move_items_and_leave_the_shown_score_alone(desk: Desk) -> None:
+    last = desk.ask({"candidates": ALL})[-1]
+    lifted = desk.ask({"candidates": ALL, "k": 5}, boosts=[{"items": [last.item_id], "add": 100.0}])
+    assert (last.scored_by, lifted[0].item_id) == ("student", last.item_id)
+    assert (lifted[0].policy, lifted[1].policy) == (["boosted"], [])
+    assert lifted[0].scored_by == "teacher", "a boost counts where the teacher's candidates are chosen"
+    assert lifted[0].score < 100
+    buried = desk.ask({"candidates": ALL}, boosts=[{"column": "genres", "values": ["War"], "times": 0.001, "add": -50}])
+    by_teacher = [i for i in buried if i.scored_by == "teacher"]
+    assert all(genre(i) == "War" for i in buried[-10:])
+    assert all(genre(i) != "War" for i in by_teacher)
+
+
+def test_each_item_once_unless_asked_otherwise(desk: Desk) -> None:
+    body = {"candidates": ["i1", "i2", "i1"]}
+    assert sorted(ids(desk.ask(body, dedupe={}))) == ["i1", "i2"]  # type: ignore[type-var]
+    assert len(desk.ask(body, dedupe={"items": False})) == 3
+
+
+def test_caps_hold_in_the_first_places(desk: Desk) -> None:
+    items = desk.ask({"k": 9}, caps=[{"column": "genres", "most": 2, "first": 6}])
+    assert max([genre(i) for i in items[:6]].count(g) for g in GENRES) == 2
+    assert len(items) == 9
+
+
+def test_pins_are_shown_though_the_retriever_does_not_find_them(desk: Desk) -> None:
+    seen = "i16"  # in the history of u3, so not retrieved
+    assert seen not in ids(desk.ask({"k": ITEMS}))
+    items = desk.ask({"k": 4}, pins=[{"item": seen, "position": 2}, {"item": "gone", "position": 0}])
+    assert ids(items)[2] == seen
+    assert items[2].policy == ["pinned"]
+    assert seen not in ids(desk.ask({"candidates": ["i1", "i2"]}, pins=[{"item": seen, "position": 0}]))
+    blocked = desk.ask({"k": 4}, pins=[{"item": seen, "position": 2}], block=[{"items": [seen]}])
+    assert seen not in ids(blocked)
+
+
+def test_diversity_puts_unlike_items_first(desk: Desk) -> None:
+    def likeness(items: list[RankedItem]) -> float:
+        rows = [desk.graph.items.row(i.item_id) for i in items]
+        assert desk.facts.vectors_ND is not None
+        unit = desk.facts.vectors_ND[rows] / np.linalg.norm(desk.facts.vectors_ND[rows], axis=1, keepdims=True)
+        return float((unit @ unit.T).sum())
+
+    desk.graph.parts = replace(desk.graph.parts, settings=FlowSettings(pool=20, rerank=0))
+    plain, spread = desk.ask({"k": 4}), desk.ask({"k": 4}, diversity={"relevance": 0.2})
+    assert likeness(spread) < likeness(plain)
+    assert spread[0].item_id == plain[0].item_id
+    assert ids(desk.ask({"k": 4}, diversity={"relevance": 1.0})) == ids(plain)
+
+
+def test_exploration_tells_its_propensities_and_spares_pins(desk: Desk) -> None:
+    rules = {"exploration": {"share": 0.5, "top": 5}, "pins": [{"item": "i1", "position": 1}]}
+    plain = ids(desk.ask({"k": 4}, pins=rules["pins"]))
+    found = [desk.ask({"k": 4}, f"r{n}", **rules) for n in range(8)]
+    for items in found:
+        assert items[1].item_id == "i1"
+        for place, item in enumerate(items):
+            expected = 1.0 if place == 1 else 0.5 if item.item_id == plain[place] else 0.1
+            assert item.propensity == pytest.approx(expected)
+            assert ("explored" in item.policy) == (expected == 0.1)
+    assert len({tuple(ids(items)) for items in found}) > 1
+    assert ids(desk.ask({"k": 4}, "r3", **rules)) == ids(found[3])
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"block": [{"column": "genre", "values": ["War"]}]}, r"block\.0\.column.*one of: genres"),
+        ({"block": [{"column": "genres", "values": ["Wars"]}]}, r"block\.0\.values.*one of: War"),
+        ({"block": [{"column": "genres"}]}, "name items, or a column with values"),
+        ({"caps": [{"column": "year", "most": 1}]}, r"caps\.0\.column"),
+        ({"dedupe": {"columns": ["genres"]}}, "one value an item"),
+        ({"pins": [{"item": "a", "position": 0}, {"item": "b", "position": 0}]}, "share their position"),
+        ({"boost": []}, "did you mean 'boosts'"),
+    ],
+)
+def test_mistakes_are_explained(desk: Desk, spec: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        desk.policy(**spec)
+
+
+def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
+    spec = {"block": [{"items": ["1", "2"]}], "pins": [{"item": "x", "position": 3}]}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(spec))
+    (tmp_path / "p.json").write_text(json.dumps(spec))
+    assert read_policy(tmp_path / "p.yaml") == read_policy(tmp_path / "p.json") == parse(PolicySpec, spec)
+    (tmp_path / "p.json").write_text("[]")
+    with pytest.raises(ConfigError, match="must be an object"):
+        read_policy(tmp_path / "p.json")
+
+
+def test_an_edit_is_followed_and_a_bad_one_is_not(desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("{}")
+    followed = PolicyFile(path, desk.facts, poll_s=0.0)
+    first = followed.terms("r").policy
+    path.write_text("block: [{items: [i1]}]\n")
+    second = _waited(lambda: found if (found := followed.terms("r").policy) is not first else None)
+    assert second.spec.block[0].items == ("i1",)
+    with caplog.at_level(logging.ERROR):
+        path.write_text("block: [{items: [i1], colour: red}]\n")
+        warning = _waited(lambda: followed.terms("r").warning)
+    assert second.hash in warning
+    assert "colour" in caplog.text
+    assert followed.terms("r").policy is second
+    path.unlink()
+    followed.refresh()
+    assert followed.terms("r").policy is second
+    path.write_text("{}")
+    assert _waited(lambda: not followed.terms("r").warning)
+    assert followed.terms("r").policy.hash == first.hash  # type: ignore[union-attr]
+    with pytest.raises(ConfigError):
+        PolicyFile(tmp_path / "none.yaml", desk.facts)
+
+
+def _waited(look: Any) -> Any:
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        if found := look():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("nothing changed")
+
+
+def test_the_graph_follows_a_file_and_says_which(world: TinyWorld, store: UserStore, tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("block: [{column: genres, values: [War]}]\n")
+    settings, release = FlowSettings(pool=20, rerank=5, cold=2), load_release(world.releases)
+    graph = RankingGraph.open(release, settings, store, str(path))
+    answer: RankResponse = graph.respond(RecommendRequest(user_id="u3", k=5), NOW)
+    assert answer.policy == graph.policy.terms("").policy.hash  # type: ignore[union-attr]
+    assert "War" not in {genre(i) for i in answer.items}
+    assert answer.warnings == []
+    path.write_text("[]")
+    graph.policy.refresh()  # type: ignore[union-attr]
+    again = graph.respond(RecommendRequest(user_id="u3", k=5), NOW)
+    assert "not valid since its last edit" in again.warnings[-1]
+    assert ids(again.items) == ids(answer.items)
+
+
+def test_a_dry_run_shows_both_orders(desk: Desk) -> None:
+    desk.graph.parts = replace(desk.graph.parts, settings=FlowSettings(pool=ITEMS, rerank=ITEMS))
+    request = RecommendRequest(user_id="u3", k=3, time=NOW)
+    plain = desk.ask({"k": 4})
+    tried = desk.policy(block=[{"items": [plain[1].item_id]}], pins=[{"item": plain[3].item_id, "position": 0}])
+    orders = [desk.graph.answer(request, NOW, Terms("r", policy))[0] for policy in (desk.policy(), tried)]
+    found = difference(request, orders[0], orders[1], desk.graph.named).items
+    a, b, c, d = ids(plain)
+    assert [(i.item_id, i.before, i.after) for i in found] == [(d, None, 0), (a, 0, 1), (c, 2, 2), (b, 1, None)]
+    assert [i.policy for i in found] == [["pinned"], [], [], []]
