@@ -18,6 +18,8 @@ MAX_HISTORY = 1000
 MAX_TEXT = 8000
 MAX_TEXT_TOTAL = 400_000
 MAX_K = 500
+MAX_BLOCK = 1000
+MAX_TIMEOUT_MS = 60_000
 MAX_NAMES = 64
 MAX_CELL = 1000
 MAX_YEAR_3000 = 32_503_680_000
@@ -39,6 +41,7 @@ Cell = Annotated[str | float | None, BeforeValidator(_cell)]
 Attributes = Annotated[dict[Name, Cell], Field(max_length=MAX_NAMES)]
 Labels = Annotated[dict[Name, Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=MAX_NAMES)]
 Time = Annotated[int, Field(ge=0, le=MAX_YEAR_3000)]
+Weights = Annotated[dict[Name, Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MAX_NAMES)]
 AnsweredBy = Literal["teacher", "student", "popularity"]
 
 
@@ -93,6 +96,20 @@ class _Asked(Message):
     user: Attributes = Field(default_factory=dict, description="raw user columns of a user not known to the service")
     context: Attributes = Field(default_factory=dict, description="raw context columns of this request")
     time: Time | None = Field(None, description="unix seconds of the request; None: now")
+    block: list[ItemId] = Field(default_factory=list, max_length=MAX_BLOCK, description="item ids to leave out")
+    weights: Weights | None = Field(None, description="event task -> fusion weight; None: those of the release")
+    min_score: float | None = Field(
+        None, allow_inf_nan=False, description="leave out items that a model scores below this; None: none"
+    )
+    rerank: int | None = Field(
+        None, ge=0, le=MAX_CANDIDATES, description="items the teacher scores (at least k; 0: none); None: the service's"
+    )
+    timeout_ms: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_TIMEOUT_MS,
+        description="time for all stages together; late ones are left out; None: no limit",
+    )
 
     def _texts(self) -> Iterable[TextItem]:
         return self.history or ()
@@ -108,6 +125,9 @@ class RecommendRequest(_Asked):
     """Which items of the whole catalogue should this user see?"""
 
     k: int = Field(10, ge=1, le=MAX_K, description="how many items to return")
+    pool: int | None = Field(
+        None, ge=1, le=MAX_CANDIDATES, description="items the retriever hands on (at least k); None: the service's"
+    )
     exclude_seen: bool = Field(True, description="leave out items of the history")
     explain: bool = Field(False, description="also return each stage's own score of every returned item")
 

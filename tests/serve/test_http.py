@@ -33,6 +33,9 @@ def test_recommend_by_user_id(served: Served) -> None:
     assert (answer["degraded"], answer["warnings"]) == (None, [])
     assert answer["release_id"] == "tiny-1"
     assert answer["bundles"].keys() == {"student", "teacher"}
+    told = served.post("recommend", {"user_id": "u3", "rerank": 0, "timeout_ms": 60_000, "block": ["i1"]})
+    assert told.headers["x-answered-by"] == told.json()["answered_by"] == "student"
+    assert "i1" not in {i["item_id"] for i in told.json()["items"]}
     assert answer["timings_ms"].keys() == {"user", "retrieve", "student", "teacher", "total"}
     assert all(i["title"].startswith("Title") and i["scores"].keys() == {"like", "rating"} for i in answer["items"])
 
@@ -81,6 +84,7 @@ def test_one_process_and_many_give_the_same_scores(served: Served, path: str) ->
         ({"candidates": ["a"], "history": [{"item_id": "b", "labels": {"rating": 9}}]}, "history.0.labels.rating"),
         ({"candidates": ["a"], "colour": "SECRET"}, "colour"),
         ({"candidates": [{"text": "SECRET" * 2000}]}, "candidates.0.text"),
+        ({"candidates": ["a"], "weights": {"likes": 1}}, "weights.likes"),
     ],
 )
 @pytest.mark.parametrize("graph", ["staged", "fused"])

@@ -86,12 +86,12 @@ def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
     @api.post("/v1/recommend", response_model=RankResponse, responses=_ASKED)
     async def recommend(body: RecommendRequest, request: Request) -> Response:
         """The k best items of the catalogue for a user id or an inline history."""
-        return _json(await service.answer(body, request.state.request_id))
+        return _answer(await service.answer(body, request.state.request_id))
 
     @api.post("/v1/rank", response_model=RankResponse, responses=_ASKED)
     async def rank(body: RankRequest, request: Request) -> Response:
         """The given candidates in the order this user should see them."""
-        return _json(await service.answer(body, request.state.request_id))
+        return _answer(await service.answer(body, request.state.request_id))
 
     @api.post("/v1/policy/dry-run", response_model=DryRunResponse, responses=_ASKED)
     async def dry_run(body: DryRunRequest, request: Request) -> Response:
@@ -180,6 +180,12 @@ def _error(
 ) -> Response:
     body = ErrorBody(error=error, request_id=request.state.request_id, fields=fields or [])
     return Response(body.model_dump_json(), status, headers, "application/json")
+
+
+def _answer(message: RankResponse) -> Response:
+    """Balancers and dashboards count answers by stage without reading bodies."""
+    headers = {"x-answered-by": message.answered_by, "x-degraded": str(message.degraded is not None).lower()}
+    return Response(message.model_dump_json(), headers=headers, media_type="application/json")
 
 
 def _json(message: Any) -> Response:

@@ -189,7 +189,8 @@ class Ingress:
         """
         with self._gate:
             terms = self._policy.terms(request_id) if self._policy else Terms(request_id)
-            ranked, timings = await self._driver.run(rank_flow(request, self._parts, terms), request_id)
+            flow = rank_flow(request, self._parts, terms)
+            ranked, timings = await self._driver.run(flow, request_id, request.timeout_ms)
         return respond(request, ranked, self._named, request_id, timings)
 
     async def dry_run(self, asked: DryRunRequest, request_id: str) -> DryRunResponse:

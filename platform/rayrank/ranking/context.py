@@ -63,10 +63,12 @@ class Sought:
     size: int  # how many items
     exclude_seen: bool = True
     allowed: np.ndarray | None = None  # uint8 (⌈N / 8⌉,): rows that may be shown, packed; None: all
+    blocked: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # catalogue rows that may not
 
     def rule_out(self, context: UserContext, scores_N: np.ndarray) -> None:
         """Set the scores (N,) of catalogue rows that may not be found to −∞."""
         scores_N[0] = -np.inf
+        scores_N[self.blocked] = -np.inf
         if self.exclude_seen:
             seen = context.seen
             scores_N[seen[seen < len(scores_N)]] = -np.inf

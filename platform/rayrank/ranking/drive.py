@@ -52,8 +52,10 @@ class Driver:
         names = ("retrieve", "student", "teacher")
         self.breakers = {name: Breaker(self.budgets.failures, self.budgets.rest_s) for name in names}
 
-    async def run(self, flow: Flow, request_id: str) -> tuple[Ranked, dict[str, float]]:
+    async def run(self, flow: Flow, request_id: str, timeout_ms: int | None = None) -> tuple[Ranked, dict[str, float]]:
         """The flow's answer and milliseconds by stage.
+
+        ``timeout_ms`` is for all stages together: each gets what is left, at most its budget.
 
         Raises:
             RequestError: the request breaks a rule of this release.
@@ -68,28 +70,33 @@ class Driver:
                 timings["total"] = (time.perf_counter() - began) * 1000
                 return done.value, timings
             start = time.perf_counter()
-            result = await self._stage(call, request_id)
+            left = None if timeout_ms is None else timeout_ms / 1000 - (start - began)
+            result = await self._stage(call, request_id, left)
             timings[call.stage] = (time.perf_counter() - start) * 1000
             if isinstance(result, Rejected):
                 flow.close()
                 raise RequestError(result.fields)
 
-    async def _stage(self, call: Call, request_id: str) -> Any:
+    async def _stage(self, call: Call, request_id: str, left: float | None) -> Any:
+        if left is not None and left <= 0:
+            return Missed("no time left of the request's timeout_ms")
         breaker = self.breakers.get(call.stage)
         if breaker is not None and not breaker.allows():
             return Missed("left alone after repeated misses")
         budget = self.budgets.of(call.stage)
+        hurried = left is not None and left < budget
+        wait = min(budget, left) if left is not None else budget
         try:
-            result = await asyncio.wait_for(self.invoke(call), budget)
+            result = await asyncio.wait_for(self.invoke(call), wait)
         except TimeoutError:
-            missed = Missed(f"no answer within {budget * 1000:.0f} ms")
+            missed = Missed(f"no answer within {wait * 1000:.0f} ms")
         except Exception as error:  # a stage may fail in any way; the request goes on without it
-            missed = Missed(f"failed ({type(error).__name__})")
+            missed, hurried = Missed(f"failed ({type(error).__name__})"), False
         else:
             if breaker is not None:
                 breaker.succeeded()
             return result
-        if breaker is not None:
+        if breaker is not None and not hurried:  # one caller's haste must not keep the stage from all others
             breaker.failed()
         _log.warning("request %s: stage %s: %s", request_id, call.stage, missed.reason)
         return missed

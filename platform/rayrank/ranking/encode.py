@@ -127,6 +127,15 @@ class RequestEncoder:
                     problems.append((f"history.{i}.labels.{name}", "must be 0 or 1"))
         return problems
 
+    def weight_problems(self, weights: Mapping[str, float] | None) -> list[tuple[str, str]]:
+        """(field, rule) of fusion weights that the release cannot follow."""
+        if weights is None:
+            return []
+        unknown = [name for name in weights if name not in self.tasks]
+        if not unknown and not any(weights.values()):
+            return [("weights", "one weight at least must not be zero")]
+        return [(f"weights.{name}", f"unknown task; one of {', '.join(self.tasks)}") for name in unknown]
+
 
 class ColdBuilder:
     """Collects the described items of one request, each once."""

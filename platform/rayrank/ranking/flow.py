@@ -119,21 +119,21 @@ def rank_flow(request: RankRequest | RecommendRequest, parts: FlowParts, terms: 
         asked = _given(request, prepared, parts)
     else:
         asked = yield from _retrieved(request, prepared, parts, terms, notes)
-    kept = _kept(asked, terms)
+    kept = _kept(request, asked, parts, terms)
     if len(kept) < len(asked.rows):
         asked = asked.take(kept)
-    board = _Board(asked, parts, terms)
+    board = _Board(asked, parts, terms, request.weights or parts.weights)
     cold = parts.cold_vectors.attach(prepared.cold)
     if parts.has_student and len(kept):
         by_student = yield Call("student", (prepared.context, asked.rows, cold))
         board.note("student", by_student, np.arange(len(kept)), notes)
-    chosen = _shortlist(board, request.k or 0, parts) if parts.has_student else np.arange(len(kept))
+    chosen = _shortlist(board, request, parts) if parts.has_student else np.arange(len(kept))
     if parts.has_teacher and len(chosen):
         by_teacher = yield Call("teacher", (prepared.context, asked.rows[chosen], cold))
         board.note("teacher", by_teacher, chosen, notes)
         if isinstance(by_teacher, Scored) and by_teacher.cold_vectors is not None:
             parts.cold_vectors.add(cold.keys, by_teacher.cold_vectors)
-    return board.answer(request.k, notes, prepared, kept)
+    return board.answer(request, notes, prepared, kept)
 
 
 def _given(request: RankRequest, prepared: Prepared, parts: FlowParts) -> Candidates:
@@ -147,9 +147,9 @@ def _retrieved(
     request: RecommendRequest, prepared: Prepared, parts: FlowParts, terms: Terms, notes: list[str]
 ) -> Generator[Call, Any, Candidates]:
     """What the retriever finds, and the pinned items whether it finds them or not."""
-    size = max(parts.settings.pool, request.k)
+    size = max(parts.settings.pool if request.pool is None else request.pool, request.k)
     allowed = terms.policy.allowed_bits if terms.policy else None
-    sought = Sought(size, request.exclude_seen, allowed)
+    sought = Sought(size, request.exclude_seen, allowed, _blocked(request, parts))
     found = yield Call("retrieve", (prepared.context, prepared.cold, sought))
     if isinstance(found, Missed):
         notes.append(f"retrieve: {found.reason}; popular items instead")
@@ -160,27 +160,38 @@ def _retrieved(
     return Candidates(rows, prepared.cold, {})
 
 
-def _kept(asked: Candidates, terms: Terms) -> np.ndarray:
+def _blocked(request: RankRequest | RecommendRequest, parts: FlowParts) -> np.ndarray:
+    """int64: catalogue rows that the request leaves out."""
+    rows = np.asarray([parts.row_of(item_id) for item_id in request.block], np.int64)
+    return rows[rows > 0]
+
+
+def _kept(request: RankRequest | RecommendRequest, asked: Candidates, parts: FlowParts, terms: Terms) -> np.ndarray:
     """Places of the candidates that may be shown: nothing else is scored."""
     allowed = terms.policy.allows(asked) if terms.policy else None
+    if request.block:
+        allowed = np.ones(len(asked.rows), bool) if allowed is None else allowed
+        allowed &= ~np.isin(asked.rows, _blocked(request, parts))
+        allowed[[place for place, item_id in asked.ids.items() if item_id in set(request.block)]] = False
     return np.arange(len(asked.rows)) if allowed is None else np.flatnonzero(allowed)
 
 
-def _shortlist(board: _Board, k: int, parts: FlowParts) -> np.ndarray:
+def _shortlist(board: _Board, request: RankRequest | RecommendRequest, parts: FlowParts) -> np.ndarray:
     """Positions that the teacher scores: the best by the student, and the first described items among the rest."""
-    best = order(board.moved)
-    top = best[: max(parts.settings.rerank, min(k, parts.settings.pool))] if parts.settings.rerank else best[:0]
+    best, settings = order(board.moved), parts.settings
+    rerank = settings.rerank if request.rerank is None else request.rerank
+    top = best[: max(rerank, min(request.k or 0, settings.pool))] if rerank else best[:0]
     rest = best[len(top) :]
-    cold = rest[board.asked.rows[rest] >= parts.catalogue_size][: parts.settings.cold]
+    cold = rest[board.asked.rows[rest] >= parts.catalogue_size][: settings.cold]
     return np.concatenate([top, cold])
 
 
 class _Board:
     """Scores collected so far, one line per candidate; a later stage overrules an earlier one."""
 
-    def __init__(self, asked: Candidates, parts: FlowParts, terms: Terms) -> None:
+    def __init__(self, asked: Candidates, parts: FlowParts, terms: Terms, weights: Mapping[str, float]) -> None:
         size = len(asked.rows)
-        self.asked, self.parts, self.terms = asked, parts, terms
+        self.asked, self.terms, self._weights = asked, terms, weights
         self.best = parts.popularity[np.where(asked.rows < parts.catalogue_size, asked.rows, 0)]
         self.scores = {task: np.full(size, np.nan, np.float32) for task in parts.tasks}
         self.level = np.zeros(size, np.int8)
@@ -193,7 +204,7 @@ class _Board:
         if isinstance(said, Missed):
             notes.append(f"{stage}: {said.reason}")
             return
-        total = fused(said.scores, self.parts.weights)
+        total = fused(said.scores, self._weights)
         column = np.full(len(self.best), np.nan, np.float32)
         column[at] = total
         self.stages[stage] = column
@@ -207,10 +218,14 @@ class _Board:
         """float32 (C,): the best scores known, after the policy's boosts."""
         return self.terms.policy.moved(self.asked, self.best) if self.terms.policy else self.best
 
-    def answer(self, k: int | None, notes: list[str], prepared: Prepared, kept: np.ndarray) -> Ranked:
+    def answer(
+        self, request: RankRequest | RecommendRequest, notes: list[str], prepared: Prepared, kept: np.ndarray
+    ) -> Ranked:
         """Best first: what the strongest stage scored, then the rest in the order of the stage before."""
-        moved, policy = self.moved, self.terms.policy
+        moved, policy, k = self.moved, self.terms.policy, request.k
         positions = np.lexsort((np.arange(len(moved)), -moved, -self.level))
+        if request.min_score is not None:  # places in a list of popular items are no scores
+            positions = positions[(self.level[positions] == 0) | (self.best[positions] >= request.min_score)]
         if policy is None:
             positions, arranged = positions[:k], None
         else:

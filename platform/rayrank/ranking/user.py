@@ -45,7 +45,7 @@ class UserStage:
 
     def prepare(self, request: RankRequest | RecommendRequest, now: int) -> Prepared | Rejected:
         """Arrays of one request; ``now`` (unix seconds) counts where the request has no time."""
-        problems = self.encoder.label_problems(request.history or ())
+        problems = self.encoder.label_problems(request.history or ()) + self.encoder.weight_problems(request.weights)
         if problems:
             return Rejected(tuple(ErrorField(field=f, problem=p) for f, p in problems[:20]))
         time = request.time if request.time is not None else now

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from rayrank.messages import HistoryEvent, RankRequest, RecommendRequest, TextItem
 from rayrank.ranking.context import Prepared
 from rayrank.ranking.encode import ColdBuilder
-from rayrank.ranking.graph import RankingGraph
+from rayrank.ranking.graph import RankingGraph, RequestError
 from rayrank.ranking.user import Rejected
 from tests.tiny_release import ITEMS, START
 
@@ -102,3 +103,12 @@ def test_labels_must_be_those_of_the_tasks(graph: RankingGraph) -> None:
         "history.1.labels.like": "must be 0 or 1",
         "history.2.labels.rating": "must lie in 1..5",
     }
+
+
+@pytest.mark.parametrize(
+    ("weights", "field"), [({"likes": 1.0}, "weights.likes"), ({"next": 1}, "weights.next"), ({"like": 0}, "weights")]
+)
+def test_weights_must_be_those_of_the_tasks(graph: RankingGraph, weights: dict[str, float], field: str) -> None:
+    with pytest.raises(RequestError) as error:
+        graph.respond(RecommendRequest(weights=weights))
+    assert [f.field for f in error.value.fields] == [field]

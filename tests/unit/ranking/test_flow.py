@@ -160,6 +160,63 @@ def test_a_rejected_request_names_its_fields() -> None:
         asyncio.run(Driver(invoke, SECONDS).run(rank_flow(recommend(), parts()), "id"))
 
 
+def test_a_blocked_item_is_neither_sought_nor_scored() -> None:
+    stages = Stages()
+    found = run(RecommendRequest(user_id="u", k=4, block=["i7", "i0"]), stages)
+    assert stages.calls[1].arguments[2].blocked.tolist() == [7]
+    assert found.rows.tolist() == [1, 3, 5]  # fake stages do not look: the flow itself leaves 7 out
+    ranked = run(RankRequest(candidates=["i2", "i9", "i4"], block=["i9"]), Stages([2, 9, 4]))
+    assert (ranked.rows.tolist(), ranked.positions.tolist()) == ([2, 4], [0, 2])
+    nothing = run(RankRequest(candidates=["i2"], block=["i2"]), stages := Stages([2]))
+    assert (len(nothing.rows), [c.stage for c in stages.calls]) == (0, ["user"])
+
+
+def test_blocked_items_are_left_out_of_the_popular_ones_too() -> None:
+    found = run(
+        RecommendRequest(user_id="u", k=2, block=["i1"]), Stages(retrieve="dead", student="dead", teacher="dead")
+    )
+    assert found.rows.tolist() == [2, 3]
+
+
+def test_the_request_sets_its_depths() -> None:
+    stages = Stages()
+    run(RecommendRequest(user_id="u", k=1, pool=2, rerank=3), stages)
+    assert stages.calls[1].arguments[2].size == 2
+    assert stages.calls[-1].arguments[1].tolist() == [7, 5, 3]
+    assert run(RecommendRequest(user_id="u", k=1, rerank=0), Stages()).answered_by == "student"
+
+
+def test_weights_of_the_request_replace_those_of_the_release() -> None:
+    found = run(RecommendRequest(user_id="u", k=2, weights={"like": -2.0}), Stages())
+    assert found.rows.tolist() == [3, 1]  # the student's order is turned round
+    assert found.score.tolist() == [6.0, 2.0]
+
+
+def test_items_below_the_least_score_are_left_out() -> None:
+    assert run(RecommendRequest(user_id="u", k=4, min_score=-6.0), Stages()).rows.tolist() == [1, 3, 5]
+    alone = Stages(student="dead", teacher="dead")
+    assert len(run(RecommendRequest(user_id="u", k=4, min_score=0.9), alone).rows) == 4, "no model scored them"
+
+
+def test_a_request_in_a_hurry_gets_what_is_ready_and_opens_no_breaker() -> None:
+    stages, asked = Stages(), []
+
+    async def invoke(call: Call) -> Any:
+        asked.append(call.stage)
+        await asyncio.sleep({"student": 0.03, "teacher": 0.02}.get(call.stage, 0))
+        return stages(call)
+
+    async def four() -> list[Ranked]:
+        driver = Driver(invoke, SECONDS)
+        hurried = [(await driver.run(rank_flow(recommend(), parts()), "id", 40))[0] for _ in range(3)]
+        return [*hurried, (await driver.run(rank_flow(recommend(), parts()), "id", 5000))[0]]
+
+    *hurried, patient = asyncio.run(four())
+    assert {found.answered_by for found in hurried} <= {"student", "popularity"}
+    assert all(found.degraded and "no answer within" in found.degraded for found in hurried)
+    assert patient.answered_by == "teacher"
+
+
 def test_breaker_opens_after_failures_in_a_row_and_tries_again_after_its_rest() -> None:
     now = [0.0]
     breaker = Breaker(failures=2, rest_s=5.0, clock=lambda: now[0])
