@@ -128,6 +128,9 @@ class RecommendRequest(_Asked):
     pool: int | None = Field(
         None, ge=1, le=MAX_CANDIDATES, description="items the retriever hands on (at least k); None: the service's"
     )
+    query: str | None = Field(
+        None, min_length=1, max_length=200, description="items whose title holds all these words join the candidates"
+    )
     exclude_seen: bool = Field(True, description="leave out items of the history")
     explain: bool = Field(False, description="also return each stage's own score of every returned item")
 
@@ -154,6 +157,9 @@ class RankedItem(Message):
     scored_by: AnsweredBy = Field(description="the stage whose score this is")
     cold: bool = Field(False, description="the catalogue does not know the item")
     stages: dict[str, float] = Field(default_factory=dict, description="stage -> its fused score (explain only)")
+    sources: dict[str, int] = Field(
+        default_factory=dict, description="source of retrieval -> rank there, from 1 (recommend requests, explain only)"
+    )
     propensity: float = Field(1.0, description="probability that this item stands at this place; below 1: exploration")
     policy: list[str] = Field(
         default_factory=list, description="what the policy did: boosted, pinned, explored (explain only)"

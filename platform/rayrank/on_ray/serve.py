@@ -132,9 +132,9 @@ class UserState(_Stage):
 class Retrieve(_Stage):
     """Candidates from the whole catalogue."""
 
-    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:  # noqa: ARG002
+    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
         bundle = open_bundles(release, ("student",)).first
-        return Retriever(Scorer(bundle), Items.of(bundle.items).popular).retrieve
+        return Retriever(Scorer(bundle), Items.of(bundle.items), spec.flow.sources).retrieve
 
 
 class PreRank(_Stage):

@@ -64,6 +64,7 @@ class Sought:
     exclude_seen: bool = True
     allowed: np.ndarray | None = None  # uint8 (⌈N / 8⌉,): rows that may be shown, packed; None: all
     blocked: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # catalogue rows that may not
+    query: str | None = None  # words of titles
 
     def rule_out(self, context: UserContext, scores_N: np.ndarray) -> None:
         """Set the scores (N,) of catalogue rows that may not be found to −∞."""

@@ -8,7 +8,7 @@ the same generator, so one process and many give the same scores. Knows nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from rayrank.config import Config
 from rayrank.messages import AnsweredBy, RankRequest, RecommendRequest
 from rayrank.ranking.context import ColdVectors, Prepared, Scored, Sought
 from rayrank.ranking.fusion import fused, order
+from rayrank.ranking.merge import Found, Sources
 from rayrank.ranking.policy import Candidates, Policy, Standing
 
 Stage = Literal["user", "retrieve", "student", "teacher"]
@@ -30,6 +31,9 @@ class FlowSettings(Config):
     pool: int = Field(500, ge=1, description="items the retriever hands to the student")
     rerank: int = Field(100, ge=0, description="best items of the student that the teacher scores again; 0: none")
     cold: int = Field(32, ge=0, description="described new items that the teacher scores whatever the student says")
+    sources: Sources = Field(
+        default_factory=Sources, description="where the retriever looks, merged by reciprocal rank"
+    )
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Ranked:
     warnings: tuple[str, ...]
     cold_keys: tuple[str, ...]
     stages: Mapping[str, np.ndarray] = field(default_factory=dict)  # stage -> fused score (R,), NaN where not asked
+    sources: Mapping[str, np.ndarray] = field(default_factory=dict)  # source -> int32 (R,) rank there, 0 not in it
     propensity: np.ndarray | None = None  # float64 (R,): probability that the item stands at its place; None: all 1
     marks: tuple[tuple[str, ...], ...] = ()  # what the policy did to each; empty without a policy
     policy: str | None = None  # hash of the policy
@@ -116,9 +121,10 @@ def rank_flow(request: RankRequest | RecommendRequest, parts: FlowParts, terms: 
     assert isinstance(prepared, Prepared)  # drivers turn a rejected request into an error
     notes: list[str] = []
     if isinstance(request, RankRequest):
-        asked = _given(request, prepared, parts)
+        asked, sources = _given(request, prepared, parts), dict[str, np.ndarray]()
     else:
-        asked = yield from _retrieved(request, prepared, parts, terms, notes)
+        found = yield from _retrieved(request, prepared, parts, terms, notes)
+        asked, sources = Candidates(found.rows, prepared.cold, {}), dict(found.ranks)
     kept = _kept(request, asked, parts, terms)
     if len(kept) < len(asked.rows):
         asked = asked.take(kept)
@@ -133,7 +139,8 @@ def rank_flow(request: RankRequest | RecommendRequest, parts: FlowParts, terms: 
         board.note("teacher", by_teacher, chosen, notes)
         if isinstance(by_teacher, Scored) and by_teacher.cold_vectors is not None:
             parts.cold_vectors.add(cold.keys, by_teacher.cold_vectors)
-    return board.answer(request, notes, prepared, kept)
+    ranked = board.answer(request, notes, prepared, kept)
+    return replace(ranked, sources={name: ranks[ranked.positions] for name, ranks in sources.items()})
 
 
 def _given(request: RankRequest, prepared: Prepared, parts: FlowParts) -> Candidates:
@@ -145,19 +152,18 @@ def _given(request: RankRequest, prepared: Prepared, parts: FlowParts) -> Candid
 
 def _retrieved(
     request: RecommendRequest, prepared: Prepared, parts: FlowParts, terms: Terms, notes: list[str]
-) -> Generator[Call, Any, Candidates]:
+) -> Generator[Call, Any, Found]:
     """What the retriever finds, and the pinned items whether it finds them or not."""
     size = max(parts.settings.pool if request.pool is None else request.pool, request.k)
     allowed = terms.policy.allowed_bits if terms.policy else None
-    sought = Sought(size, request.exclude_seen, allowed, _blocked(request, parts))
+    sought = Sought(size, request.exclude_seen, allowed, _blocked(request, parts), request.query)
     found = yield Call("retrieve", (prepared.context, prepared.cold, sought))
     if isinstance(found, Missed):
         notes.append(f"retrieve: {found.reason}; popular items instead")
-        found = parts.popular[sought.mask(prepared.context, parts.catalogue_size)[parts.popular]][:size]
-    rows = np.asarray(found, np.int64)
-    if terms.policy is not None and len(pinned := terms.policy.pinned_rows):
-        rows = np.concatenate([rows, pinned[~np.isin(pinned, rows)]])
-    return Candidates(rows, prepared.cold, {})
+        rows = parts.popular[sought.mask(prepared.context, parts.catalogue_size)[parts.popular]][:size]
+        found = Found(rows, {"popular": np.arange(1, len(rows) + 1, dtype=np.int32)})
+    assert isinstance(found, Found)
+    return found.followed_by(terms.policy.pinned_rows) if terms.policy is not None else found
 
 
 def _blocked(request: RankRequest | RecommendRequest, parts: FlowParts) -> np.ndarray:

@@ -78,7 +78,7 @@ class RankingGraph:
         self.user = UserStage(bundles.first, self.items, store)
         both = {"student": bundles.student, "teacher": bundles.teacher}
         self._scorers = {role: Scorer(bundle) for role, bundle in both.items() if bundle is not None}
-        self._retriever = Retriever(next(iter(self._scorers.values())), self.items.popular)
+        self._retriever = Retriever(next(iter(self._scorers.values())), self.items, settings.sources)
         schema = bundles.first.info.data_schema
         self.parts = replace(
             flow_parts(release, settings, schema, self.items),

@@ -43,15 +43,18 @@ class Items:
 
     def search(self, query: str, limit: int = 20) -> list[ItemHit]:
         """Items whose title holds every word of the query, most popular first; all items for an empty query."""
-        words = query.casefold().split()
-        hits: list[ItemHit] = []
-        for row in self.popular:
+        return [ItemHit(item_id=self.ids[row - 1], title=self.titles[row - 1]) for row in self.rows(query, limit)]
+
+    def rows(self, query: str, limit: int, allowed_N: np.ndarray | None = None) -> list[int]:
+        """The same as rows, of those that are allowed (None: all)."""
+        words, found = query.casefold().split(), list[int]()
+        for row in self.popular if allowed_N is None else self.popular[allowed_N[self.popular]]:
             title = self._folded[row - 1]
             if all(word in title for word in words):
-                hits.append(ItemHit(item_id=self.ids[row - 1], title=self.titles[row - 1]))
-                if len(hits) == limit:
+                found.append(int(row))
+                if len(found) == limit:
                     break
-        return hits
+        return found
 
 
 def _texts(table: pa.Table, name: str) -> list[str]:

@@ -44,6 +44,7 @@ def ranked_items(request: RankRequest | RecommendRequest, ranked: Ranked, named:
     """One line per ranked row."""
     tasks = {task: v.tolist() for task, v in shown(ranked.scores, named.schema).items()}
     stages = {stage: v.tolist() for stage, v in ranked.stages.items()} if request.explain else {}
+    found = {name: ranks.tolist() for name, ranks in ranked.sources.items()} if request.explain else {}
     given = request.candidates if isinstance(request, RankRequest) else None
     size, rows, positions, score = (
         len(named.items),
@@ -65,6 +66,7 @@ def ranked_items(request: RankRequest | RecommendRequest, ranked: Ranked, named:
             scored_by=ranked.scored_by[i],
             cold=not known,
             stages=_finite(stages, i),
+            sources={name: ranks[i] for name, ranks in found.items() if ranks[i]},
             propensity=propensity[i],
             policy=list(ranked.marks[i]) if request.explain and ranked.marks else [],
         )

@@ -1,31 +1,77 @@
-"""Candidates from the whole catalogue: exact inner products with the user's vector, popular items for new users."""
+"""Candidates from the whole catalogue: several sources, merged by reciprocal rank; popular items where they are few."""
 
 from __future__ import annotations
+
+from functools import cached_property
 
 import numpy as np
 
 from rayrank.ranking.context import ColdItems, Sought, UserContext
+from rayrank.ranking.items import Items
+from rayrank.ranking.merge import Found, Sources, merged
 from rayrank.ranking.scorer import Scorer
 from rayrank.schema import RetrievalTask
 
 
 class Retriever:
-    """Exact top-k over the retrieval vectors of one bundle."""
+    """Exact top-k over the retrieval vectors of one bundle, and the other sources that are switched on."""
 
-    def __init__(self, scorer: Scorer, popular: np.ndarray) -> None:
-        self._scorer, self._popular = scorer, popular
-        self._trained = bool(scorer.schema.of_kind(RetrievalTask))
+    def __init__(self, scorer: Scorer, items: Items, sources: Sources | None = None) -> None:
+        self._scorer, self._items, self._sources = scorer, items, sources or Sources()
+        self._tasks = scorer.schema.of_kind(RetrievalTask)
 
-    def retrieve(self, context: UserContext, cold: ColdItems, sought: Sought) -> np.ndarray:
-        """int64 (at most ``size``,): catalogue rows, best first; popular ones without history or retrieval task."""
-        items = self._scorer.retrieval_items
-        if not self._trained or not len(context.history):
-            allowed = sought.mask(context, len(items))
-            return self._popular[allowed[self._popular]][: sought.size]
-        scores = items @ self._scorer.user_vector(context, cold)
-        sought.rule_out(context, scores)
-        size = min(sought.size, int(np.isfinite(scores).sum()))
-        # A partial sort first; ties at its edge go to the lower row, so that the answer is always the same.
-        edge = np.partition(scores, len(scores) - size)[len(scores) - size] if size else np.inf
-        top = np.flatnonzero(scores >= edge)
-        return top[np.argsort(-scores[top], kind="stable")][:size]
+    def retrieve(self, context: UserContext, cold: ColdItems, sought: Sought) -> Found:
+        """At most ``sought.size`` catalogue rows, best first; popular ones without history or retrieval task."""
+        lists = {
+            name: found
+            for name, find in (("vector", self._vector), ("popular", self._popular), ("similar", self._similar))
+            if self._sources.of(name).weight and len(found := find(context, cold, sought, self._depth(name, sought)))
+        }
+        if sought.query and self._sources.query.weight:
+            allowed = sought.mask(context, len(self._items))
+            hits = self._items.rows(sought.query, self._depth("query", sought), allowed)
+            lists |= {"query": np.asarray(hits, np.int64)} if hits else {}
+        best = merged(lists, self._sources, sought.size)
+        if len(best.rows) < sought.size:
+            best = best.followed_by(self._popular(context, cold, sought, sought.size), "popular")
+        return Found(best.rows[: sought.size], {name: ranks[: sought.size] for name, ranks in best.ranks.items()})
+
+    def _depth(self, name: str, sought: Sought) -> int:
+        return self._sources.of(name).depth or sought.size
+
+    def _vector(self, context: UserContext, cold: ColdItems, sought: Sought, depth: int) -> np.ndarray:
+        if not self._tasks or not len(context.history):
+            return np.zeros(0, np.int64)
+        return _best(self._scorer.retrieval_items @ self._scorer.user_vector(context, cold), context, sought, depth)
+
+    def _popular(self, context: UserContext, cold: ColdItems, sought: Sought, depth: int) -> np.ndarray:  # noqa: ARG002
+        allowed = sought.mask(context, len(self._items))
+        return self._items.popular[allowed[self._items.popular]][:depth]
+
+    def _similar(self, context: UserContext, cold: ColdItems, sought: Sought, depth: int) -> np.ndarray:  # noqa: ARG002
+        """Largest summed cosine to the last items that the user liked."""
+        if not self._tasks:
+            return np.zeros(0, np.int64)
+        history = context.history
+        liked = history.item[(history.labels[self._tasks[0].positive] == 1) & (history.item < len(self._items))]
+        if not len(liked):
+            return liked.astype(np.int64)
+        wanted = self._unit_items[liked[-self._sources.recent :]].sum(axis=0)
+        return _best(self._unit_items @ wanted, context, sought, depth)
+
+    @cached_property
+    def _unit_items(self) -> np.ndarray:
+        """float32 (N, R): retrieval vectors of length 1, without the last number, which is the item's own base."""
+        vectors = self._scorer.retrieval_items[:, :-1]
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.ascontiguousarray(vectors / np.where(length > 0, length, 1))
+
+
+def _best(scores: np.ndarray, context: UserContext, sought: Sought, depth: int) -> np.ndarray:
+    """int64 (at most ``depth``,): rows of the largest scores that may be found; overwrites ``scores``."""
+    sought.rule_out(context, scores)
+    size = min(depth, int(np.isfinite(scores).sum()))
+    # A partial sort first; ties at its edge go to the lower row, so that the answer is always the same.
+    edge = np.partition(scores, len(scores) - size)[len(scores) - size] if size else np.inf
+    top = np.flatnonzero(scores >= edge)
+    return top[np.argsort(-scores[top], kind="stable")][:size]

@@ -137,9 +137,9 @@ def test_the_retriever_finds_the_exact_best_unseen_items(graph: RankingGraph, wo
     allowed = [r for r in range(1, N) if r not in seen]
     expected = sorted(allowed, key=lambda r: (-scores[r], r))
     retrieve = graph.stages(NOW)["retrieve"]
-    assert retrieve(context, ColdItems(), Sought(7)).tolist() == expected[:7]
-    assert len(retrieve(context, ColdItems(), Sought(500))) == len(allowed)
-    assert len(retrieve(context, ColdItems(), Sought(500, exclude_seen=False))) == ITEMS
+    assert retrieve(context, ColdItems(), Sought(7)).rows.tolist() == expected[:7]
+    assert len(retrieve(context, ColdItems(), Sought(500)).rows) == len(allowed)
+    assert len(retrieve(context, ColdItems(), Sought(500, exclude_seen=False)).rows) == ITEMS
 
 
 def test_items_seen_before_the_models_window_are_left_out_too(graph: RankingGraph) -> None:
@@ -153,7 +153,7 @@ def test_items_seen_before_the_models_window_are_left_out_too(graph: RankingGrap
 
 def test_without_history_the_popular_items_are_retrieved(graph: RankingGraph) -> None:
     found = graph.stages(NOW)["retrieve"](context_of(graph), ColdItems(), Sought(4))
-    assert found.tolist() == [1, 2, 3, 4]
+    assert found.rows.tolist() == [1, 2, 3, 4]
 
 
 def test_the_fused_score_is_the_weighted_sum(graph: RankingGraph) -> None:

@@ -1,0 +1,96 @@
+"""Sources of candidates and how they are merged: ranks by hand, filters in every source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayrank.config import parse
+from rayrank.messages import RankResponse, RecommendRequest
+from rayrank.ranking.context import ColdItems, Prepared, Sought, UserContext
+from rayrank.ranking.graph import RankingGraph
+from rayrank.ranking.merge import Found, Sources, merged
+from rayrank.ranking.retriever import Retriever
+from rayrank.ranking.scorer import Scorer
+from tests.tiny_release import ITEMS, START
+
+NOW = START + 9 * 86_400
+OFF, ON = {"weight": 0}, {"weight": 1}
+
+
+def test_ranks_are_merged_by_the_papers_formula() -> None:
+    lists = {"vector": np.asarray([7, 3, 5]), "popular": np.asarray([3, 9])}
+    found = merged(lists, parse(Sources, {"popular": {"weight": 2.0}, "constant": 60}), 3)
+    # 3: 1/62 + 2/61; 9: 2/62; 7: 1/61; 5: 1/63
+    assert found.rows.tolist() == [3, 9, 7]
+    assert {name: ranks.tolist() for name, ranks in found.ranks.items()} == {"vector": [2, 0, 1], "popular": [1, 2, 0]}
+
+
+def test_one_list_keeps_its_order_and_ties_go_to_the_lower_row() -> None:
+    assert merged({"vector": np.asarray([5, 2, 9])}, Sources(), 2).rows.tolist() == [5, 2]
+    tied = {"vector": np.asarray([8]), "popular": np.asarray([4])}
+    assert merged(tied, parse(Sources, {"popular": ON}), 5).rows.tolist() == [4, 8]
+    assert merged({}, Sources(), 5).rows.tolist() == []
+
+
+def test_what_follows_is_appended_once() -> None:
+    found = Found(np.asarray([5, 2]), {"vector": np.asarray([1, 2])}).followed_by(np.asarray([9, 2, 4]), "popular")
+    assert found.rows.tolist() == [5, 2, 9, 4]
+    assert {n: r.tolist() for n, r in found.ranks.items()} == {"vector": [1, 2, 0, 0], "popular": [0, 0, 1, 3]}
+
+
+def context_of(graph: RankingGraph, **asked: Any) -> UserContext:
+    found = graph.user.prepare(RecommendRequest.model_validate(asked), NOW)
+    assert isinstance(found, Prepared)
+    return found.context
+
+
+def retriever(graph: RankingGraph, **sources: Any) -> Retriever:
+    return Retriever(Scorer(graph.bundles.first), graph.items, parse(Sources, sources))
+
+
+def test_similar_items_are_like_the_liked_ones(graph: RankingGraph) -> None:
+    vectors = Scorer(graph.bundles.first).retrieval_items[:, :-1]
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    history = [{"item_id": f"i{n}", "labels": {"like": like}} for n, like in ((4, 1), (9, 0), (12, 1), (20, 1))]
+    expected = [r for r in np.argsort(-(unit @ (unit[12] + unit[20])), kind="stable") if r and r not in (4, 9, 12, 20)]
+    found = retriever(graph, vector=OFF, similar=ON, recent=2)
+    rows = found.retrieve(context_of(graph, history=history), ColdItems(), Sought(6)).rows
+    assert rows.tolist() == expected[:6]
+    disliked = context_of(graph, history=[{"item_id": "i1", "labels": {"like": 0}}])
+    assert found.retrieve(disliked, ColdItems(), Sought(3)).rows.tolist() == [2, 3, 4], (
+        "popular ones where none is liked"
+    )
+
+
+def test_depths_and_the_fill(graph: RankingGraph) -> None:
+    context = context_of(graph, history=["i30"])
+    found = retriever(graph, vector={"weight": 1, "depth": 2}).retrieve(context, ColdItems(), Sought(5))
+    assert found.ranks["vector"].tolist() == [1, 2, 0, 0, 0]
+    assert (found.ranks["popular"][2:] > 0).all()
+    assert len(set(found.rows.tolist())) == 5
+
+
+@pytest.mark.parametrize("name", ["vector", "popular", "similar", "query"])
+def test_no_source_finds_what_may_not_be_shown(graph: RankingGraph, name: str) -> None:
+    sources = {other: ON if other == name else OFF for other in ("vector", "popular", "similar", "query")}
+    context = context_of(graph, history=[{"item_id": "i4", "labels": {"like": 1}}])
+    allowed = np.ones(ITEMS + 1, bool)
+    allowed[[2, 3]] = False
+    sought = Sought(ITEMS, True, np.packbits(allowed), np.asarray([5]), "title")
+    found = retriever(graph, **sources).retrieve(context, ColdItems(), sought)
+    assert set(found.rows.tolist()) == set(range(1, ITEMS + 1)) - {2, 3, 4, 5}
+    assert (found.ranks[name] > 0).all()
+
+
+def test_a_query_brings_items_in_and_explain_says_so(graph: RankingGraph) -> None:
+    def ask(**asked: Any) -> RankResponse:
+        return graph.respond(RecommendRequest(user_id="u3", k=ITEMS, pool=5, time=NOW, explain=True, **asked), NOW)
+
+    plain = [i.item_id for i in ask().items if "query" in i.sources]
+    found = {i.item_id: i.sources for i in ask(query="Title 2").items if "query" in i.sources}
+    assert plain == []
+    assert found["i2"]["query"] == 1  # the most popular of i2, i20, i21, …
+    assert all(i.sources["vector"] for i in ask().items if i.sources)
