@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rayrank.config import load
-from rayrank.messages import RankRequest, RecommendRequest
+from rayrank.messages import HistoryEvent, RankRequest, RecommendRequest
 from rayrank.on_ray.graph_spec import open_store
 from rayrank.pipeline.distill import DistillConfig, distill
 from rayrank.pipeline.prepare import PrepareConfig, prepare
@@ -73,6 +73,16 @@ def test_the_curl_lines_are_answered_without_a_warning(releases: Path) -> None:
         assert answer.answered_by == "teacher"
         assert len(answer.items) == body.get("k", 3)
         assert [item.cold for item in answer.items].count(True) == (route == "rank")
+
+
+def test_the_policy_of_the_page_fits_the_release(releases: Path, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(block:.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "policy.yaml").write_text(block)
+    release = load_release(str(releases))
+    graph = RankingGraph.open(release, policy=str(tmp_path / "policy.yaml"))
+    items = graph.respond(RecommendRequest(history=[HistoryEvent(item_id="i0000034")], k=5)).items
+    assert items[0].item_id == "i0000001"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])

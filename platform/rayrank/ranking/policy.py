@@ -284,11 +284,9 @@ class Policy:
         for value in match.values:
             text = category_text(value) or ""
             if text not in index:
-                near = difflib.get_close_matches(text, list(index), n=3)
+                near = difflib.get_close_matches(text, list(index), n=3) or list(index)[:10]
                 rule = f"no item of the release has this {match.column} (or it was too rare for a number of its own)"
-                raise ConfigError(
-                    f"policy: {where}.values", value, rule, f"one of: {', '.join(near) or 'none is near'}"
-                )
+                raise ConfigError(f"policy: {where}.values", value, rule, f"for example: {', '.join(near)}")
             codes.append(index[text])
         return _Rule((), match.column, np.asarray(codes, np.int64))
 
