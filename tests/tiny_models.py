@@ -10,8 +10,9 @@ import torch
 
 from rayrank.batch import FAR, Catalogue, Events, SequenceBatch
 from rayrank.models.build import build_ranker
+from rayrank.models.encoder import build_encoder
 from rayrank.models.ranker import Ranker
-from rayrank.models.spec import Inputs, RankerSpec, Sizes, StudentSpec, TeacherSpec
+from rayrank.models.spec import CrossSpec, Inputs, RankerSpec, Sizes, StudentSpec, TeacherSpec
 from rayrank.schema import (
     BinaryTask,
     CategoricalFeature,
@@ -51,11 +52,17 @@ SIZES = Sizes(
     context_categories={"device": 3},
     text_width=TEXT,
 )
-KINDS = ("teacher", "attentive", "student")
+KINDS = ("teacher", "attentive", "student", "cross")
+TOKENS = 5
+BERT = {"model_type": "bert", "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 16, "max_position_embeddings": 16, "initializer_range": 0.3}  # fmt: skip
 
 
 def spec_of(kind: str, **changes: Any) -> RankerSpec:
     """A small spec: ``attentive`` is the teacher with everything switched on."""
+    if kind == "cross":
+        small = {"width": 8, "id_width": 4, "retrieval_width": 4, "item_tokens": TOKENS, "recent": 2}
+        return CrossSpec(**{**small, **changes})
     sizes = {"width": 8, "id_width": 4, "taste_width": 3, "retrieval_width": 4}
     if kind == "student":
         return StudentSpec(**{**sizes, "hidden": 8, "recent": 2, **changes})
@@ -66,7 +73,8 @@ def spec_of(kind: str, **changes: Any) -> RankerSpec:
 def model_of(kind: str, seed: int = 0, inputs: Inputs | None = None, **changes: Any) -> Ranker:
     """A random ranker whose every weight is away from its start, with all ids trained."""
     torch.manual_seed(seed)
-    model = build_ranker(spec_of(kind, inputs=inputs or Inputs(), **changes), SCHEMA, SIZES)
+    encoder = build_encoder(BERT) if kind == "cross" else None
+    model = build_ranker(spec_of(kind, inputs=inputs or Inputs(), **changes), SCHEMA, SIZES, encoder)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -76,14 +84,17 @@ def model_of(kind: str, seed: int = 0, inputs: Inputs | None = None, **changes: 
 
 
 def catalogue(seed: int = 1) -> Catalogue:
-    """Items with several genres, a year and a text vector."""
+    """Items with several genres, a year, a text vector and two to five tokens; the unknown item has none."""
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.nn.functional.normalize(torch.randn(ITEMS + 1, TEXT, generator=generator), dim=-1)
     features = {
         "genres": torch.randint(0, 5, (ITEMS + 1, 3), generator=generator),
         "year": torch.randn(ITEMS + 1, generator=generator),
     }
-    return Catalogue(features, torch.arange(ITEMS + 1).float(), vectors_ND=vectors)
+    tokens = torch.randint(4, 30, (ITEMS + 1, TOKENS), generator=generator, dtype=torch.int32)
+    length = torch.randint(2, TOKENS + 1, (ITEMS + 1, 1), generator=generator) * (torch.arange(ITEMS + 1) > 0)[:, None]
+    tokens[torch.arange(TOKENS) >= length] = -1
+    return Catalogue(features, torch.arange(ITEMS + 1).float(), vectors_ND=vectors, tokens_NL=tokens)
 
 
 def batch(sequences: int = 3, length: int = 8, seed: int = 2, first_key: int = 0) -> SequenceBatch:

@@ -15,7 +15,7 @@ from rayrank.bundle import BundleParts, EncoderInfo, save_bundle
 from rayrank.features.state import FeatureState, Scale, TableState
 from rayrank.models.build import build_ranker
 from rayrank.models.encoder import TextEncoder, build_encoder
-from rayrank.models.spec import Sizes, StudentSpec, TeacherSpec
+from rayrank.models.spec import RankerSpec, Sizes, StudentSpec, TeacherSpec
 from rayrank.ranking.release import Release, save_release, set_alias
 from rayrank.schema import (
     BinaryTask,
@@ -173,11 +173,12 @@ def sizes(text_width: int) -> Sizes:
     )
 
 
-def save_teacher(path: Path) -> object:
-    """A random teacher with the tiny encoder; every id counts as trained."""
+def save_teacher(path: Path, spec: RankerSpec | None = None) -> object:
+    """A random teacher (or a ranker of ``spec``) with the tiny encoder; every id counts as trained."""
     encoder = tiny_encoder()
     torch.manual_seed(7)
-    model = build_ranker(TeacherSpec(width=16, attention_heads=2, id_width=4), SCHEMA, sizes(16), encoder)
+    spec = spec or TeacherSpec(width=16, attention_heads=2, id_width=4)
+    model = build_ranker(spec, SCHEMA, sizes(16), encoder)
     _awake(model)
     ids, offsets = tokens_of(items_table().column("text").to_pylist())
     catalogue = catalogue_of(items_table(), SCHEMA)

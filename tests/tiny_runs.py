@@ -18,7 +18,7 @@ from rayrank.models.build import build_ranker
 from rayrank.models.encoder import build_encoder
 from rayrank.models.ranker import Ranker
 from rayrank.models.tuning import Top, TuneSpec, tune
-from tests.tiny_models import ITEMS, SCHEMA, SIZES, batch, catalogue, spec_of, steps_of
+from tests.tiny_models import BERT, ITEMS, SCHEMA, SIZES, batch, catalogue, spec_of, steps_of
 
 LEARNING = LearningSpec(
     epochs=2,
@@ -67,9 +67,7 @@ def fresh(kind: str, encoder: bool = False, tuned: TuneSpec | None = None) -> Ra
     torch.manual_seed(0)
     if not encoder:
         return build_ranker(spec_of(kind), SCHEMA, SIZES)
-    config = {"model_type": "bert", "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2,
-              "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 16}  # fmt: skip
-    network = build_encoder(config)
+    network = build_encoder({name: value for name, value in BERT.items() if name != "initializer_range"})
     tune(network, tuned or Top())
     return build_ranker(spec_of(kind), SCHEMA, SIZES.model_copy(update={"text_width": 8}), network)
 

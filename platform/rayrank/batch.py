@@ -105,6 +105,7 @@ class Catalogue(_Movable):
 
     ``token_ids``/``token_offsets`` hold the tokenised texts back to back (row i: from offset i to i + 1),
     never padded to a maximum. ``vectors_ND`` are vectors given from outside (a distilled table); None otherwise.
+    ``tokens_NL`` are the first tokens of each text, -1 behind the last, for models that read tokens.
     """
 
     features: Mapping[str, Tensor]  # name -> int64 (N,) or (N, M) categories, or float32 (N,) numbers
@@ -113,6 +114,7 @@ class Catalogue(_Movable):
     token_offsets: Tensor | None = None  # int64 (N + 1,)
     vectors_ND: Tensor | None = None  # float32
     below_TW: Tensor | None = None  # float32, one row per token: what the encoder's frozen lower layers make of it
+    tokens_NL: Tensor | None = None  # int32
 
     def __len__(self) -> int:
         return int(self.count_N.shape[0])

@@ -72,8 +72,9 @@ class Bundle:
         return pq.read_table(file) if file.is_file() else None
 
     def catalogue(self) -> Catalogue:
-        """Features, counts and text vectors of the items."""
-        return replace(catalogue_of(self.items, self.info.data_schema), vectors_ND=self.text_ND)
+        """Features, counts, text vectors and, where the model reads them, tokens of the items."""
+        given = catalogue_of(self.items, self.info.data_schema)
+        return replace(given, vectors_ND=self.text_ND, tokens_NL=self.model.tokens_of(self.items_NW))
 
     @property
     def tokenizer_folder(self) -> Path | None:

@@ -132,6 +132,7 @@ def _tables(model: Ranker, parts: BundleParts) -> tuple[Catalogue, Tensor, dict[
             text_ND = encoder.encode(catalogue.token_ids, catalogue.token_offsets, every)
             catalogue = replace(catalogue, vectors_ND=text_ND)
         items_NW = model.item_vectors(catalogue).float()
+        catalogue = replace(catalogue, tokens_NL=model.tokens_of(items_NW))
         golden = golden_rows(model, parts.window, catalogue, items_NW)
     model.train(training)
     return catalogue, items_NW, golden
@@ -139,7 +140,7 @@ def _tables(model: Ranker, parts: BundleParts) -> tuple[Catalogue, Tensor, dict[
 
 def _info(model: Ranker, parts: BundleParts) -> BundleInfo:
     return BundleInfo(
-        role=model.spec.kind,
+        role="student" if model.spec.kind == "student" else "teacher",
         spec=model.spec,
         sizes=model.sizes,
         data_schema=parts.schema,

@@ -45,6 +45,9 @@ class LearningSpec(Config):
     batch_events: int = Field(
         2048, ge=1, description="padded positions of a micro-batch, at most (one sequence at least)"
     )
+    targets_per_sequence: int | None = Field(
+        None, ge=1, description="train targets that a step asks of a sequence, drawn anew in every epoch; null: all"
+    )
     learning_rate: float = Field(5e-3, gt=0, description="peak of the schedule")
     id_learning_rate: float = Field(1.0, gt=0, description="factor on the learning rate for id factors")
     encoder_learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of the text encoder")

@@ -19,6 +19,7 @@ from rayrank.learning.forward import Fresh
 from rayrank.learning.negatives import Negatives
 from rayrank.learning.spec import LearningSpec
 from rayrank.models.encoder import TextEncoder
+from rayrank.models.joint import first_tokens
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker
 
@@ -43,6 +44,14 @@ def encode_catalogue(model: Ranker, catalogue: Catalogue) -> Catalogue:
     with torch.no_grad():
         vectors = _encoded(encoder, catalogue, torch.arange(len(catalogue), device=catalogue.token_ids.device))
     return replace(catalogue, vectors_ND=vectors)
+
+
+def with_tokens(model: Ranker, catalogue: Catalogue) -> Catalogue:
+    """The catalogue with the first tokens of every text, for a model that reads tokens."""
+    if not model.item_tokens or catalogue.token_ids is None or catalogue.token_offsets is None:
+        return catalogue
+    tokens_NL = first_tokens(catalogue.token_ids, catalogue.token_offsets, model.item_tokens)
+    return replace(catalogue, tokens_NL=tokens_NL)
 
 
 class TextCache:
@@ -107,19 +116,13 @@ class TextCache:
     def tensors(self) -> dict[str, Tensor]:
         """What a snapshot needs to go on."""
         assert self.catalogue.vectors_ND is not None
-        own = {"texts/vectors": self.catalogue.vectors_ND, "texts/encoded_at": self.encoded_at_N}
-        added = self.encoder.additions.tensors() if self.encoder.additions else {}
-        return own | {f"texts/additions/{name}": value for name, value in added.items()}
+        return {"texts/vectors": self.catalogue.vectors_ND, "texts/encoded_at": self.encoded_at_N}
 
     def put_back(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what :meth:`tensors` gave, without their prefix ``texts/``."""
         device = self.encoded_at_N.device
         self.catalogue = replace(self.catalogue, vectors_ND=tensors["vectors"].to(device, copy=True))
         self.encoded_at_N = tensors["encoded_at"].to(device, copy=True)
-        if self.encoder.additions:
-            start = "additions/"
-            added = {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
-            self.encoder.additions.put_back(added)
 
 
 def _encoded(encoder: TextEncoder, catalogue: Catalogue, rows: Tensor) -> Tensor:

@@ -27,14 +27,14 @@ from rayrank.learning.predict import Protocol, Wanted, empty_scores, scored
 from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.rows import train_rows
 from rayrank.learning.state import StageState, share_marks, snapshot, under
-from rayrank.learning.texts import TextCache, encode_catalogue, trained_encoder
+from rayrank.learning.texts import TextCache, encode_catalogue, trained_encoder, with_tokens
 from rayrank.memory import release
 from rayrank.metrics.evaluated import Evaluated
 from rayrank.metrics.summary import metrics_of
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker
 from rayrank.objectives.losses import check_negatives, compute, label_counts, task_weights
-from rayrank.objectives.targets import Targets, random_horizon, training_targets
+from rayrank.objectives.targets import Targets, random_horizon, some_targets, training_targets
 from rayrank.schema import TRAIN, VALID
 
 
@@ -72,11 +72,13 @@ class _Run:
         task_weights(self.objective, self.tasks)
         check_negatives(self.objective, model.schema)
         catalogue = data.catalogue.to(self.device)
+        catalogue = with_tokens(model, catalogue)
         self._catalogue = encode_catalogue(model, catalogue) if catalogue.vectors_ND is None else catalogue
-        encoder = trained_encoder(model)
-        self.texts = TextCache(encoder, self._catalogue, self.spec, self.collectives) if encoder else None
-        if encoder and encoder.additions:
-            encoder.additions.begin(self.spec.epochs * data.steps_per_epoch)
+        self.encoder = trained_encoder(model)
+        cached = self.encoder if not model.item_tokens else None  # tokens are read with the texts that they are part of
+        self.texts = TextCache(cached, self._catalogue, self.spec, self.collectives) if cached else None
+        if self.encoder and self.encoder.additions:
+            self.encoder.additions.begin(self.spec.epochs * data.steps_per_epoch)
         self.parameters = split_parameters(model)[1]
         self.optimiser = build_optimiser(model, self.parameters, Rates.of(self.spec))
         self.step, self.epoch, self.position = 0, 0, 0
@@ -135,8 +137,8 @@ class _Run:
             found = self._step(batches)
             if found is None:
                 return events, waited
-            losses, due = found
-            events += sum(int((batch.part_BT == TRAIN).sum()) for batch in batches or ())
+            losses, due, asked = found
+            events += asked
             self.curve.append(losses)
             self.position += 1
             if due:
@@ -146,11 +148,12 @@ class _Run:
                 rate = events / (time.perf_counter() - since)
                 self.hooks.report({"step": self.step, "epoch": self.epoch, **losses, "events_per_s": rate})
 
-    def _step(self, batches: Step | None) -> tuple[dict[str, float], bool] | None:
-        """One optimiser step: (losses, whether a rank asks for a snapshot); None when no rank has a batch left."""
+    def _step(self, batches: Step | None) -> tuple[dict[str, float], bool, int] | None:
+        """One optimiser step: (losses, whether a rank asks for a snapshot, targets asked here); None when no rank has
+        a batch left."""
         noise = Noise(self.spec.seed, self.step)
-        lanes = [batch.to(self.device) for batch in batches or ()]
-        targets = [self._targets(batch, noise) for batch in lanes]
+        asked = [self._asked(batch.to(self.device), noise) for batch in batches or ()]
+        lanes, targets = [batch for batch, _ in asked], [found for _, found in asked]
         found = self._counts(targets, batches is not None)
         if found is None:
             return None
@@ -172,24 +175,27 @@ class _Run:
             self.texts.learn(fresh, self.step)
         self._update()
         self._say_used(lanes)
-        return self._losses(sums, counts), due
+        return self._losses(sums, counts), due, sum(int((batch.part_BT == TRAIN).sum()) for batch in lanes)
 
     def _say_used(self, lanes: list[SequenceBatch]) -> None:
         if self.hooks.on_used and lanes:
             rows = torch.cat([batch.row_BT[batch.part_BT == TRAIN] for batch in lanes])
             self.hooks.on_used(Used("sequences", self.epoch, self.step - 1, rows))
 
-    def _targets(self, batch: SequenceBatch, noise: Noise) -> Targets:
+    def _asked(self, batch: SequenceBatch, noise: Noise) -> tuple[SequenceBatch, Targets]:
+        """The micro-batch with the train targets that the step asks, and what it asks."""
         key_B = batch.events.key_B
         cut_B = noise.uniform("horizon", key_B) < self.spec.horizon
         horizon_B = random_horizon(batch, noise.uniform("horizon_place", key_B), cut_B)
+        if self.spec.targets_per_sequence:
+            batch = some_targets(batch, self.spec.targets_per_sequence, noise.uniform("targets", batch.row_BT))
         for buffer, ids in (
             (self.model.trained_users_U, batch.events.user_B),
             (self.model.trained_items_N, batch.events.item_BT[batch.part_BT == TRAIN]),
         ):
             buffer[ids[ids < len(buffer)]] = 1.0
         unseen_BT = noise.uniform("unseen", batch.row_BT) if self.objective.distillation else None
-        return training_targets(batch, horizon_B, unseen_BT)
+        return batch, training_targets(batch, horizon_B, unseen_BT)
 
     def _counts(self, targets: list[Targets], mine: bool) -> tuple[dict[str, Tensor], bool] | None:
         """Label counts of all ranks, snapshot or not; None when no rank has a batch (one message says it all)."""
@@ -207,7 +213,7 @@ class _Run:
         share = schedule(progress, self.spec.warmup, self.spec.final_learning_rate)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * share
-        added = self.texts.encoder.additions if self.texts else None
+        added = self.encoder.additions if self.encoder else None
         penalty = added.penalty() if added else None
         if penalty is not None:
             (penalty / self.collectives.world).backward()
@@ -284,8 +290,8 @@ class _Run:
         assert self.best is not None
         epoch, state, catalogue = self.best
         self.model.load_state_dict(state)
-        if self.texts:
-            self.texts.encoder.merge()
+        if self.encoder:
+            self.encoder.merge()
             catalogue = replace(encode_catalogue(self.model, catalogue), below_TW=None)
         return TrainResult(self.history[epoch]["metrics"], self.history, self.curve, epoch, catalogue)
 
@@ -302,6 +308,9 @@ class _Run:
             tensors |= {f"best/{name}": value for name, value in self.best[1].items()}
         if self.texts:
             tensors |= self.texts.tensors()
+        if self.encoder and self.encoder.additions:
+            added = self.encoder.additions.tensors()
+            tensors |= {f"additions/{name}": value for name, value in added.items()}
         place = {"stage": "sequences", "epoch": self.epoch, "position": self.position, "step": self.step}
         best = None if self.best is None else self.best[0]
         meta = {**place, "updates": self.average.updates, "best_epoch": best}
@@ -311,6 +320,8 @@ class _Run:
         self._state().put_back(saved)
         if self.texts:
             self.texts.put_back(under(saved.tensors, "texts/"))
+        if self.encoder and self.encoder.additions:
+            self.encoder.additions.put_back(under(saved.tensors, "additions/"))
         meta = saved.meta
         self.epoch, self.position, self.step = int(meta["epoch"]), int(meta["position"]), int(meta["step"])
         self.history, self.curve = list(meta["history"]), list(meta["curve"])

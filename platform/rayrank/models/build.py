@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from rayrank.models.cross import Cross
 from rayrank.models.encoder import TextEncoder
 from rayrank.models.ranker import Ranker
-from rayrank.models.spec import RankerSpec, Sizes, StudentSpec, TeacherSpec
+from rayrank.models.spec import CrossSpec, RankerSpec, Sizes, StudentSpec, TeacherSpec
 from rayrank.models.student import Student
 from rayrank.models.teacher import Teacher
 from rayrank.schema import DatasetSchema
 
 
 def build_ranker(spec: RankerSpec, schema: DatasetSchema, sizes: Sizes, encoder: TextEncoder | None = None) -> Ranker:
-    """A ranker with fresh weights (seed torch before). A student has no encoder; a teacher without text needs none."""
+    """A ranker with fresh weights (seed torch before). A student has no encoder; a teacher without text needs none.
+
+    Raises:
+        ConfigError: a cross teacher without text, or with texts that are longer than its encoder reads.
+    """
     match spec:
         case TeacherSpec():
             return Teacher(spec, schema, sizes, encoder)
+        case CrossSpec():
+            return Cross(spec, schema, sizes, encoder)
         case StudentSpec():
             return Student(spec, schema, sizes)
         case _:

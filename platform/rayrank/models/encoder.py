@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from rayrank.models.linear import quicken
-from rayrank.models.packed import KINDS, embedded, is_packable, layers_of, pooled, transformed
+from rayrank.models.packed import KINDS, embedded, first_place, is_packable, layers_of, placed, pooled, transformed
 from rayrank.models.tuning import Additions, add_adapters
 
 _BLOCK = 1024
@@ -46,7 +46,7 @@ class TextEncoder(nn.Module):
         order = torch.argsort(lengths, stable=True)
         order = order[int((lengths == 0).sum()) :]
         pieces, places = [], []
-        for few in _runs(order, lengths[order].tolist(), self.packed):
+        for few in runs(order, lengths[order].tolist(), self.packed):
             self.alive()
             text = _Tokens.of(offsets[rows[few]], lengths[few])
             pieces.append(self._pooled(token_ids, text, below_TW))
@@ -61,11 +61,37 @@ class TextEncoder(nn.Module):
         order = torch.argsort(lengths, stable=True)
         order = order[int((lengths == 0).sum()) :]
         with torch.no_grad():
-            for few in _runs(order, lengths[order].tolist(), packed=True):
+            for few in runs(order, lengths[order].tolist(), packed=True):
                 self.alive()
                 text = _Tokens.of(offsets[rows[few]], lengths[few])
                 x_TW = embedded(self.network, token_ids[text.at_T].long(), text.place_T)
                 out_TW[text.at_T.to(out_TW.device)] = transformed(layers, x_TW, text.groups).to(out_TW.device)
+
+    def words(self, ids_T: Tensor) -> Tensor:
+        """(T, W) what stands for tokens before anything is known of their places."""
+        return self.network.get_input_embeddings()(ids_T)  # type: ignore[no-any-return, operator]
+
+    def bags(self, ids_T: Tensor, first_N: Tensor) -> Tensor:
+        """(N, W) mean of the :meth:`words` of N texts back to back, of unit length; an empty one gives zeros."""
+        weight: Tensor = self.network.get_input_embeddings().weight  # type: ignore[operator]
+        return functional.normalize(functional.embedding_bag(ids_T, weight, first_N), dim=-1)
+
+    def read(self, words_TW: Tensor, lengths: Tensor) -> Tensor:
+        """(T, W) states of texts that lie back to back, given as :meth:`words`; ``lengths`` rise and none is 0."""
+        self.alive()
+        if self.packed:
+            text = _Tokens.of(lengths.cumsum(0) - lengths, lengths)
+            return transformed(layers_of(self.network), placed(self.network, words_TW, text.place_T), text.groups)
+        x_NTW = pad_sequence(list(words_TW.split(lengths.tolist())), batch_first=True)
+        mask = torch.arange(x_NTW.shape[1], device=lengths.device) < lengths.unsqueeze(1)
+        found: Tensor = self.network(inputs_embeds=x_NTW, attention_mask=mask.long()).last_hidden_state
+        return found[mask]
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens that a text may have; None where the network sets no bound."""
+        places = getattr(self.network.config, "max_position_embeddings", None)
+        return None if places is None else int(places) - (first_place(self.network) if self.packed else 0)
 
     def _pooled(self, token_ids: Tensor, text: _Tokens, below_TW: Tensor | None) -> Tensor:
         if not self.packed:
@@ -126,7 +152,7 @@ class _Tokens:
         return _Tokens(torch.repeat_interleave(starts, lengths) + place_T, place_T, groups)
 
 
-def _runs(order: Tensor, lengths: list[int], packed: bool) -> Iterator[Tensor]:
+def runs(order: Tensor, lengths: list[int], packed: bool) -> Iterator[Tensor]:
     """Consecutive pieces of ``order`` (rising ``lengths``) of about ``_BLOCK`` tokens, padding included."""
     start, size = 0, 0
     for end, length in enumerate(lengths, 1):

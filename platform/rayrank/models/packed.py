@@ -36,10 +36,21 @@ def layers_of(network: nn.Module) -> list[nn.Module]:
 def embedded(network: nn.Module, ids_T: Tensor, place_T: Tensor) -> Tensor:
     """(T, W) input of the lowest layer, from token ids and their places in their texts (both int64)."""
     parts: Any = network.embeddings
-    first = 0 if network.config.model_type == "bert" else int(parts.padding_idx) + 1  # type: ignore[union-attr]
-    x = parts.word_embeddings(ids_T) + parts.token_type_embeddings.weight[0]
-    found: Tensor = parts.LayerNorm(x + parts.position_embeddings(place_T + first))
+    return placed(network, parts.word_embeddings(ids_T), place_T)
+
+
+def placed(network: nn.Module, words_TW: Tensor, place_T: Tensor) -> Tensor:
+    """(T, W) input of the lowest layer, from what stands for the words and their places in their texts."""
+    parts: Any = network.embeddings
+    x = words_TW + parts.token_type_embeddings.weight[0]
+    found: Tensor = parts.LayerNorm(x + parts.position_embeddings(place_T + first_place(network)))
     return found
+
+
+def first_place(network: nn.Module) -> int:
+    """Row of the position table that a text's first token gets."""
+    parts: Any = network.embeddings
+    return 0 if network.config.model_type == "bert" else int(parts.padding_idx) + 1  # type: ignore[union-attr]
 
 
 def transformed(layers: Sequence[nn.Module], x_TW: Tensor, groups: Groups) -> Tensor:

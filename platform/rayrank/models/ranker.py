@@ -74,6 +74,9 @@ class UserState:
 class Ranker(nn.Module, ABC):
     """Events and candidates in, logits out. ``noise`` is given in training only; None means no dropout."""
 
+    item_tokens = 0
+    """Tokens L of an item that begin its packed row (``Catalogue.tokens_NL``); 0: the model reads text vectors."""
+
     def __init__(self, spec: RankerSpec, schema: DatasetSchema, sizes: Sizes) -> None:
         super().__init__()
         self.spec: Any = spec
@@ -95,6 +98,10 @@ class Ranker(nn.Module, ABC):
         ``ids_N`` (int64) says which trained ids the rows have, when the catalogue at hand is a part of the whole
         (:func:`take_rows`) or holds new items (id 0); by default row i has id i.
         """
+
+    def tokens_of(self, items_NW: Tensor) -> Tensor | None:
+        """int32 (N, L): the tokens in packed item rows, for ``Catalogue.tokens_NL``; None where it reads none."""
+        return items_NW[:, : self.item_tokens].to(torch.int32) if self.item_tokens else None
 
     @abstractmethod
     def user_state(self, events: Events, items_NW: Tensor, noise: Noise | None = None) -> UserState:
@@ -217,10 +224,11 @@ class Ranker(nn.Module, ABC):
 
 
 def take_rows(catalogue: Catalogue, rows: Tensor) -> Catalogue:
-    """The catalogue's features and vectors of some rows; token texts are left behind."""
+    """The catalogue's features, vectors and first tokens of some rows; whole texts are left behind."""
     vectors = None if catalogue.vectors_ND is None else catalogue.vectors_ND[rows]
     features = {name: value[rows] for name, value in catalogue.features.items()}
-    return Catalogue(features, catalogue.count_N[rows], None, None, vectors)
+    tokens = None if catalogue.tokens_NL is None else catalogue.tokens_NL[rows]
+    return Catalogue(features, catalogue.count_N[rows], None, None, vectors, None, tokens)
 
 
 def shown_counts(shown_BT: Tensor) -> Tensor:

@@ -89,7 +89,28 @@ class StudentSpec(Config):
     user_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of users trained as unknown in a step")
 
 
-RankerSpec = Annotated[TeacherSpec | StudentSpec, Field(discriminator="kind")]
+class CrossSpec(Config):
+    """The literal form: history, context and candidate as one text, blended with a static path over ids and attributes.
+
+    Every candidate is a pass of the encoder, so it is slow; what it knows of an item is its text.
+    """
+
+    kind: Literal["cross"] = "cross"
+    inputs: Inputs = Field(default_factory=Inputs, description="which inputs the model sees; text must be one")
+    item_tokens: int = Field(24, ge=2, description="tokens of an item's text, special ones included; the rest is cut")
+    recent: int = Field(8, ge=1, description="events of the history that the text shows, the latest ones")
+    width: int = Field(64, ge=8, description="D, width of the item vectors that profiles and retrieval read")
+    id_width: int = Field(32, ge=1, description="width of the user and item id factors")
+    heads: HeadsSpec = Field(default_factory=MMoESpec, description="how event tasks share the layers on top")
+    retrieval_width: int = Field(32, ge=1, description="width of the retrieval vectors, without the bias entry")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden layers above the encoder")
+    static_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the static path")
+    static_share: float = Field(0.4, ge=0, le=1, description="weight of the static logits, until valid chooses it")
+    item_id_dropout: float = Field(0.05, ge=0, lt=1, description="share of items trained as unknown in a step")
+    user_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of users trained as unknown in a step")
+
+
+RankerSpec = Annotated[TeacherSpec | CrossSpec | StudentSpec, Field(discriminator="kind")]
 
 
 class Sizes(Config):

@@ -22,7 +22,7 @@ from rayrank.models.layers import TIME_WIDTH, FeatureSum, ItemNorm, Perceptron, 
 from rayrank.models.noise import Noise, position_keys
 from rayrank.models.ranker import Ranker, UserState, shown
 from rayrank.models.reader import Reader
-from rayrank.models.spec import Sizes, TeacherSpec
+from rayrank.models.spec import CrossSpec, Sizes, TeacherSpec
 from rayrank.models.static import StaticPath
 from rayrank.models.summary import Summary
 from rayrank.schema import DatasetSchema
@@ -187,7 +187,7 @@ class Teacher(Ranker):
 class ItemTower(nn.Module):
     """An item as the sequence path sees it, from text vector, attributes and id factor."""
 
-    def __init__(self, spec: TeacherSpec, schema: DatasetSchema, sizes: Sizes) -> None:
+    def __init__(self, spec: TeacherSpec | CrossSpec, schema: DatasetSchema, sizes: Sizes) -> None:
         super().__init__()
         self.inputs, width = spec.inputs, spec.width
         self.factor = embedding(sizes.items, spec.id_width)

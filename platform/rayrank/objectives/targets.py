@@ -95,6 +95,14 @@ def _with_unseen(targets: Targets, item_BQ: Tensor, soft_BQ: Mapping[str, Tensor
     )
 
 
+def some_targets(batch: SequenceBatch, most: int, place_BT: Tensor) -> SequenceBatch:
+    """The batch with at most ``most`` train targets a sequence, those of the lowest ``place_BT``; the others of its
+    train events are history only."""
+    train_BT = batch.part_BT == TRAIN
+    order_BT = place_BT.masked_fill(~train_BT, float("inf")).argsort(dim=1, stable=True).argsort(dim=1)
+    return replace(batch, part_BT=batch.part_BT.masked_fill(train_BT & (order_BT >= most), 0))
+
+
 def random_horizon(batch: SequenceBatch, place_B: Tensor, apply_B: Tensor) -> Tensor:
     """int32 (B,): the request at a random place (0..1) among the train events where ``apply_B``, else FAR.
 

@@ -21,7 +21,7 @@ from rayrank.bundle.info import ITEM_TABLE, MANIFEST
 from rayrank.config import ConfigError
 from rayrank.learning.collectives import Collectives
 from rayrank.models.encoder import TextEncoder
-from rayrank.models.spec import Sizes, TeacherSpec
+from rayrank.models.spec import CrossSpec, Sizes, StudentSpec
 from rayrank.on_ray.task import FitTask
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.encoders import (
@@ -75,9 +75,12 @@ def load_items(
     tokens = tokenise(texts, loaded.tokenizer_json, loaded.max_tokens)
     vectors = _vectors(_folder(task), loaded, tokens, collectives, device)
     sizes = dataset.sizes(int(vectors.shape[1]))
-    if not isinstance(task.model, TeacherSpec):
+    if isinstance(task.model, StudentSpec):
         return Items(replace(catalogue, vectors_ND=vectors), sizes, teacher_id=teacher_id)
-    below = _frozen_part(_folder(task), loaded, tokens, collectives, device)
+    literal = isinstance(task.model, CrossSpec)  # its texts are many items', whose layers mix them from the lowest on
+    if literal and not len(tokens[0]):
+        raise ConfigError("model.kind", "cross", "no item of the dataset has a text", "prepare it with schema.text")
+    below = None if literal else _frozen_part(_folder(task), loaded, tokens, collectives, device)
     catalogue = replace(catalogue, token_ids=tokens[0], token_offsets=tokens[1], vectors_ND=vectors, below_TW=below)
     files = {"tokenizer.json": loaded.tokenizer_json.encode()}
     return Items(catalogue, sizes, loaded.network, _info(task.encoder, loaded), files, teacher_id)

@@ -64,14 +64,16 @@ class Scorer:
             vectors[:] = cold.vectors
         missing = np.isnan(vectors[:, 0]) & (True if wanted is None else wanted)
         if missing.any():
-            texts = [cold.texts[j] for j in np.flatnonzero(missing)]
-            # An item without text keeps zeros, exactly like a catalogue item without text.
-            tokens = [e.ids if t else [] for t, e in zip(texts, self._tokenizer.encode_batch(texts), strict=True)]
-            offsets = torch.as_tensor(np.cumsum([0, *map(len, tokens)]))
-            ids = torch.as_tensor([i for t in tokens for i in t], dtype=torch.int32)
+            ids, offsets = self._tokenise([cold.texts[j] for j in np.flatnonzero(missing)])
             with torch.inference_mode():
-                vectors[missing] = encoder.encode(ids, offsets, torch.arange(len(tokens))).numpy()
+                vectors[missing] = encoder.encode(ids, offsets, torch.arange(len(offsets) - 1)).numpy()
         return vectors
+
+    def _tokenise(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Texts back to back: int32 token ids and int64 offsets. An item without text has no tokens, as in training."""
+        tokens = [e.ids if t else [] for t, e in zip(texts, self._tokenizer.encode_batch(texts), strict=True)]
+        offsets = torch.as_tensor(np.cumsum([0, *map(len, tokens)]))
+        return torch.as_tensor([i for t in tokens for i in t], dtype=torch.int32), offsets
 
     def _table(
         self, context: UserContext, candidates: np.ndarray, cold: ColdItems
@@ -96,9 +98,17 @@ class Scorer:
             features={name: torch.as_tensor(value[new]) for name, value in cold.features.items()},
             count_N=torch.zeros(len(new)),
             vectors_ND=self._text(None if vectors is None else vectors[new], len(new)),
+            **self._read(cold, new),
         )
         fresh = self.model.item_vectors(part, torch.zeros(len(new), dtype=torch.int64))
         return rows, torch.cat([items, fresh.float()]), encoded
+
+    def _read(self, cold: ColdItems, new: np.ndarray) -> dict[str, Tensor]:
+        """Tokens of new items, for a model that reads them."""
+        if not self.model.item_tokens:
+            return {}
+        ids, offsets = self._tokenise([cold.texts[j] for j in new])
+        return {"token_ids": ids, "token_offsets": offsets}
 
     def _text(self, vectors: np.ndarray | None, count: int) -> Tensor | None:
         """Text vectors of new items; zeros where there is none, as for the unknown item."""

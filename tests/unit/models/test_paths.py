@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rayrank.config import ConfigError
 from rayrank.models.ranker import take_rows
 from rayrank.models.spec import Inputs
 from rayrank.models.static import StaticPath
@@ -63,10 +64,12 @@ def test_untrained_items_share_the_unknown_id_and_keep_their_content(kind: str) 
     same = {name: value.clone() for name, value in table.features.items()}
     assert table.vectors_ND is not None
     vectors = table.vectors_ND.clone()
-    for value in (*same.values(), vectors):
+    assert table.tokens_NL is not None
+    tokens = table.tokens_NL.clone()
+    for value in (*same.values(), vectors, tokens):
         value[5] = value[4]
     with torch.no_grad():
-        rows = model.item_vectors(replace(table, features=same, vectors_ND=vectors))
+        rows = model.item_vectors(replace(table, features=same, vectors_ND=vectors, tokens_NL=tokens))
         torch.testing.assert_close(rows[4], rows[5], rtol=1e-5, atol=1e-5)
         new = model.item_vectors(take_rows(table, torch.tensor([4])), torch.zeros(1, dtype=torch.int64))
         torch.testing.assert_close(new[0], model.item_vectors(table)[4], rtol=1e-6, atol=1e-6)
@@ -80,6 +83,10 @@ def test_untrained_items_share_the_unknown_id_and_keep_their_content(kind: str) 
      ("history", "labels"), ("history_labels", "labels"), ("time", "time"), ("user_id", "user_id")],
 )  # fmt: skip
 def test_every_input_can_be_switched_off(kind: str, switch: str, matters: str) -> None:
+    if (kind, switch) == ("cross", "text"):
+        with pytest.raises(ConfigError, match=r"model\.inputs\.text"):
+            model_of(kind, inputs=Inputs(text=False))
+        return
     for on in (True, False):
         model = model_of(kind, inputs=Inputs(**{switch: on}))
         with torch.no_grad():
