@@ -42,6 +42,7 @@ Attributes = Annotated[dict[Name, Cell], Field(max_length=MAX_NAMES)]
 Labels = Annotated[dict[Name, Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=MAX_NAMES)]
 Time = Annotated[int, Field(ge=0, le=MAX_YEAR_3000)]
 Weights = Annotated[dict[Name, Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MAX_NAMES)]
+RequestId = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
 AnsweredBy = Literal["teacher", "student", "popularity"]
 
 
@@ -144,6 +145,33 @@ class RankRequest(_Asked):
 
     def _texts(self) -> Iterable[TextItem]:
         return [*(self.history or ()), *self.candidates]
+
+
+class FeedbackEvent(Message):
+    """What a user did with an item, as soon as it is known."""
+
+    item_id: ItemId = Field(description="the item; one that the catalogue does not know is kept for later releases")
+    labels: Labels = Field(default_factory=dict, description="event task -> label, e.g. {'like': 1, 'rating': 4}")
+    time: Time | None = Field(None, description="unix seconds of the event; None: now")
+    request_id: RequestId | None = Field(None, description="request_id of the response that showed the item")
+    event_id: RequestId | None = Field(
+        None, description="name of the event, unique for the user: told again, it counts once"
+    )
+
+
+class FeedbackRequest(Message):
+    """Events of one user, kept all together or not at all."""
+
+    user_id: UserId = Field(description="whose history they enter")
+    events: list[FeedbackEvent] = Field(min_length=1, max_length=MAX_HISTORY, description="oldest first")
+
+
+class FeedbackResponse(Message):
+    """The events are on disk, and the user's next request sees them."""
+
+    accepted: int = Field(description="events that are new")
+    duplicates: int = Field(description="events that had been told before")
+    request_id: str
 
 
 class RankedItem(Message):
@@ -252,6 +280,9 @@ class ReleaseInfo(Message):
     policy: str | None = Field(None, description="hash of the policy in force; None: there is none")
     policy_warning: str | None = Field(None, description="what is wrong with the policy file, if something is")
     example_users: list[str] = Field(default_factory=list, description="known user ids, if the service shows any")
+    served_log: dict[str, int] | None = Field(
+        None, description="answers that this replica has written to the served log, and dropped; null: no log"
+    )
 
 
 class ErrorField(Message):

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from rayrank.config import load
-from rayrank.messages import HistoryEvent, RankRequest, RecommendRequest
+from rayrank.messages import FeedbackRequest, HistoryEvent, RankRequest, RecommendRequest
 from rayrank.on_ray.graph_spec import open_store
 from rayrank.pipeline.distill import DistillConfig, distill
 from rayrank.pipeline.prepare import PrepareConfig, prepare
 from rayrank.pipeline.quickstart_plan import QuickstartConfig, plan
 from rayrank.pipeline.train_teacher import TrainTeacherConfig, train_teacher
-from rayrank.ranking.graph import RankingGraph
+from rayrank.ranking.graph import RankingGraph, Records
 from rayrank.ranking.release import Release, load_release, save_release, set_alias
+from rayrank.ranking.state import StateSpec, open_state
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,15 +65,17 @@ def documented_requests() -> list[tuple[str, dict[str, Any]]]:
 
 def test_the_curl_lines_are_answered_without_a_warning(releases: Path) -> None:
     release = load_release(str(releases))
-    graph = RankingGraph.open(release, store=open_store(release, str(releases / "histories.sqlite")))
-    asked = documented_requests()
-    assert [route for route, _ in asked] == ["recommend", "rank"]
+    store, state = open_store(release, str(releases / "histories.sqlite")), open_state(StateSpec(), str(releases))
+    graph = RankingGraph.open(release, store=store, records=Records(state))
+    *asked, (told, feedback) = documented_requests()
+    assert [*(route for route, _ in asked), told] == ["recommend", "rank", "feedback"]
     for route, body in asked:
         answer = graph.respond(REQUESTS[route].model_validate(body))
         assert answer.warnings == [], route
         assert answer.answered_by == "teacher"
         assert len(answer.items) == body.get("k", 3)
         assert [item.cold for item in answer.items].count(True) == (route == "rank")
+    assert graph.tell(FeedbackRequest.model_validate(feedback)).accepted == 1
 
 
 def test_the_policy_of_the_page_fits_the_release(releases: Path, tmp_path: Path) -> None:

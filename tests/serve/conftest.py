@@ -51,6 +51,7 @@ def served(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, root: Pat
     from rayrank.on_ray.http import shut_down
     from rayrank.on_ray.serve import QUIET, build_graph
     from rayrank.ranking.drive import Budgets
+    from rayrank.ranking.served_log import ServedLogSpec
 
     del ray_cluster
     folder = tmp_path_factory.mktemp("served")
@@ -66,7 +67,8 @@ def served(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, root: Pat
     targets = []
     for name, fused in (("staged", False), ("fused", True)):
         places = {"releases": str(world.releases), "histories": str(folder / f"{name}.sqlite"), "policy": str(policy)}
-        spec = GraphSpec(**places, fused=fused, budgets=budgets)
+        log = ServedLogSpec(path=str(folder / f"log-{name}"), flush_s=0.1)
+        spec = GraphSpec(**places, fused=fused, budgets=budgets, served_log=log)
         targets.append(serve.RunTarget(target=build_graph(spec, page), name=name, route_prefix=f"/{name}"))
     serve.run_many(targets, wait_for_applications_running=False)
     try:

@@ -13,6 +13,8 @@ import pytest
 from rayrank.messages import (
     DryRunRequest,
     DryRunResponse,
+    FeedbackRequest,
+    FeedbackResponse,
     ItemHit,
     RankRequest,
     RankResponse,
@@ -51,6 +53,11 @@ class FakeService:
     async def dry_run(self, asked: DryRunRequest, request_id: str) -> DryRunResponse:  # noqa: ARG002
         return DryRunResponse(before="a", after="b", answers=[])
 
+    async def tell(self, request: FeedbackRequest, request_id: str) -> FeedbackResponse:
+        if self.error is not None:
+            raise self.error
+        return FeedbackResponse(accepted=len(request.events), duplicates=0, request_id=request_id)
+
     async def describe(self) -> ReleaseInfo:
         return ReleaseInfo(release_id="r", bundles={"student": "s"}, dataset="d", tasks=[], fusion={}, items=1)
 
@@ -82,6 +89,36 @@ def test_an_unexpected_error_is_500_without_a_trace_here_or_in_the_log(caplog: p
 def test_a_missing_stage_is_503() -> None:
     answer = send(FakeService(StageError("user state: no answer within 2000 ms")), "POST", "/v1/recommend", json={})
     assert (answer.status_code, answer.json()["error"]) == (503, "user state: no answer within 2000 ms")
+
+
+def test_feedback_is_answered_when_it_is_kept_and_else_told_to_come_back() -> None:
+    body = {"user_id": "u", "events": [{"item_id": "a", "labels": {"like": 1}, "request_id": "r-1"}]}
+    answer = send(FakeService(), "POST", "/v1/feedback", json=body, headers={"x-request-id": "post-1"})
+    assert (answer.status_code, answer.json()) == (200, {"accepted": 1, "duplicates": 0, "request_id": "post-1"})
+    error = StageError("feedback was not kept: database is locked")
+    answer = send(FakeService(error), "POST", "/v1/feedback", json=body)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["error"] == "feedback was not kept: database is locked"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"user_id": ""}, "user_id"),
+        ({"events": []}, "events"),
+        ({"events": [{"item_id": "a"}] * 1001}, "events"),
+        ({"events": ["a"]}, "events.0"),
+        ({"events": [{"item_id": "a", "text": SECRET}]}, "events.0.text"),
+        ({"events": [{"item_id": "a", "time": 10**12}]}, "events.0.time"),
+        ({"events": [{"item_id": "a", "request_id": SECRET}]}, "events.0.request_id"),
+        ({"events": [{"item_id": "a", "labels": {"like": SECRET}}]}, "events.0.labels.like"),
+    ],
+)
+def test_malformed_feedback_names_the_field(change: dict[str, Any], field: str) -> None:
+    body = {"user_id": "u", "events": [{"item_id": "a"}]} | change
+    answer = send(FakeService(), "POST", "/v1/feedback", json=body)
+    assert (answer.status_code, [f["field"] for f in answer.json()["fields"]]) == (422, [field])
+    assert SECRET not in answer.text
 
 
 def test_health_is_503_until_every_stage_has_answered() -> None:

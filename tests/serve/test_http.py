@@ -18,6 +18,7 @@ from tests.tiny_release import START
 pytestmark = pytest.mark.slow
 DAY = 86_400
 LATER = START + 9 * DAY
+ID = {"x-request-id": "post-1"}
 NEW = {"item_id": "new", "text": "red dog story", "attributes": {"genres": "War", "year": 1995}}
 
 
@@ -131,6 +132,39 @@ def test_what_the_playground_needs(served: Served, graph: str) -> None:
     assert page.text.startswith("<!doctype html>")
     paths = get(f"/{graph}/openapi.json").json()["paths"]
     assert {"/v1/recommend", "/v1/rank", "/v1/health"} <= set(paths)
+
+
+def logged(served: Served, graph: str, request_id: str) -> dict[str, Any]:
+    """The line of the served log about a request."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        for file in (served.world.folder / f"log-{graph}").glob("served-*.jsonl"):
+            for line in file.read_text().splitlines():
+                if request_id in line:
+                    return dict(json.loads(line))
+        time.sleep(0.1)
+    raise AssertionError("not in the log")
+
+
+@pytest.mark.parametrize("graph", ["staged", "fused"])
+def test_feedback_is_seen_by_the_next_request_and_counts_once(served: Served, graph: str) -> None:
+    user = f"told-{graph}"
+    body = {"user_id": user, "events": [{"item_id": "i7", "labels": {"like": 1}}, {"item_id": "i8", "time": START}]}
+    first, again = (served.client.post(f"/{graph}/v1/feedback", json=body, headers=ID) for _ in range(2))
+    assert (first.status_code, first.json()) == (200, {"accepted": 2, "duplicates": 0, "request_id": "post-1"})
+    assert again.json()["duplicates"] == 2
+    for reader in ("staged", "fused"):  # two processes, one file
+        answer = served.post("recommend", {"user_id": user, "k": 30}, reader).json()
+        assert (answer["warnings"], answer["degraded"]) == ([], None)
+        assert not {"i7", "i8"} & {i["item_id"] for i in answer["items"]}
+    shown = served.rank(graph, user_id=user, candidates=["i1", "i2"], context={"device": "tv"})
+    line = logged(served, graph, shown["request_id"])
+    assert (line["user_id"], line["context"]) == (user, {"device": "tv"})
+    assert line["items"] == [i["item_id"] for i in shown["items"]]
+    assert line["scores"] == pytest.approx([i["score"] for i in shown["items"]], abs=1e-6)
+    assert line["history_until"] >= line["time"] - 600, "the event without a time is the latest"
+    wrong = served.post("feedback", {"user_id": user, "events": [{"item_id": "i1", "labels": {"liked": 1}}]}, graph)
+    assert (wrong.status_code, wrong.json()["fields"][0]["field"]) == (422, "events.0.labels.liked")
 
 
 def test_batch_and_online_scores_agree(served: Served, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from rayrank.messages import (
     DryRunResponse,
     ErrorBody,
     ErrorField,
+    FeedbackRequest,
+    FeedbackResponse,
     ItemHit,
     RankRequest,
     RankResponse,
@@ -55,6 +57,10 @@ class Service(Protocol):
 
     async def dry_run(self, asked: DryRunRequest, request_id: str) -> DryRunResponse:
         """Requests under two policies."""
+        ...
+
+    async def tell(self, request: FeedbackRequest, request_id: str) -> FeedbackResponse:
+        """Keep what a user did; on disk when it returns."""
         ...
 
     async def ready(self) -> None:
@@ -97,6 +103,11 @@ def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
     async def dry_run(body: DryRunRequest, request: Request) -> Response:
         """What another policy would change in the answers to these requests; changes nothing."""
         return _json(await service.dry_run(body, request.state.request_id))
+
+    @api.post("/v1/feedback", response_model=FeedbackResponse, responses=_ASKED)
+    async def feedback(body: FeedbackRequest, request: Request) -> Response:
+        """What a user did with items: on disk when answered, and seen by the user's next request."""
+        return _json(await service.tell(body, request.state.request_id))
 
     @api.get("/v1/health", responses=_UNAVAILABLE)
     async def health() -> dict[str, str]:
@@ -156,7 +167,7 @@ def _add_errors(api: FastAPI) -> None:
 
     @api.exception_handler(StageError)
     async def unavailable(request: Request, error: StageError) -> Response:
-        return _error(request, 503, str(error))
+        return _error(request, 503, str(error), headers={"retry-after": "1"})
 
     @api.exception_handler(BusyError)
     async def busy(request: Request, error: BusyError) -> Response:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from rayrank.config import Config, DataPath
+from rayrank.config import Config, ConfigError, DataPath
 from rayrank.ranking.drive import Budgets
 from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.release import Release
+from rayrank.ranking.served_log import ServedLogSpec
+from rayrank.ranking.state import StateSpec, StateStore, open_state
 from rayrank.ranking.store import UserStore
 from rayrank.sources.dataset import Dataset
 
@@ -36,10 +38,42 @@ class GraphSpec(Config):
     flow: FlowSettings = Field(default_factory=FlowSettings, description="how many candidates each stage passes on")
     budgets: Budgets = Field(default_factory=Budgets, description="longest wait for each stage")
     replicas: Replicas = Field(default_factory=Replicas, description="processes of each stage")
-    histories: DataPath | None = Field(None, description="sqlite file of user histories; None: beside temporary files")
+    histories: DataPath | None = Field(
+        None, description="sqlite file: cache of the dataset's histories; None: beside temporary files"
+    )
     policy: DataPath | None = Field(None, description="policy file (YAML or JSON), followed while serving; None: none")
+    state: StateSpec | None = Field(
+        default_factory=StateSpec, description="where events that users send are kept; null: none are taken"
+    )
+    served_log: ServedLogSpec | None = Field(
+        None, description="where answers are written down, to train on them; null: nowhere"
+    )
     now: int | None = Field(None, description="unix seconds taken for the present (demos on old data); None: the clock")
     example_users: int = Field(20, ge=0, le=100, description="known user ids that /v1/release shows; 0: none")
+
+
+def open_user_data(spec: GraphSpec, release: Release) -> tuple[UserStore | None, StateStore | None]:
+    """The histories of the release's dataset and what users told since.
+
+    Raises:
+        ConfigError: a file cannot be made, or the server's settings lose what it acknowledges.
+    """
+    state = None if spec.state is None else open_state(spec.state, spec.releases)
+    loaded = spec.state is not None and spec.state.loaded
+    return None if loaded else open_store(release, spec.histories), state
+
+
+def check_machines(spec: GraphSpec, machines: int) -> None:
+    """Refuse a file as the state of user stages that may run on several machines, each with its own disk.
+
+    Raises:
+        ConfigError: more than one replica writes, and there is more than one machine.
+    """
+    name = "replicas.ingress" if spec.fused else "replicas.user"
+    writers = spec.replicas.ingress if spec.fused else spec.replicas.user
+    if spec.state is not None and spec.state.url is None and writers > 1 and machines > 1:
+        rule = f"{writers} replicas on {machines} machines cannot share one file of user state"
+        raise ConfigError(name, writers, rule, f"set state.url=redis://…, {name}=1, or state=null")
 
 
 def open_store(

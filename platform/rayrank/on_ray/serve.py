@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -24,6 +25,8 @@ from rayrank.messages import (
     DryRunRequest,
     DryRunResponse,
     ErrorField,
+    FeedbackRequest,
+    FeedbackResponse,
     ItemHit,
     RankRequest,
     RankResponse,
@@ -31,12 +34,22 @@ from rayrank.messages import (
     ReleaseInfo,
     TaskInfo,
 )
-from rayrank.on_ray.graph_spec import GraphSpec, open_store
+from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_user_data
 from rayrank.on_ray.pool import Gate, Pool
 from rayrank.ranking.drive import Driver
-from rayrank.ranking.flow import Call, StageError, Terms, rank_flow
+from rayrank.ranking.feedback import Accepted, FeedbackStage
+from rayrank.ranking.flow import Call, Missed, StageError, Terms, rank_flow
 from rayrank.ranking.fusion import check_weights
-from rayrank.ranking.graph import RankingGraph, RequestError, bundle_ids, flow_parts, open_bundles, open_policy
+from rayrank.ranking.graph import (
+    RankingGraph,
+    Records,
+    RequestError,
+    bundle_ids,
+    flow_parts,
+    open_bundles,
+    open_policy,
+    receipt,
+)
 from rayrank.ranking.items import Items
 from rayrank.ranking.policy import Policy
 from rayrank.ranking.policy_spec import PolicySpec
@@ -44,7 +57,8 @@ from rayrank.ranking.release import Release, load_release
 from rayrank.ranking.respond import Named, difference, respond
 from rayrank.ranking.retriever import Retriever
 from rayrank.ranking.scorer import Scorer
-from rayrank.ranking.user import UserStage
+from rayrank.ranking.served_log import ServedLog, shown_of
+from rayrank.ranking.user import Rejected, UserStage
 from rayrank.ranking.warm import WarmUp
 from rayrank.schema import RegressionTask
 
@@ -65,6 +79,7 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
         ConfigError: no such release.
     """
     release = load_release(spec.releases)
+    check_machines(spec, sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1)
     raw = {"spec": spec.model_dump(mode="json"), "release": release.model_dump(mode="json")}
     reserved = {"num_cpus": spec.replicas.num_cpus}
     ingress = serve.deployment(
@@ -106,14 +121,7 @@ class _Stage(ABC):
         """Load what the stage needs; returns the function that does its work."""
 
     async def __call__(self, *arguments: Any) -> Any:
-        return await self._pool.run(self._quietly, *arguments)
-
-    def _quietly(self, *arguments: Any) -> Any:
-        """The work; Serve logs the trace of what a replica raises, which must not tell what the user sent."""
-        try:
-            return self._work(*arguments)
-        except Exception as error:
-            raise RuntimeError(f"the stage failed: {type(error).__name__}") from None
+        return await self._pool.run(_quietly, self._work, *arguments)
 
 
 class UserState(_Stage):
@@ -121,12 +129,21 @@ class UserState(_Stage):
 
     def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
         bundle = open_bundles(release, ("student",)).first
-        self._store = open_store(release, spec.histories)
-        return UserStage(bundle, Items.of(bundle.items), self._store).prepare
+        store, state = open_user_data(spec, release)
+        self._stage = UserStage(bundle, Items.of(bundle.items), store, state)
+        self._feedback = FeedbackStage(self._stage.encoder, state)
+        self._writes = Pool(MAX_ONGOING, "feedback")  # waits for the disk, which no ranking should wait for
+        return self._stage.prepare
+
+    async def feedback(self, request: FeedbackRequest, request_id: str, now: int) -> Accepted | Rejected | Missed:
+        """Keep events."""
+        found = await self._writes.run(_quietly, self._feedback.accept, request, request_id, now)
+        assert isinstance(found, Accepted | Rejected | Missed)
+        return found
 
     def examples(self, limit: int) -> list[str]:
         """Some known user ids."""
-        return self._store.user_ids(limit) if self._store else []
+        return self._stage.examples(limit)
 
 
 class Retrieve(_Stage):
@@ -160,10 +177,12 @@ class Ingress:
         self._spec, release = _setup(raw)
         self._page, self._handles = page, handles
         self._gate = Gate(self._spec.replicas.ongoing)
+        self._log = None if self._spec.served_log is None else ServedLog(self._spec.served_log)
         if handles is None:
-            store = open_store(release, self._spec.histories)
-            graph = RankingGraph.open(release, self._spec.flow, store, self._spec.policy)
-            self._parts, self._named, self._store, self._policy = graph.parts, graph.named, graph.store, graph.policy
+            store, state = open_user_data(self._spec, release)
+            graph = RankingGraph.open(release, self._spec.flow, store, self._spec.policy, Records(state))
+            self._parts, self._named, self._user, self._policy = graph.parts, graph.named, graph.user, graph.policy
+            self._feedback, self._writes = graph.feedback, Pool(self._spec.replicas.ongoing, "feedback")
             invoke = _in_threads(graph, self._now, self._spec.replicas.ongoing)
         else:
             student = open_bundles(release, ("student",)).first
@@ -191,7 +210,38 @@ class Ingress:
             terms = self._policy.terms(request_id) if self._policy else Terms(request_id)
             flow = rank_flow(request, self._parts, terms)
             ranked, timings = await self._driver.run(flow, request_id, request.timeout_ms)
-        return respond(request, ranked, self._named, request_id, timings)
+        response = respond(request, ranked, self._named, request_id, timings)
+        if self._log is not None:
+            self._log.note(shown_of(request, ranked, response, self._now()))
+        return response
+
+    def __del__(self) -> None:
+        """Serve calls this before it ends a replica: what waits for the log is written."""
+        log = getattr(self, "_log", None)
+        if log is not None:
+            log.close()
+
+    async def tell(self, request: FeedbackRequest, request_id: str) -> FeedbackResponse:
+        """Keep events; they are on disk when this returns.
+
+        Raises:
+            BusyError: this replica works on as many requests as it may.
+            StageError: the store gives no answer; what was sent may be sent again.
+        """
+        with self._gate:
+            try:
+                found = await asyncio.wait_for(self._kept(request, request_id), self._spec.budgets.user)
+            except Exception as error:  # a dead replica raises many kinds
+                raise StageError(f"feedback: no answer ({type(error).__name__})") from None
+        return receipt(found, request_id)
+
+    async def _kept(self, request: FeedbackRequest, request_id: str) -> Accepted | Rejected | Missed:
+        if self._handles is None:
+            found = await self._writes.run(self._feedback.accept, request, request_id, self._now())
+        else:
+            found = await self._handles["user"].feedback.remote(request, request_id, self._now())
+        assert isinstance(found, Accepted | Rejected | Missed)
+        return found
 
     async def dry_run(self, asked: DryRunRequest, request_id: str) -> DryRunResponse:
         """Each request under the policy in force and under another one.
@@ -242,10 +292,13 @@ class Ingress:
             terms = self._policy.terms("")
             now = {"policy": terms.policy.hash if terms.policy else None, "policy_warning": terms.warning}
             info = info.model_copy(update=now)
+        if self._log is not None:
+            counts = {"written": self._log.written, "dropped": self._log.dropped}
+            info = info.model_copy(update={"served_log": counts})
         if not limit:
             return info
         if self._handles is None:
-            users = self._store.user_ids(limit) if self._store else []
+            users = self._user.examples(limit)
         else:
             try:
                 users = await asyncio.wait_for(self._handles["user"].examples.remote(limit), self._spec.budgets.user)
@@ -269,6 +322,14 @@ class Ingress:
         except asyncio.CancelledError:
             response.cancel()  # out of time: do not let the stage work for nobody
             raise
+
+
+def _quietly(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The work; Serve logs the trace of what a replica raises, which must not tell what the user sent."""
+    try:
+        return work(*arguments)
+    except Exception as error:
+        raise RuntimeError(f"the stage failed: {type(error).__name__}") from None
 
 
 def _setup(raw: Mapping[str, Any]) -> tuple[GraphSpec, Release]:

@@ -54,6 +54,7 @@ class Prepared:
     cold: ColdItems
     candidates: np.ndarray | None  # int64 (Q,) rows to rank; None: ask the retriever
     warnings: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()  # what could not be asked, and why
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from rayrank.features.encode import encode_categorical, encode_numeric, index_fo
 from rayrank.features.history import shown_events
 from rayrank.features.state import FeatureState, TableState
 from rayrank.features.text import item_text
-from rayrank.messages import HistoryEvent, TextItem
+from rayrank.messages import FeedbackEvent, HistoryEvent, TextItem
 from rayrank.ranking.context import ColdItems
 from rayrank.ranking.items import Items
+from rayrank.ranking.state import UserEvents
 from rayrank.ranking.store import History
 from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, RegressionTask
 
@@ -112,19 +113,44 @@ class RequestEncoder:
         labels = {task: values[shown] for task, values in labels.items()}
         return History(rows[shown].astype(np.int32), request[shown].astype(np.int32), times[shown], labels)
 
-    def label_problems(self, events: Sequence[HistoryEvent]) -> list[tuple[str, str]]:
-        """(field, rule) of labels that no task of the release could have."""
+    def told(self, events: UserEvents, before: int | None, cold: ColdBuilder) -> History:
+        """Stored events that a history may show, strictly earlier than ``before`` (None: all of them).
+
+        Equal times share a request.
+        """
+        times = np.asarray(events.time, np.int64)
+        labels = {task: np.full(len(events), np.nan, np.float32) for task in self.tasks}
+        labels |= {task: np.asarray(values, np.float32) for task, values in events.labels.items() if task in labels}
+        shown = shown_events(self.schema, labels, len(events))
+        if before is not None:
+            shown &= times < before
+        rows = np.asarray([self._known(item_id, cold) for item_id in events.item], np.int32)[shown]
+        times = times[shown]
+        request = np.cumsum(np.diff(times, prepend=times[:1]) != 0, dtype=np.int32)
+        if self.schema.timestamp is None:  # they order the events, the models were trained without
+            times = np.zeros_like(times)
+        return History(rows, request, times, {task: values[shown] for task, values in labels.items()})
+
+    def _known(self, item_id: str, cold: ColdBuilder) -> int:
+        row = self.items.row(item_id)
+        added = None if row else self._added.get(item_id)
+        return row if added is None else cold.row(added)
+
+    def label_problems(
+        self, events: Sequence[HistoryEvent | FeedbackEvent], where: str = "history"
+    ) -> list[tuple[str, str]]:
+        """(field, rule) of labels that no task of the release could have; ``where`` is the field of the events."""
         units = {t.name: t for t in self.schema.event_tasks}
         problems = []
         for i, event in enumerate(events):
             for name, value in event.labels.items():
-                task = units.get(name)
+                task, field = units.get(name), f"{where}.{i}.labels.{name}"
                 if task is None:
-                    problems.append((f"history.{i}.labels.{name}", f"unknown task; one of {', '.join(units)}"))
+                    problems.append((field, f"unknown task; one of {', '.join(units)}"))
                 elif isinstance(task, RegressionTask) and not task.low <= value <= task.high:
-                    problems.append((f"history.{i}.labels.{name}", f"must lie in {task.low:g}..{task.high:g}"))
+                    problems.append((field, f"must lie in {task.low:g}..{task.high:g}"))
                 elif not isinstance(task, RegressionTask) and value not in (0, 1):
-                    problems.append((f"history.{i}.labels.{name}", "must be 0 or 1"))
+                    problems.append((field, "must be 0 or 1"))
         return problems
 
     def weight_problems(self, weights: Mapping[str, float] | None) -> list[tuple[str, str]]:

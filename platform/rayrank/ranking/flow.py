@@ -68,6 +68,7 @@ class Ranked:
     degraded: str | None
     warnings: tuple[str, ...]
     cold_keys: tuple[str, ...]
+    history_until: int | None = None  # unix seconds of the latest event that the models saw
     stages: Mapping[str, np.ndarray] = field(default_factory=dict)  # stage -> fused score (R,), NaN where not asked
     sources: Mapping[str, np.ndarray] = field(default_factory=dict)  # source -> int32 (R,) rank there, 0 not in it
     propensity: np.ndarray | None = None  # float64 (R,): probability that the item stands at its place; None: all 1
@@ -119,7 +120,7 @@ def rank_flow(request: RankRequest | RecommendRequest, parts: FlowParts, terms: 
     if isinstance(prepared, Missed):
         raise StageError(f"user state: {prepared.reason}")
     assert isinstance(prepared, Prepared)  # drivers turn a rejected request into an error
-    notes: list[str] = []
+    notes = list(prepared.missed)
     if isinstance(request, RankRequest):
         asked, sources = _given(request, prepared, parts), dict[str, np.ndarray]()
     else:
@@ -248,6 +249,7 @@ class _Board:
             degraded="; ".join(notes) or None,
             warnings=prepared.warnings + ((self.terms.warning,) if self.terms.warning else ()),
             cold_keys=prepared.cold.keys,
+            history_until=int(times[-1]) if len(times := prepared.context.history.time) else None,
             stages={stage: values[positions] for stage, values in self.stages.items()},
             propensity=arranged.propensity if arranged else None,
             marks=arranged.marks if arranged else (),

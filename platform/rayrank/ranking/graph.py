@@ -13,10 +13,19 @@ import numpy as np
 
 from rayrank.bundle import Bundle, load_bundle, read_id
 from rayrank.config import ConfigError
-from rayrank.messages import ErrorField, RankRequest, RankResponse, RecommendRequest, TextItem
+from rayrank.messages import (
+    ErrorField,
+    FeedbackRequest,
+    FeedbackResponse,
+    RankRequest,
+    RankResponse,
+    RecommendRequest,
+    TextItem,
+)
 from rayrank.ranking.context import ColdVectors
 from rayrank.ranking.encode import ColdBuilder
-from rayrank.ranking.flow import Call, FlowParts, FlowSettings, Ranked, Terms, rank_flow
+from rayrank.ranking.feedback import Accepted, FeedbackStage
+from rayrank.ranking.flow import Call, FlowParts, FlowSettings, Missed, Ranked, StageError, Terms, rank_flow
 from rayrank.ranking.fusion import check_weights
 from rayrank.ranking.items import Items
 from rayrank.ranking.policy import ItemFacts
@@ -25,6 +34,8 @@ from rayrank.ranking.release import Release
 from rayrank.ranking.respond import Named, respond
 from rayrank.ranking.retriever import Retriever
 from rayrank.ranking.scorer import Scorer
+from rayrank.ranking.served_log import ServedLog, shown_of
+from rayrank.ranking.state import StateStore
 from rayrank.ranking.store import UserStore
 from rayrank.ranking.user import Rejected, UserStage
 from rayrank.schema import DatasetSchema
@@ -61,6 +72,14 @@ class Bundles:
         return {role: bundle.bundle_id for role, bundle in both.items() if bundle is not None}
 
 
+@dataclass(frozen=True)
+class Records:
+    """What a graph writes down while it answers."""
+
+    state: StateStore | None = None  # what users did
+    log: ServedLog | None = None  # what they were shown
+
+
 class RankingGraph:
     """User state → retrieve → student → teacher → policy, in this process."""
 
@@ -71,11 +90,13 @@ class RankingGraph:
         settings: FlowSettings,
         store: UserStore | None,
         policy: str | None = None,
+        records: Records = Records(),
     ) -> None:
         check_weights(release.fusion, bundles.first.info.data_schema, "fusion")
-        self.bundles, self.release, self.store = bundles, release, store
+        self.bundles, self.release, self.log = bundles, release, records.log
         self.items = Items.of(bundles.first.items)
-        self.user = UserStage(bundles.first, self.items, store)
+        self.user = UserStage(bundles.first, self.items, store, records.state)
+        self.feedback = FeedbackStage(self.user.encoder, records.state)
         both = {"student": bundles.student, "teacher": bundles.teacher}
         self._scorers = {role: Scorer(bundle) for role, bundle in both.items() if bundle is not None}
         self._retriever = Retriever(next(iter(self._scorers.values())), self.items, settings.sources)
@@ -95,9 +116,10 @@ class RankingGraph:
         settings: FlowSettings | None = None,
         store: UserStore | None = None,
         policy: str | None = None,
+        records: Records = Records(),
     ) -> RankingGraph:
         """Load the release's bundles (verified) and compose them; ``policy`` is the path of a policy file."""
-        return cls(open_bundles(release), release, settings or FlowSettings(), store, policy)
+        return cls(open_bundles(release), release, settings or FlowSettings(), store, policy, records)
 
     def answer(
         self, request: Request, now: int | None = None, terms: Terms | None = None
@@ -126,14 +148,27 @@ class RankingGraph:
                 raise RequestError(result.fields)
 
     def respond(self, request: Request, now: int | None = None, request_id: str | None = None) -> RankResponse:
-        """The same as a response message."""
-        key = request_id or uuid.uuid4().hex
-        ranked, timings = self.answer(request, now, self.terms(key))
-        return respond(request, ranked, self.named, key, timings)
+        """The same as a response message, which goes to the served log too, if there is one."""
+        moment, key = int(time.time()) if now is None else now, request_id or uuid.uuid4().hex
+        ranked, timings = self.answer(request, moment, self.terms(key))
+        response = respond(request, ranked, self.named, key, timings)
+        if self.log is not None:
+            self.log.note(shown_of(request, ranked, response, moment))
+        return response
 
     def terms(self, request_id: str) -> Terms:
         """What holds for a request that comes now."""
         return Terms(request_id) if self.policy is None else self.policy.terms(request_id)
+
+    def tell(self, request: FeedbackRequest, now: int | None = None, request_id: str | None = None) -> FeedbackResponse:
+        """Keep what a user did; on disk, and in the history of the user's next request, when this returns.
+
+        Raises:
+            RequestError: labels that no task of the release could have.
+            StageError: the store is down, or there is none; nothing was kept.
+        """
+        asked = request_id or uuid.uuid4().hex
+        return receipt(self.feedback.accept(request, asked, int(time.time()) if now is None else now), asked)
 
     def stages(self, now: int) -> Mapping[str, Callable[..., Any]]:
         """Stage -> the function that does it."""
@@ -156,6 +191,20 @@ class RankingGraph:
             return 0
         self.parts.cold_vectors.add(cold.keys, vectors)
         return len(cold)
+
+
+def receipt(found: Accepted | Rejected | Missed, request_id: str) -> FeedbackResponse:
+    """What the feedback stage found, as the answer to its sender.
+
+    Raises:
+        RequestError: a rule of the release is broken.
+        StageError: nothing was kept.
+    """
+    if isinstance(found, Rejected):
+        raise RequestError(found.fields)
+    if isinstance(found, Missed):
+        raise StageError(f"feedback was not kept: {found.reason}")
+    return FeedbackResponse(accepted=found.new, duplicates=found.old, request_id=request_id)
 
 
 def open_bundles(release: Release, roles: Sequence[str] = ("student", "teacher"), verify: bool = True) -> Bundles:

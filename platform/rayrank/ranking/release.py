@@ -89,6 +89,13 @@ def champion(releases: str | Path, alias: str = CHAMPION) -> Release | None:
     return load_release(releases, alias)
 
 
+def releases_folder(path: str | Path) -> Path:
+    """The folder of all releases, told by itself, by one release's folder or by its ``release.json``."""
+    place = _local(path)
+    release = place.parent if place.name == _RELEASE_FILE else place
+    return release.parent if (release / _RELEASE_FILE).is_file() else place
+
+
 def _local(path: str | Path) -> Path:
     if "://" in str(path):
         raise ConfigError(str(path), None, "releases lie on a local or mounted disk", "copy them, or mount the bucket")

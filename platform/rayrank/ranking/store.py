@@ -11,8 +11,9 @@ import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,46 @@ class History:
         """The n latest events."""
         labels = {task: v[-n:] for task, v in self.labels.items()}
         return History(self.item[-n:], self.request[-n:], self.time[-n:], labels)
+
+
+def joined(base: History, told: History) -> History:
+    """What the data knows and what was told since, in time order; an event that both know counts once.
+
+    Equal times share a request; so does what happened between the events of one request of ``base``.
+    """
+    if not len(told) or not len(base):
+        return told if len(told) else base
+    later = told.time[0] > base.time[-1]
+    if not later:
+        told = _unknown_to(base, told)
+    item, time = (np.concatenate([getattr(h, name) for h in (base, told)]) for name in ("item", "time"))
+    labels = {task: np.concatenate([base.labels[task], told.labels[task]]) for task in base.labels}
+    request = np.concatenate([base.request, told.request + (base.request[-1] + 1)])
+    if not later:
+        before = np.searchsorted(base.time, told.time, side="right") - 1
+        after = np.minimum(before + 1, len(base) - 1)
+        inside = (base.time[before] == told.time) | ((base.request[before] == base.request[after]) & (after > before))
+        inside &= before >= 0
+        request[len(base) :][inside] = base.request[before[inside]]
+        order = np.argsort(time, kind="stable")
+        item, time, request = item[order], time[order], request[order]
+        labels = {task: values[order] for task, values in labels.items()}
+        request = np.cumsum(np.diff(request, prepend=request[:1]) != 0, dtype=np.int32)
+    return History(item, request, time, labels)
+
+
+def _unknown_to(base: History, told: History) -> History:
+    """Without events whose item, time and labels ``base`` has."""
+    first = np.searchsorted(base.time, told.time[0])
+    known = {
+        (int(base.item[i]), int(base.time[i])): {t: float(v[i]) for t, v in base.labels.items()}
+        for i in range(int(first), len(base))
+    }
+    new = np.ones(len(told), bool)
+    for i in range(len(told)):
+        there = known.get((int(told.item[i]), int(told.time[i])))
+        new[i] = there is None or any(not np.isnan(v[i]) and there[t] != v[i] for t, v in told.labels.items())
+    return History(told.item[new], told.request[new], told.time[new], {t: v[new] for t, v in told.labels.items()})
 
 
 def empty_history(tasks: tuple[str, ...]) -> History:
@@ -123,7 +164,7 @@ def _fill(connection: sqlite3.Connection, dataset: Dataset) -> None:
         "CREATE TABLE histories(user_id TEXT PRIMARY KEY, events BLOB NOT NULL);"
         "CREATE TEMP TABLE chunks(user INTEGER, events BLOB, rows BLOB);"
     )
-    connection.executemany("INSERT INTO chunks VALUES (?, ?, ?)", _chunks(dataset, tasks))
+    connection.executemany("INSERT INTO chunks VALUES (?, ?, ?)", _chunks(dataset, tasks, dataset.groups()))
     connection.execute("CREATE INDEX temp.by_user ON chunks(user)")
     ids = dataset.users_table().column("user_id").to_pylist()
     latest = users = 0
@@ -138,9 +179,18 @@ def _fill(connection: sqlite3.Connection, dataset: Dataset) -> None:
     connection.commit()
 
 
-def _chunks(dataset: Dataset, tasks: tuple[str, ...]) -> Iterator[tuple[int, bytes, bytes]]:
+def shard_histories(dataset: Dataset, shard: int) -> Iterator[tuple[int, History]]:
+    """User index and history of everyone who has events in a shard; the shard's histories are held in memory."""
+    tasks = tuple(t.name for t in dataset.schema.event_tasks)
+    chunks = _chunks(dataset, tasks, [place for place in dataset.groups() if place[0] == shard])
+    return _merged(sorted(chunks, key=itemgetter(0)), tasks)
+
+
+def _chunks(
+    dataset: Dataset, tasks: tuple[str, ...], groups: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, bytes, bytes]]:
     names = ["user", "row", "history", *(c for c, _ in _COLUMNS), *(f"label_{t}" for t in tasks)]
-    for shard, group in dataset.groups():
+    for shard, group in groups:
         table = dataset.read_group(shard, group, columns=names)
         users = table.column("user").to_numpy()
         lists = {name: _lists(table, name) for name in names[1:]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from rayrank.bundle import Bundle
 from rayrank.features.derived import request_columns
 from rayrank.messages import ErrorField, RankRequest, RecommendRequest
+from rayrank.ranking.breaker import Breaker
 from rayrank.ranking.context import Prepared, UserContext
 from rayrank.ranking.encode import ColdBuilder, RequestEncoder
 from rayrank.ranking.items import Items
-from rayrank.ranking.store import History, UserStore, empty_history
+from rayrank.ranking.state import StateError, StateStore, UserEvents
+from rayrank.ranking.store import History, UserStore, empty_history, joined
 from rayrank.schema import Feature, past_features
 from rayrank.sources.dataset import feature_tensor
 from rayrank.wording import counted
@@ -29,8 +32,11 @@ class Rejected:
 class UserStage:
     """Turns a request into arrays."""
 
-    def __init__(self, bundle: Bundle, items: Items, store: UserStore | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, items: Items, store: UserStore | None = None, state: StateStore | None = None
+    ) -> None:
         self.encoder = RequestEncoder(bundle.info.data_schema, bundle.features, items)
+        self._state, self._breaker = state, Breaker()
         self._store, self._window, self._schema = store, bundle.info.window, bundle.info.data_schema
         self._of_items, self._knows_past = past_features(self._schema), bundle.past is not None
         self._rows: dict[str, int] = {}
@@ -52,7 +58,7 @@ class UserStage:
         if self._schema.timestamp is None:  # trained without times
             time = 0
         cold, warnings = ColdBuilder(self.encoder), list[str]()
-        history, warning = self._history(request, time, cold)
+        history, warning, missed = self._history(request, (time, now), cold)
         candidates = None
         if isinstance(request, RankRequest):
             candidates = self.encoder.rows(request.candidates, cold)
@@ -68,22 +74,51 @@ class UserStage:
             context=self._context(request, time, history),
             older=history.item[: -self._window],
         )
-        return Prepared(context, cold.build(), candidates, tuple(warnings))
+        return Prepared(context, cold.build(), candidates, tuple(warnings), (missed,) if missed else ())
+
+    def examples(self, limit: int) -> list[str]:
+        """Some known user ids."""
+        if self._store is not None:
+            return self._store.user_ids(limit)
+        with suppress(StateError):
+            return self._state.user_ids(limit) if self._state is not None else []
+        return []
 
     def _history(
-        self, request: RankRequest | RecommendRequest, time: int, cold: ColdBuilder
-    ) -> tuple[History, str | None]:
-        """The inline history, else the stored one (events up to ``time``), else none and why."""
+        self, request: RankRequest | RecommendRequest, when: tuple[int, int], cold: ColdBuilder
+    ) -> tuple[History, str | None, str | None]:
+        """The inline history, else the known one, else none and why; last, why a part of it could not be read.
+
+        ``when``: the request's time and the present.
+        """
         if request.history is not None:
-            return self.encoder.history(request.history, time, cold), None
-        stored = self._store.history(request.user_id) if self._store and request.user_id else None
-        if stored is not None:
-            return _before(stored, request.time), None
+            return self.encoder.history(request.history, when[0], cold), None, None
+        empty = empty_history(self.encoder.tasks)
         if request.user_id is None:
-            return empty_history(self.encoder.tasks), "no user and no history: answered from popularity and context"
-        known = request.user_id in self._rows
-        why = "no history is known of this user" if known else "unknown user"
-        return empty_history(self.encoder.tasks), f"{why}: answered from popularity and context"
+            return empty, "no user and no history: answered from popularity and context", None
+        stored = self._store.history(request.user_id) if self._store else None
+        told, missed = self._told(request.user_id, when[1])
+        if stored is not None or told is not None:
+            history = empty if stored is None else _before(stored, request.time)
+            if told is not None:
+                history = joined(history, self.encoder.told(told, request.time, cold))
+            return history, None, missed
+        why = "no history is known of this user" if request.user_id in self._rows else "unknown user"
+        return empty, f"{why}: answered from popularity and context", missed
+
+    def _told(self, user_id: str, now: int) -> tuple[UserEvents | None, str | None]:
+        """What the user's feedback tells, or why it cannot be read; a store that is down is not asked every time."""
+        if self._state is None:
+            return None, None
+        if not self._breaker.allows():
+            return None, "user state: left alone after repeated misses; without the latest events"
+        try:
+            found = self._state.events(user_id, now)
+        except StateError as error:
+            self._breaker.failed()
+            return None, f"user state: {error}; without the latest events"
+        self._breaker.succeeded()
+        return found, None
 
     def _user_features(self, row: int, given: Mapping[str, object]) -> dict[str, np.ndarray]:
         """Features of the known user, overruled by the columns given in the request."""

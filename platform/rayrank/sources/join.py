@@ -36,7 +36,14 @@ class WindowJoin(Config):
     window_s: int = Field(3600, ge=0, description="seconds from impression to behaviour")
 
 
-JoinRule = Annotated[RequestJoin | WindowJoin, Field(discriminator="kind")]
+class AttributionJoin(Config):
+    """By request_id where the behaviour has one, else as ``window``; at most ``window_s`` after the impression."""
+
+    kind: Literal["attribution"] = "attribution"
+    window_s: int = Field(86_400, ge=0, description="seconds from impression to behaviour")
+
+
+JoinRule = Annotated[RequestJoin | WindowJoin | AttributionJoin, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ def join_behaviours(rows: pa.Table, schema: DatasetSchema, rule: JoinRule, tasks
             owner = _by_request(shown, done)
         case WindowJoin():
             owner = _by_window(shown, done, rule.window_s)
+        case AttributionJoin():
+            owner = _by_attribution(shown, done, rule.window_s)
         case _:
             assert_never(rule)
     found = owner >= 0
@@ -115,6 +124,15 @@ def _by_window(shown: pa.Table, done: pa.Table, window_s: int) -> np.ndarray:
     owner = np.full(total, -1)
     owner[order] = np.where(fits, candidate, -1)
     return owner[n:]
+
+
+def _by_attribution(shown: pa.Table, done: pa.Table, window_s: int) -> np.ndarray:
+    named = done["request_id"].is_valid().to_numpy(zero_copy_only=False)
+    owner = np.where(named, _by_request(shown, done), _by_window(shown, done, window_s))
+    if not shown.num_rows:
+        return owner
+    age = done["timestamp"].to_numpy() - shown["timestamp"].to_numpy()[owner.clip(min=0)]
+    return np.where((owner >= 0) & (age <= window_s), owner, -1)
 
 
 def _codes(tables: list[pa.Table], keys: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:

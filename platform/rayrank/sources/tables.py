@@ -27,7 +27,7 @@ from rayrank.sources.files import (
     read_part,
     require_columns,
 )
-from rayrank.sources.join import BEHAVIOUR_TIME, Joined, JoinRule, RequestJoin, join_behaviours
+from rayrank.sources.join import BEHAVIOUR_TIME, AttributionJoin, Joined, JoinRule, RequestJoin, join_behaviours
 from rayrank.sources.source import BEHAVIOUR, EVERY_ROW, Part, canonical, key_text
 
 _AT_ONCE = {"time_column": None, "available_after_s": None}
@@ -141,9 +141,12 @@ class Tables:
     def _keys(self) -> list[str]:
         """Columns no file may lack."""
         schema = self.schema
-        by_request = isinstance(self.config.join, RequestJoin) and self.config.behaviours is not None
+        by_request = self._by_request and self.config.behaviours is not None
         if by_request and schema.request_id is None:
-            rule, fix = "joining by request needs request_id in the dataset YAML", "add it, or join by window"
+            rule, fix = (
+                f"joining by {self.config.join.kind} needs request_id in the dataset YAML",
+                "add it, or join by window",
+            )
             raise ConfigError("source.join", "request", rule, fix)
         return [n for n in (schema.user_id, schema.item_id, schema.timestamp, schema.request_id) if n is not None]
 
@@ -163,7 +166,7 @@ class Tables:
 
     @property
     def _by_request(self) -> bool:
-        return isinstance(self.config.join, RequestJoin)
+        return isinstance(self.config.join, RequestJoin | AttributionJoin)
 
     def _behaviour_columns(self) -> list[str]:
         wanted = list(interaction_columns(self._schema_of("behaviours")).columns or ())

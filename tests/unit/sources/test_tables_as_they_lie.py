@@ -280,6 +280,27 @@ def test_behaviours_are_joined_by_user_item_and_window(tmp_path: Path) -> None:
     assert errors == [], "no label column is missed: it comes with the join"
 
 
+def test_behaviours_are_attributed_by_request_where_they_name_one_else_by_time(tmp_path: Path) -> None:
+    shown = ["r1,u1,a,1700001000", "r2,u1,a,1700002000", "r2,u1,b,1700002000", "r3,u2,a,1700009000"]
+    csv(tmp_path / "shown.csv", "request_id,user_id,item_id,timestamp", *shown)
+    done = [
+        "r1,u1,a,1700002300,4",  # not the latest impression, but the one it names
+        ",u1,a,1700002400,3",  # names none: the latest
+        "r2,u1,b,1700003501,2",  # one second after the window
+        "r9,u2,a,1700009100,1",  # names an answer that is not in the log
+    ]
+    csv(tmp_path / "done.csv", "request_id,user_id,item_id,timestamp,stars", *done)
+    schema = (
+        "name: x\nrequest_id: request_id\ntasks:\n- {kind: regression, name: stars, column: stars, low: 1, high: 5}\n"
+    )
+    changes = {"behaviours": str(tmp_path / "done.csv"), "join": {"kind": "attribution", "window_s": 1500}}
+    raw = config(tmp_path, schema, interactions=str(tmp_path / "shown.csv"), **changes)
+    result, dataset = prepared(raw)
+    stars = {key: v for key, v in labels(dataset, "stars").items() if v == v}
+    assert stars == {("u1", "a", START + 1000): 4, ("u1", "a", START + 2000): 3}
+    assert any("2 of 4 behaviours (50.0%) match no impression" in line for line in result.summary())
+
+
 def test_a_behaviours_file_without_rows(tmp_path: Path) -> None:
     impressions(tmp_path)
     csv(tmp_path / "done.csv", "request_id,user_id,item_id,timestamp,click,buy")

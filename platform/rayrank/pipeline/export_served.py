@@ -1,0 +1,138 @@
+"""The export_served job: the served log and the feedback become tables that ``prepare`` reads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pydantic import Field
+
+from rayrank.bundle import read_info
+from rayrank.config import Config, ConfigError, DataPath, to_yaml
+from rayrank.ranking.release import load_release
+from rayrank.ranking.state import StateError, StateSpec, StateStore, open_state
+from rayrank.schema import DatasetSchema
+from rayrank.sources.join import AttributionJoin
+from rayrank.sources.served import Tally, behaviours, impressions, served_schema
+from rayrank.sources.tables import TablesConfig
+from rayrank.wording import counted
+
+Progress = Callable[[str], None]
+_EVENTS = 100_000
+
+
+class ExportServedConfig(Config):
+    """Which log, which feedback, and what belongs to them."""
+
+    releases: DataPath = Field(description="releases folder, or the release that was served: its tasks and features")
+    log: DataPath = Field(description="folder of the served log (served_log.path of the service)")
+    state: StateSpec = Field(default_factory=StateSpec, description="where the service keeps feedback; as there")
+    output: DataPath = Field(description="folder of the tables and of prepare.yaml, which names them")
+    window_s: int = Field(86_400, ge=1, description="seconds after an answer in which feedback is counted to it")
+    items: DataPath | None = Field(None, description="raw items table, as the release's dataset was prepared from")
+    users: DataPath | None = Field(None, description="raw users table, likewise")
+
+
+@dataclass(frozen=True)
+class ExportServedResult:
+    """Where the tables are, and what is in them."""
+
+    prepare: str
+    tally: Tally
+
+    def summary(self) -> list[str]:
+        """What was read, what was left out, and what to do next."""
+        tally = self.tally
+        lines = [
+            f"{counted(tally.requests, 'answer')} with {counted(tally.shown, 'item')} shown, "
+            f"{counted(tally.events, 'event')} of feedback"
+        ]
+        left = {
+            "answers without user_id": tally.anonymous,
+            "shown items without id": tally.unnamed,
+            "answers that the service dropped": tally.dropped,
+            "torn lines": tally.torn,
+        }
+        lines += [f"left out: {number:,} {what}" for what, number in left.items() if number]
+        return [*lines, f"next: python -m jobs.prepare {self.prepare}"]
+
+
+def export_served(config: ExportServedConfig, progress: Progress) -> ExportServedResult:
+    """Write the tables, then the config of prepare that names them; tables of an earlier run go last.
+
+    Raises:
+        ConfigError: no release, an empty log, or no answer from the store.
+    """
+    release = load_release(config.releases)
+    schema = read_info(release.student).data_schema
+    files = sorted(Path(config.log).glob("served-*.jsonl"))
+    if not files:
+        fix = "give the folder of served_log.path, or let the service answer first"
+        raise ConfigError("log", config.log, "holds no served-*.jsonl", fix)
+    made, tally = Path(config.output) / f"tables-{uuid4().hex[:8]}", Tally()
+    try:
+        progress(f"reading {counted(len(files), 'file')} of the served log")
+        _write(made / "impressions", (impressions(file, schema, tally) for file in files))
+        if not tally.shown:
+            raise ConfigError("log", config.log, "shows no item to a user with an id", "send user_id with requests")
+        tasks = [task.name for task in schema.event_tasks]
+        progress("reading feedback")
+        _write(made / "behaviours", _told(open_state(config.state, config.releases), tasks, tally))
+        prepare = _commit(config, made, schema)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    for old in Path(config.output).glob("tables-*"):
+        if old != made:
+            shutil.rmtree(old, ignore_errors=True)
+    return ExportServedResult(str(prepare), tally)
+
+
+def _told(store: StateStore, tasks: list[str], tally: Tally) -> Iterator[pa.Table]:
+    try:
+        lines = store.log()
+        while chunk := list(islice(lines, _EVENTS)):
+            yield behaviours(chunk, tasks, tally)
+        yield behaviours([], tasks, tally)  # the columns, also where nobody told anything
+    except StateError as error:
+        rule = f"the store of feedback gives no answer ({error})"
+        raise ConfigError("state", None, rule, "start it, or correct state.path or state.url") from None
+    finally:
+        store.close()
+
+
+def _write(folder: Path, tables: Iterator[pa.Table]) -> None:
+    folder.mkdir(parents=True)
+    for number, table in enumerate(tables):
+        pq.write_table(table, folder / f"part-{number:05d}.parquet")
+
+
+def _commit(config: ExportServedConfig, made: Path, schema: DatasetSchema) -> Path:
+    """The dataset YAML and, last and at once, the config of prepare."""
+    dataset = made / "dataset.yaml"
+    dataset.write_text(to_yaml(served_schema(schema, config.window_s)), encoding="utf-8")
+    source = TablesConfig(
+        dataset=str(dataset),
+        interactions=str(made / "impressions"),
+        behaviours=str(made / "behaviours"),
+        join=AttributionJoin(window_s=config.window_s),
+        items=config.items,
+        users=config.users,
+        items_key=schema.item_id if config.items else None,
+        users_key=schema.user_id if config.users else None,
+    )
+    whole: dict[str, Any] = {"source": source.model_dump(mode="json"), "path": str(Path(config.output) / "data")}
+    target = Path(config.output) / "prepare.yaml"
+    temporary = target.with_name(f".{target.name}.{uuid4().hex[:8]}")
+    temporary.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
+    os.replace(temporary, target)
+    return target

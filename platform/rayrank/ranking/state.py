@@ -1,0 +1,212 @@
+"""What users did since the data was prepared: events by user id, appended while serving, kept on disk.
+
+The store knows ids and times, no catalogue rows: a release with another catalogue reads the same events. Here are its
+protocol, its config and what both kinds of store do alike: how a user's events are packed, merged and cut. Knows
+nothing about requests or models.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol
+
+from pydantic import Field, model_validator
+
+from rayrank.config import Config, DataPath
+from rayrank.ranking.release import releases_folder
+
+FILE = "state.sqlite"
+_DAY = 86_400
+_Key = str | tuple[str, int, tuple[tuple[str, float], ...]]
+
+
+class StateError(RuntimeError):
+    """The store gives no answer; the message names no user."""
+
+
+class StateSpec(Config):
+    """Where events that users send are kept, how many and for how long."""
+
+    path: DataPath | None = Field(None, description=f"sqlite file on a local disk; None: {FILE} in the releases folder")
+    url: str | None = Field(
+        None, description="redis://… of a Redis-compatible server instead; needed with user stages on many machines"
+    )
+    prefix: str = Field("rayrank", description="begin of every key on that server", pattern=r"^[\w.-]{1,64}$")
+    max_events: int = Field(1000, ge=1, description="events kept in a user's history; the oldest go first")
+    expire_days: float | None = Field(None, gt=0, description="events older than this are dropped; None: none are")
+    timeout_s: float = Field(0.5, gt=0, description="longest wait for the store; then it counts as down, seconds")
+    loaded: bool = Field(
+        False, description="load_state has put the dataset's histories into the store: no cache of them is made or read"
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> StateSpec:
+        if self.path is not None and self.url is not None:
+            raise ValueError("give path or url, not both")
+        if self.url is not None and not self.url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("url must begin with redis://, rediss:// or unix://")
+        return self
+
+    def since(self, now: int) -> int | None:
+        """The instant (unix seconds) before which events have expired; None: they never do."""
+        return None if self.expire_days is None else now - int(self.expire_days * _DAY)
+
+
+@dataclass(frozen=True)
+class UserEvents:
+    """Events of one user in time order, by columns of equal length."""
+
+    item: Sequence[str] = ()
+    time: Sequence[int] = ()  # unix seconds
+    labels: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # task -> value, None where not told
+    key: Sequence[str | None] = ()  # names that make an event count once; None: its item, time and labels do
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def chosen(self, places: Sequence[int]) -> UserEvents:
+        """The events at ``places``, in that order."""
+        labels = {task: [values[i] for i in places] for task, values in self.labels.items()}
+        return UserEvents(
+            [self.item[i] for i in places], [self.time[i] for i in places], labels, [self.key[i] for i in places]
+        )
+
+    def identities(self) -> list[_Key]:
+        """What each event is known by when it is told again."""
+        told: list[list[tuple[str, float]]] = [[] for _ in self.item]
+        for task in sorted(self.labels):
+            for i, value in enumerate(self.labels[task]):
+                if value is not None:
+                    told[i].append((task, value))
+        return [
+            key if key is not None else (item, time, tuple(labels))
+            for key, item, time, labels in zip(self.key, self.item, self.time, told, strict=True)
+        ]
+
+
+class StateStore(Protocol):
+    """Events by user id. Safe to use from several threads; several processes may share one.
+
+    Every method raises :class:`StateError` when the store is down, locked, full or damaged, at the latest after
+    ``timeout_s`` (loading and reading the whole: for each user or batch).
+    """
+
+    def events(self, user_id: str, now: int) -> UserEvents | None:
+        """What is known of the user and has not expired; None: nothing."""
+
+    def append(self, user_id: str, told: UserEvents, lines: Sequence[str], now: int) -> int:
+        """Keep new events, all or none; on disk when this returns. ``lines[i]`` goes to the log with event ``i``.
+
+        Returns how many were new: those told before are left out, of the log too.
+        """
+
+    def load(self, histories: Mapping[str, UserEvents], now: int, mark: str | None = None) -> None:
+        """Merge many histories at once, without the log, and remember ``mark``."""
+
+    def marks(self) -> set[str]:
+        """The marks of everything that was loaded."""
+
+    def log(self) -> Iterator[str]:
+        """The lines of all appended events that have not expired, oldest first."""
+
+    def user_ids(self, limit: int) -> list[str]:
+        """Some users with events."""
+
+    def size(self) -> tuple[int, int, int]:
+        """Users, their events as packed bytes with the ids, and bytes of everything."""
+
+    def close(self) -> None:
+        """Let go of the file or the connection."""
+
+
+def merged(old: UserEvents, new: UserEvents, spec: StateSpec, now: int) -> tuple[UserEvents, list[int]]:
+    """Old and new events in time order (of equal times the older first), cut to ``spec``; places of what was new."""
+    seen = _known(old, new)
+    fresh: list[int] = []
+    for i, identity in enumerate(new.identities()):
+        if identity not in seen:
+            seen.add(identity)
+            fresh.append(i)
+    return kept(_joined(old, new if len(fresh) == len(new) else new.chosen(fresh)), spec, now), fresh
+
+
+def _known(old: UserEvents, new: UserEvents) -> set[_Key]:
+    """Identities of those old events that could be one of ``new``: looking at all would cost more than the rest."""
+    times = {time for time, key in zip(new.time, new.key, strict=True) if key is None}
+    near = [i for i, time in enumerate(old.time) if time in times]
+    return {key for key in old.key if key is not None} | set(old.chosen(near).identities())
+
+
+def kept(events: UserEvents, spec: StateSpec, now: int) -> UserEvents:
+    """The latest events that have not expired, in time order."""
+    times, since = events.time, spec.since(now)
+    rising = all(a <= b for a, b in pairwise(times))
+    if rising and len(times) <= spec.max_events and (since is None or not times or times[0] >= since):
+        return events
+    places = sorted(range(len(times)), key=times.__getitem__)
+    if since is not None:
+        places = [i for i in places if times[i] >= since]
+    return events.chosen(places[-spec.max_events :])
+
+
+def pack(events: UserEvents) -> bytes:
+    """Compressed JSON: times as differences, keys only where there are any."""
+    times = list(events.time)
+    columns: dict[str, object] = {
+        "i": list(events.item),
+        "t": [after - before for before, after in zip([0, *times], times, strict=False)],
+        "l": {task: _short(values) for task, values in events.labels.items()},
+    }
+    if any(key is not None for key in events.key):
+        columns["k"] = list(events.key)
+    return zlib.compress(json.dumps(columns, separators=(",", ":")).encode(), 1)
+
+
+def unpack(blob: bytes) -> UserEvents:
+    """The events of :func:`pack`.
+
+    Raises:
+        StateError: the bytes are none of ours.
+    """
+    try:
+        columns = json.loads(zlib.decompress(blob))
+        times, total = [], 0
+        for step in columns["t"]:
+            total += step
+            times.append(total)
+        return UserEvents(columns["i"], times, columns["l"], columns.get("k") or [None] * len(times))
+    except (zlib.error, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"damaged ({type(error).__name__})") from None
+
+
+def _short(values: Sequence[float | None]) -> list[float | int | None]:
+    return [int(v) if v is not None and v == int(v) else v for v in values]
+
+
+def _joined(old: UserEvents, new: UserEvents) -> UserEvents:
+    if not len(old):
+        return new
+    labels: dict[str, Sequence[float | None]] = {}
+    for task in dict.fromkeys([*old.labels, *new.labels]):
+        before, after = old.labels.get(task), new.labels.get(task)
+        labels[task] = [*(before or [None] * len(old)), *(after or [None] * len(new))]
+    return UserEvents([*old.item, *new.item], [*old.time, *new.time], labels, [*old.key, *new.key])
+
+
+def open_state(spec: StateSpec, releases: str) -> StateStore:
+    """The store that ``spec`` names; without a name a file in the folder of releases.
+
+    Raises:
+        ConfigError: the file cannot be made, or the server's settings lose what it acknowledges.
+    """
+    if spec.url is not None:
+        from rayrank.ranking.state_redis import RedisState
+
+        return RedisState(spec)
+    from rayrank.ranking.state_sqlite import SqliteState
+
+    return SqliteState(spec.path or releases_folder(releases) / FILE, spec)

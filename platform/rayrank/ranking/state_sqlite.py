@@ -1,0 +1,221 @@
+"""The embedded state store: one sqlite file, written ahead and flushed to disk before anything is acknowledged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rayrank.config import ConfigError
+from rayrank.ranking.state import StateError, StateSpec, UserEvents, kept, merged, pack, unpack
+
+FORMAT = 1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS users(user_id TEXT PRIMARY KEY, last INTEGER NOT NULL, events BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS log(number INTEGER PRIMARY KEY, time INTEGER NOT NULL, line TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS marks(mark TEXT PRIMARY KEY);
+CREATE INDEX IF NOT EXISTS users_by_last ON users(last);
+CREATE INDEX IF NOT EXISTS log_by_time ON log(time);
+"""
+_SWEEP_S = 3600
+_LOST = "its file was removed or replaced while it was in use; start the service again"
+_log = logging.getLogger(__name__)
+
+
+class SqliteState:
+    """See :class:`rayrank.ranking.state.StateStore`. Several processes of one machine may share the file.
+
+    A damaged file does not keep this from being made: every call then raises ``StateError`` until it is mended.
+
+    Raises:
+        ConfigError: the file cannot be made, or another version wrote it.
+    """
+
+    def __init__(self, path: str | Path, spec: StateSpec) -> None:
+        self.path, self.spec = Path(path), spec
+        self._reader, self._writer = _Connection(self), _Connection(self)
+        self._swept, self.lost = 0, False
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._writer.use():
+                pass
+        except OSError as error:
+            raise self._unusable(type(error).__name__) from None
+        except StateError as error:
+            if "unable to open" in str(error) or "readonly" in str(error):
+                raise self._unusable(str(error)) from None
+            _log.error("user state %s: %s", self.path, error)
+
+    def events(self, user_id: str, now: int) -> UserEvents | None:
+        """See the protocol."""
+        with self._reader.use() as connection:
+            row = connection.execute("SELECT events FROM users WHERE user_id = ?", (user_id,)).fetchone()
+        found = None if row is None else kept(unpack(row[0]), self.spec, now)
+        return found if found else None
+
+    def append(self, user_id: str, told: UserEvents, lines: Sequence[str], now: int) -> int:
+        """See the protocol."""
+        with self._writer.use() as connection, _transaction(connection):
+            fresh = self._merge(connection, user_id, told, now)
+            rows = [(told.time[i], lines[i]) for i in fresh]
+            connection.executemany("INSERT INTO log(time, line) VALUES (?, ?)", rows)
+            self._sweep(connection, now)
+        return len(fresh)
+
+    def load(self, histories: Mapping[str, UserEvents], now: int, mark: str | None = None) -> None:
+        """See the protocol."""
+        with self._writer.use() as connection, _transaction(connection):
+            for user_id, events in histories.items():
+                self._merge(connection, user_id, events, now)
+            if mark is not None:
+                connection.execute("INSERT OR IGNORE INTO marks VALUES (?)", (mark,))
+
+    def marks(self) -> set[str]:
+        """See the protocol."""
+        with self._reader.use() as connection:
+            return {mark for (mark,) in connection.execute("SELECT mark FROM marks")}
+
+    def log(self) -> Iterator[str]:
+        """See the protocol."""
+        last = 0
+        while True:
+            with self._reader.use() as connection:
+                rows = connection.execute(
+                    "SELECT number, line FROM log WHERE number > ? ORDER BY number LIMIT 10000", (last,)
+                ).fetchall()
+            if not rows:
+                return
+            yield from (line for _, line in rows)
+            last = rows[-1][0]
+
+    def user_ids(self, limit: int) -> list[str]:
+        """See the protocol."""
+        with self._reader.use() as connection:
+            rows = connection.execute("SELECT user_id FROM users ORDER BY rowid LIMIT ?", (limit,))
+            return [user_id for (user_id,) in rows]
+
+    def size(self) -> tuple[int, int, int]:
+        """See the protocol; everything is the file and what is written ahead of it."""
+        with self._reader.use() as connection:
+            users, packed = connection.execute(
+                "SELECT count(*), coalesce(sum(length(events) + length(CAST(user_id AS BLOB))), 0) FROM users"
+            ).fetchone()
+        files = [self.path, self.path.with_name(f"{self.path.name}-wal")]
+        return int(users), int(packed), sum(f.stat().st_size for f in files if f.exists())
+
+    def close(self) -> None:
+        """See the protocol."""
+        self._reader.close()
+        self._writer.close()
+
+    def open(self) -> sqlite3.Connection:
+        """A connection whose commits are on disk; makes the tables of a new file."""
+        connection = sqlite3.connect(
+            self.path, timeout=self.spec.timeout_s, isolation_level=None, check_same_thread=False
+        )
+        try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, FORMAT):
+                rule = f"format {version} was written by another version of rayrank; this one reads {FORMAT}"
+                raise ConfigError(str(self.path), None, rule, "give state.path another file")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            if version == 0:
+                connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={FORMAT};COMMIT;")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _merge(self, connection: sqlite3.Connection, user_id: str, told: UserEvents, now: int) -> list[int]:
+        row = connection.execute("SELECT events FROM users WHERE user_id = ?", (user_id,)).fetchone()
+        after, fresh = merged(unpack(row[0]) if row else UserEvents(), told, self.spec, now)
+        if fresh and len(after):
+            connection.execute(
+                "INSERT INTO users VALUES (?, ?, ?) ON CONFLICT(user_id) DO UPDATE SET last = excluded.last, "
+                "events = excluded.events",
+                (user_id, after.time[-1], pack(after)),
+            )
+        return fresh
+
+    def _sweep(self, connection: sqlite3.Connection, now: int) -> None:
+        since = self.spec.since(now)
+        if since is None or abs(now - self._swept) < _SWEEP_S:
+            return
+        self._swept = now
+        connection.execute("DELETE FROM users WHERE last < ?", (since,))
+        connection.execute("DELETE FROM log WHERE time < ?", (since,))
+
+    def _unusable(self, why: str) -> ConfigError:
+        rule = f"the file of user state cannot be made ({why})"
+        return ConfigError(str(self.path), None, rule, "give state.path a file on a local disk, or set state=null")
+
+
+class _Connection:
+    """One connection used by one thread at a time; opened when it is needed, and anew after any error."""
+
+    def __init__(self, state: SqliteState) -> None:
+        self._state, self._lock = state, threading.Lock()
+        self._open: sqlite3.Connection | None = None
+        self._inode = 0
+
+    @contextmanager
+    def use(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for the time of the block.
+
+        Raises:
+            StateError: the file is locked, full or damaged.
+        """
+        timeout_s = self._state.spec.timeout_s
+        if not self._lock.acquire(timeout=timeout_s):
+            raise StateError(f"busy for {timeout_s * 1000:.0f} ms")
+        try:
+            if self._state.lost or (self._open is not None and self._moved()):
+                self._state.lost = True  # an open connection would write into a file that nobody finds any more
+                raise StateError(_LOST)
+            if self._open is None:
+                self._open = self._state.open()
+                self._inode = os.stat(self._state.path).st_ino
+            yield self._open
+        except (sqlite3.Error, OSError) as error:
+            self._drop()
+            raise StateError(str(error) if isinstance(error, sqlite3.Error) else type(error).__name__) from None
+        except StateError:
+            self._drop()
+            raise
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Close it; the next use opens it again."""
+        with self._lock:
+            self._drop()
+
+    def _moved(self) -> bool:
+        try:
+            return os.stat(self._state.path).st_ino != self._inode
+        except OSError:
+            return True
+
+    def _drop(self) -> None:
+        if self._open is not None and not self._state.lost:  # closing would delete what another file of the name has
+            with suppress(sqlite3.Error):
+                self._open.close()
+            self._open = None
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+        raise
