@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayrank.config import ConfigError
 from rayrank.messages import FeedbackRequest, RecommendRequest
 from rayrank.ranking.context import Prepared
 from rayrank.ranking.flow import FlowSettings, StageError
@@ -136,6 +137,21 @@ def test_feedback_that_cannot_be_kept_is_an_error(graph: RankingGraph, tmp_path:
         tell(graph, "u2", {"item_id": "i1"})
     with pytest.raises(StageError, match="keeps no user state"):
         tell(RankingGraph.open(load_release(world.releases)), "u2", {"item_id": "i1"})
+
+
+def test_one_file_is_not_shared_by_machines() -> None:
+    from rayrank.on_ray.graph_spec import GraphSpec, Replicas, check_machines
+
+    many, url = Replicas(user=2), StateSpec(url="redis://h")
+    check_machines(GraphSpec(releases="r", replicas=many), 1)
+    check_machines(GraphSpec(releases="r"), 2)
+    check_machines(GraphSpec(releases="r", replicas=many, state=url), 2)
+    check_machines(GraphSpec(releases="r", replicas=many, state=None), 2)
+    check_machines(GraphSpec(releases="r", replicas=many, fused=True), 2)
+    with pytest.raises(ConfigError, match=r"2 replicas on 2 machines cannot share one file.*state.url"):
+        check_machines(GraphSpec(releases="r", replicas=many), 2)
+    with pytest.raises(ConfigError, match=r"replicas.ingress"):
+        check_machines(GraphSpec(releases="r", replicas=Replicas(ingress=3), fused=True), 2)
 
 
 def history(*events: tuple[int, int, float, int]) -> History:
