@@ -316,7 +316,7 @@ def _parts(**changes: object) -> BundleParts:
         users=users_table(),
         data_fingerprint="d" * 64,
         window=WINDOW,
-        metrics={"test.like.auc": 0.5},
+        metrics={"test.like.auc": 0.5, "test.like.gauc": float("nan")},  # no user with both classes
         **changes,  # type: ignore[arg-type]
     )
 

@@ -57,7 +57,7 @@ def test_what_was_saved_comes_back(bundles: Path) -> None:
         assert bundle.info.role == role
         assert bundle.info.data_schema == SCHEMA
         assert bundle.info.schema_fingerprint == SCHEMA.fingerprint()
-        assert bundle.info.metrics == {"test.like.auc": 0.5}
+        assert bundle.info.metrics == {"test.like.auc": 0.5}  # what is no number is left out
         assert bundle.items.num_rows == len(bundle.items_NW) - 1 == 30
         assert not bundle.model.training
         assert not any(p.requires_grad for p in bundle.model.parameters())

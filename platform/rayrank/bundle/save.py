@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def _info(model: Ranker, parts: BundleParts) -> BundleInfo:
         schema_fingerprint=parts.schema.fingerprint(),
         data_fingerprint=parts.data_fingerprint,
         window=parts.window,
-        metrics=dict(parts.metrics),
+        metrics={name: value for name, value in parts.metrics.items() if isfinite(value)},  # JSON knows no NaN
         parents=parts.parents,
         encoder=parts.encoder,
         config=dict(parts.config),
