@@ -27,6 +27,9 @@ class Sources(Config):
 
     vector: Source = Field(Source(weight=1.0), description="exact inner products with the user's vector")
     popular: Source = Field(Source(weight=0.0), description="items with the most events")
+    popular_s: int | None = Field(
+        None, ge=1, description="count events of the last so many seconds; needs @item_ columns; None: all of training"
+    )
     similar: Source = Field(Source(weight=0.0), description="like the last items that the user liked")
     query: Source = Field(
         Source(weight=1.0), description="title holds every word of the request's query, if it has one"

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from rayrank.config import ConfigError
 from rayrank.ranking.context import ColdItems, Sought, UserContext
 from rayrank.ranking.items import Items
 from rayrank.ranking.merge import Found, Sources, merged
@@ -14,11 +15,20 @@ from rayrank.schema import RetrievalTask
 
 
 class Retriever:
-    """Exact top-k over the retrieval vectors of one bundle, and the other sources that are switched on."""
+    """Exact top-k over the retrieval vectors of one bundle, and the other sources that are switched on.
+
+    Raises:
+        ConfigError: a source needs what the bundle does not hold.
+    """
 
     def __init__(self, scorer: Scorer, items: Items, sources: Sources | None = None) -> None:
         self._scorer, self._items, self._sources = scorer, items, sources or Sources()
         self._tasks = scorer.schema.of_kind(RetrievalTask)
+        self._now: tuple[int, np.ndarray] | None = None  # period, rows by the events before it
+        if self._sources.popular_s is not None and scorer.bundle.past is None:
+            rule = "counts events by the table of items' pasts, which this bundle does not hold"
+            fix = "train with an @item_ column, or popular_s=null"
+            raise ConfigError("flow.sources.popular_s", self._sources.popular_s, rule, fix)
 
     def retrieve(self, context: UserContext, cold: ColdItems, sought: Sought) -> Found:
         """At most ``sought.size`` catalogue rows, best first; popular ones without history or retrieval task."""
@@ -45,8 +55,20 @@ class Retriever:
         return _best(self._scorer.retrieval_items @ self._scorer.user_vector(context, cold), context, sought, depth)
 
     def _popular(self, context: UserContext, cold: ColdItems, sought: Sought, depth: int) -> np.ndarray:  # noqa: ARG002
-        allowed = sought.mask(context, len(self._items))
-        return self._items.popular[allowed[self._items.popular]][:depth]
+        allowed, rows = sought.mask(context, len(self._items)), self._most_events(context.time)
+        return rows[allowed[rows]][:depth]
+
+    def _most_events(self, time: int) -> np.ndarray:
+        """int64 (N − 1,): rows by the events of the last ``popular_s`` seconds known at ``time``, then by all."""
+        past, span_s, popular = self._scorer.bundle.past, self._sources.popular_s, self._items.popular
+        if past is None or span_s is None:
+            return popular
+        period, found = time // past.period_s, self._now
+        if found is None or found[0] != period:  # nothing changes within a period
+            until, since = (np.full(len(popular), t, np.int64) for t in (time, time - span_s))
+            events = past.value("@item_events", popular, until) - past.value("@item_events", popular, since)
+            found = self._now = period, popular[np.argsort(-events, kind="stable")]
+        return found[1]
 
     def _similar(self, context: UserContext, cold: ColdItems, sought: Sought, depth: int) -> np.ndarray:  # noqa: ARG002
         """Largest summed cosine to the last items that the user liked."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rayrank.config import parse
+from rayrank.config import ConfigError, parse
+from rayrank.features.derived import ItemPast
 from rayrank.messages import RankResponse, RecommendRequest
 from rayrank.ranking.context import ColdItems, Prepared, Sought, UserContext
 from rayrank.ranking.graph import RankingGraph
@@ -94,3 +96,21 @@ def test_a_query_brings_items_in_and_explain_says_so(graph: RankingGraph) -> Non
     assert plain == []
     assert found["i2"]["query"] == 1  # the most popular of i2, i20, i21, …
     assert all(i.sources["vector"] for i in ask().items if i.sources)
+
+
+def test_popular_now_counts_the_last_periods_only(graph: RankingGraph) -> None:
+    day = 86_400
+    scorer, context = Scorer(graph.bundles.first), context_of(graph)
+    with pytest.raises(ConfigError, match=r"popular_s.*does not hold"):
+        retriever(graph, popular_s=day)
+    # Row 9 was liked long ago, 7 twice and 5 once yesterday; row 6 today, which nobody knows yet.
+    item, at = np.asarray([9, 9, 9, 7, 7, 5, 6, 6, 6]), np.asarray([0, 0, 0, 8, 8, 8, 9, 9, 9])
+    past = ItemPast.of(day, item, START // day + at, {"events": np.ones(9)})
+    scorer.bundle = replace(scorer.bundle, past=past)
+    found = Retriever(scorer, graph.items, parse(Sources, {"popular_s": 2 * day}))
+    now = replace(context, time=START // day * day + 9 * day + 5)
+    assert found.retrieve(now, ColdItems(), Sought(4)).rows.tolist() == [7, 5, 1, 2]
+    tomorrow = replace(now, time=now.time + day)
+    assert found.retrieve(tomorrow, ColdItems(), Sought(4)).rows.tolist() == [6, 7, 5, 1]
+    much_later = replace(now, time=now.time + 90 * day)
+    assert found.retrieve(much_later, ColdItems(), Sought(3)).rows.tolist() == [1, 2, 3], "as if nothing were known"
