@@ -8,7 +8,7 @@ the same generator, so one process and many give the same scores. Knows nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -108,9 +108,12 @@ class Terms:
 
 
 Flow = Generator[Call, Any, Ranked]
+Request = RankRequest | RecommendRequest
+Origin = tuple[np.ndarray, Mapping[str, np.ndarray]]
+"""Places of the candidates among those that were asked for or retrieved, and the ranks of those by source."""
 
 
-def rank_flow(request: RankRequest | RecommendRequest, parts: FlowParts, terms: Terms = Terms()) -> Flow:
+def rank_flow(request: Request, parts: FlowParts, terms: Terms = Terms()) -> Flow:
     """Run all stages for one request; see the module text.
 
     Raises:
@@ -140,8 +143,7 @@ def rank_flow(request: RankRequest | RecommendRequest, parts: FlowParts, terms: 
         board.note("teacher", by_teacher, chosen, notes)
         if isinstance(by_teacher, Scored) and by_teacher.cold_vectors is not None:
             parts.cold_vectors.add(cold.keys, by_teacher.cold_vectors)
-    ranked = board.answer(request, notes, prepared, kept)
-    return replace(ranked, sources={name: ranks[ranked.positions] for name, ranks in sources.items()})
+    return board.answer(request, notes, prepared, (kept, sources))
 
 
 def _given(request: RankRequest, prepared: Prepared, parts: FlowParts) -> Candidates:
@@ -167,13 +169,13 @@ def _retrieved(
     return found.followed_by(terms.policy.pinned_rows) if terms.policy is not None else found
 
 
-def _blocked(request: RankRequest | RecommendRequest, parts: FlowParts) -> np.ndarray:
+def _blocked(request: Request, parts: FlowParts) -> np.ndarray:
     """int64: catalogue rows that the request leaves out."""
     rows = np.asarray([parts.row_of(item_id) for item_id in request.block], np.int64)
     return rows[rows > 0]
 
 
-def _kept(request: RankRequest | RecommendRequest, asked: Candidates, parts: FlowParts, terms: Terms) -> np.ndarray:
+def _kept(request: Request, asked: Candidates, parts: FlowParts, terms: Terms) -> np.ndarray:
     """Places of the candidates that may be shown: nothing else is scored."""
     allowed = terms.policy.allows(asked) if terms.policy else None
     if request.block:
@@ -183,7 +185,7 @@ def _kept(request: RankRequest | RecommendRequest, asked: Candidates, parts: Flo
     return np.arange(len(asked.rows)) if allowed is None else np.flatnonzero(allowed)
 
 
-def _shortlist(board: _Board, request: RankRequest | RecommendRequest, parts: FlowParts) -> np.ndarray:
+def _shortlist(board: _Board, request: Request, parts: FlowParts) -> np.ndarray:
     """Positions that the teacher scores: the best by the student, and the first described items among the rest."""
     best, settings = order(board.moved), parts.settings
     rerank = settings.rerank if request.rerank is None else request.rerank
@@ -225,10 +227,9 @@ class _Board:
         """float32 (C,): the best scores known, after the policy's boosts."""
         return self.terms.policy.moved(self.asked, self.best) if self.terms.policy else self.best
 
-    def answer(
-        self, request: RankRequest | RecommendRequest, notes: list[str], prepared: Prepared, kept: np.ndarray
-    ) -> Ranked:
+    def answer(self, request: Request, notes: list[str], prepared: Prepared, origin: Origin) -> Ranked:
         """Best first: what the strongest stage scored, then the rest in the order of the stage before."""
+        kept, sources = origin
         moved, policy, k = self.moved, self.terms.policy, request.k
         positions = np.lexsort((np.arange(len(moved)), -moved, -self.level))
         if request.min_score is not None:  # places in a list of popular items are no scores
@@ -251,6 +252,7 @@ class _Board:
             cold_keys=prepared.cold.keys,
             history_until=int(times[-1]) if len(times := prepared.context.history.time) else None,
             stages={stage: values[positions] for stage, values in self.stages.items()},
+            sources={name: ranks[kept[positions]] for name, ranks in sources.items()},
             propensity=arranged.propensity if arranged else None,
             marks=arranged.marks if arranged else (),
             policy=policy.hash if policy else None,

@@ -64,8 +64,9 @@ class Found:
 
 def merged(lists: Mapping[str, np.ndarray], sources: Sources, size: int) -> Found:
     """The ``size`` best of all lists (rows without repetition, best first); ties go to the lower row."""
-    if not lists:
-        return Found(np.zeros(0, np.int64), {})
+    if len(lists) < 2:  # the usual case: nothing to merge
+        rows = next(iter(lists.values()), np.zeros(0, np.int64))[:size]
+        return Found(rows, {name: np.arange(1, len(rows) + 1, dtype=np.int32) for name in lists})
     rows = np.unique(np.concatenate(list(lists.values())))
     score, ranks = np.zeros(len(rows)), dict[str, np.ndarray]()
     for name, found in lists.items():

@@ -169,15 +169,16 @@ class Policy:
         order = self._spread_out(asked, standing, order, size)
         caps = [CapOf(self._lists(asked, cap.column), cap.most, cap.first) for cap in self.spec.caps]
         whole = placed(order.tolist(), pins, caps) if pins or caps else order.tolist()
-        explore, fixed = self.spec.exploration, set(pins)
-        pool = [c for c in whole[size : size + explore.top] if c not in set(pins.values())]
-        found = explored(whole[:size], pool, fixed, explore.share, key)
-        return Arranged(
-            np.asarray(found.shown, np.int64), found.propensity, self._marks(asked, found.shown, found.drawn)
-        )
+        explore, fixed = self.spec.exploration, set(pins.values())
+        pool = [c for c in whole[size : size + explore.top] if c not in fixed]
+        found = explored(whole[:size], pool, set(pins), explore.share, key)
+        marks = self._marks(asked, found.shown, fixed, found.drawn)
+        return Arranged(np.asarray(found.shown, np.int64), found.propensity, marks)
 
-    def _marks(self, asked: Candidates, shown: list[int], drawn: frozenset[int]) -> tuple[tuple[str, ...], ...]:
-        pinned, moves_C2 = set(self._pins(asked).values()), self._moves_of(asked)
+    def _marks(
+        self, asked: Candidates, shown: list[int], pinned: set[int], drawn: frozenset[int]
+    ) -> tuple[tuple[str, ...], ...]:
+        moves_C2 = self._moves_of(asked)
         boosted = set() if moves_C2 is None else set(np.flatnonzero((moves_C2 != (1, 0)).any(axis=1)).tolist())
         marks = {"boosted": boosted, "pinned": pinned, "explored": drawn}
         return tuple(tuple(mark for mark, which in marks.items() if c in which) for c in shown)
@@ -186,10 +187,13 @@ class Policy:
         """Place -> candidate, of the pinned items among the candidates."""
         if not self.spec.pins:
             return {}
-        at = {row: c for c, row in reversed(list(enumerate(asked.rows.tolist()))) if row > 0}
-        ids = {item_id: c for c, item_id in asked.ids.items()}
-        found = {pin.position: at.get(self._facts.items.row(pin.item), ids.get(pin.item)) for pin in self.spec.pins}
-        return {place: candidate for place, candidate in found.items() if candidate is not None}
+        ids, found = {item_id: c for c, item_id in asked.ids.items()}, dict[int, int]()
+        for pin in self.spec.pins:
+            row = self._facts.items.row(pin.item)
+            places = np.flatnonzero(asked.rows == row) if row else np.zeros(0, np.int64)
+            if len(places) or pin.item in ids:
+                found[pin.position] = int(places[0]) if len(places) else ids[pin.item]
+        return found
 
     def _distinct(self, asked: Candidates, order: np.ndarray) -> np.ndarray:
         """bool (len(order),): what stays when of each item, and of each value of a column, only the first stays."""

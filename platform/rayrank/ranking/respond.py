@@ -65,8 +65,8 @@ def ranked_items(request: RankRequest | RecommendRequest, ranked: Ranked, named:
             scores=_finite(tasks, i),
             scored_by=ranked.scored_by[i],
             cold=not known,
-            stages=_finite(stages, i),
-            sources={name: ranks[i] for name, ranks in found.items() if ranks[i]},
+            stages=_finite(stages, i) if stages else {},
+            sources={name: ranks[i] for name, ranks in found.items() if ranks[i]} if found else {},
             propensity=propensity[i],
             policy=list(ranked.marks[i]) if request.explain and ranked.marks else [],
         )
