@@ -4,7 +4,7 @@ Safetensors, JSON and Parquet only, never pickle. ``bundle.json`` is written las
 file. Knows files and models; knows nothing about Ray, MLflow or serving.
 """
 
-from rayrank.bundle.info import BundleInfo, EncoderInfo, Parent, local_folder
+from rayrank.bundle.info import BundleInfo, Compression, EncoderInfo, Parent, local_folder
 from rayrank.bundle.load import Bundle, load_bundle, read_id, read_info
 from rayrank.bundle.save import BundleParts, save_bundle
 
@@ -12,6 +12,7 @@ __all__ = [
     "Bundle",
     "BundleInfo",
     "BundleParts",
+    "Compression",
     "EncoderInfo",
     "Parent",
     "load_bundle",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayrank.bundle.info import BundleInfo
+from rayrank.bundle.info import BundleInfo, Compression
 from rayrank.schema import RegressionTask
 
 
@@ -39,6 +39,7 @@ def model_card(info: BundleInfo, items: int) -> str:
         "|---|---|",
         *metrics,
         "",
+        *_compression(info.compression),
         "## Limits",
         *_limits(info),
         "",
@@ -58,6 +59,35 @@ def _pretrained(info: BundleInfo) -> list[str]:
     how = "kept frozen" if tuned == "frozen" else f"fine-tuned ({tuned})"
     weights = f", weights sha256 `{info.encoder.sha256[:16]}`" if info.encoder.sha256 else ""
     return [f"* pretrained text encoder {info.encoder.name}{weights}, {how}"]
+
+
+def _compression(found: Compression | None) -> list[str]:
+    """What was made smaller, how far the scores moved, and the true speed, faster or not."""
+    if found is None:
+        return []
+    chosen = [f"{name} {value}" for name, value in found.method.items() if name != "kind" and value is not None]
+    method = found.method["kind"] + (f" ({', '.join(chosen)})" if chosen else "")
+    limits = {name: "–" if limit is None else f"{limit:g}" for name, limit in found.limits.items()}
+    moved = [f"| {name} | {value:.4f} | {limits.get(name, '–')} |" for name, value in found.differences.items()]
+    speeds = [
+        f"| {name} | {before:,.1f} | {after:,.1f} | {after / before:.2f} |"
+        for name, (before, after) in found.speeds.items()
+    ]
+    return [
+        "## Compression",
+        f"Made smaller from its last parent by {method}. Beside it on {found.part}:",
+        "",
+        "| difference | found | limit |",
+        "|---|---|---|",
+        *moved,
+        "",
+        "| on one thread, both in turn | original | this bundle | ratio |",
+        "|---|---|---|---|",
+        *speeds,
+        "",
+        f"Measured {found.machine}.",
+        "",
+    ]
 
 
 def _limits(info: BundleInfo) -> list[str]:

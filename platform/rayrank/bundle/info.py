@@ -43,6 +43,17 @@ class EncoderInfo(Config):
     sha256: str | None = Field(None, description="hash of the pretrained weights it started from")
 
 
+class Compression(Config):
+    """How a bundle was made smaller from its last parent, and what that cost and gained."""
+
+    method: dict[str, Any] = Field(description="resolved method")
+    machine: str = Field(description="when and on what it was measured")
+    part: str = Field(description="targets that both were judged on")
+    differences: dict[str, float] = Field(description="how far the scores moved, by name")
+    limits: dict[str, float | None] = Field(description="limits that were kept")
+    speeds: dict[str, tuple[float, float]] = Field(description="what -> (original, this bundle)")
+
+
 class BundleInfo(Config):
     """The manifest; see the package text."""
 
@@ -58,7 +69,10 @@ class BundleInfo(Config):
     parents: tuple[Parent, ...] = Field((), description="teacher → student and earlier lineage")
     encoder: EncoderInfo | None = Field(None, description="text encoder, if the model has one")
     config: dict[str, Any] = Field(default_factory=dict, description="resolved config of the run")
-    dtype: Literal["float32"] = Field("float32", description="type of weights and scores")
+    compression: Compression | None = Field(None, description="how it was made smaller, if it was")
+    dtype: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32", description="type of the text encoder's weights; everything else is float32"
+    )
     parameters: int = Field(0, description="number of weights")
     created: str = Field("", description="ISO 8601, UTC")
     git_revision: str | None = Field(None, description="revision of the code that made it, if known")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rayrank.batch import Catalogue
-from rayrank.bundle.golden import TOLERANCE, rescore, worst
+from rayrank.bundle.golden import limit_of, rescore, worst
 from rayrank.bundle.info import (
     ENCODER,
     FEATURES,
@@ -201,11 +201,11 @@ def _load_weights(model: Ranker, found: Mapping[str, Tensor], file: Path) -> Non
 def _check_golden(bundle: Bundle) -> None:
     file = bundle.path / GOLDEN
     golden = _tensors(file)
-    limit = TOLERANCE[(bundle.info.dtype, bundle.items_NW.device.type)]
     for name, scores in rescore(bundle.model, golden, bundle.catalogue(), bundle.items_NW).items():
         if name not in golden:
             raise _broken(file, f"holds no golden rows for {name.removeprefix('out.')}")
         gap = worst(golden[name], scores)
+        limit = limit_of(name, bundle.info.dtype, bundle.items_NW.device.type)
         if gap > limit:
             rule = f"golden {name.removeprefix('out.')} differs by {gap:.2g}, more than {limit:g}"
             raise _broken(file, f"{rule}: this bundle does not reproduce its own scores")

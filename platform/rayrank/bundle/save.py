@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +34,7 @@ from rayrank.bundle.info import (
     USERS,
     WEIGHTS,
     BundleInfo,
+    Compression,
     EncoderInfo,
     Parent,
     local_folder,
@@ -44,6 +45,7 @@ from rayrank.bundle.revision import code_revision
 from rayrank.config import ConfigError
 from rayrank.features.derived import ItemPast
 from rayrank.features.state import FeatureState
+from rayrank.models.encoder import TextEncoder
 from rayrank.models.ranker import Ranker
 from rayrank.schema import DatasetSchema, past_features
 
@@ -67,6 +69,7 @@ class BundleParts:
     encoder: EncoderInfo | None = None
     tokenizer: Mapping[str, bytes] = field(default_factory=dict)  # file name -> content, e.g. tokenizer.json
     config: Mapping[str, Any] = field(default_factory=dict)  # resolved config of the run
+    compression: Compression | None = None  # how it was made smaller, if it was
 
 
 def save_bundle(path: str | Path, model: Ranker, parts: BundleParts) -> BundleInfo:
@@ -152,11 +155,24 @@ def _info(model: Ranker, parts: BundleParts) -> BundleInfo:
         parents=parts.parents,
         encoder=parts.encoder,
         config=dict(parts.config),
+        compression=parts.compression,
+        dtype=_dtype(model),
         parameters=sum(p.numel() for p in model.parameters()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         git_revision=code_revision(),
         libraries={name: found for name in _LIBRARIES if (found := _version(name))},
     )
+
+
+def _dtype(model: Ranker) -> Literal["float32", "bfloat16", "int8"]:
+    encoder = getattr(model, "encoder", None)
+    match encoder.config().get("rounding") if isinstance(encoder, TextEncoder) else None:
+        case "bfloat16":
+            return "bfloat16"
+        case "int8_dynamic" | "int8_static":
+            return "int8"
+        case _:
+            return "float32"
 
 
 def _swap(temporary: Path, target: Path) -> None:

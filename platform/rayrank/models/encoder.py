@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from rayrank.models.compact import keep_heads
 from rayrank.models.linear import quicken
 from rayrank.models.packed import KINDS, embedded, first_place, is_packable, layers_of, placed, pooled, transformed
+from rayrank.models.rounded import round_weights
 from rayrank.models.tuning import Additions, add_adapters
 
 _BLOCK = 1024
@@ -49,7 +51,7 @@ class TextEncoder(nn.Module):
         for few in runs(order, lengths[order].tolist(), self.packed):
             self.alive()
             text = _Tokens.of(offsets[rows[few]], lengths[few])
-            pieces.append(self._pooled(token_ids, text, below_TW))
+            pieces.append(self._pooled(token_ids, text, below_TW).float())
             places.append(few)
         if not pieces:
             return out
@@ -130,9 +132,14 @@ def build_encoder(config: Mapping[str, Any]) -> TextEncoder:
     kind = str(config["model_type"])
     settings = AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
     network = AutoModel.from_config(settings, **({"add_pooling_layer": False} if kind in KINDS else {}))
+    if kept := config.get("kept_heads"):
+        keep_heads(network, [torch.arange(kept)] * len(layers_of(network)))
     if adapters := config.get("adapters"):
         add_adapters(network, adapters["width"], adapters["layers"])
-    return TextEncoder(network, int(settings.hidden_size), int(settings.pad_token_id or 0))
+    encoder = TextEncoder(network, int(settings.hidden_size), int(settings.pad_token_id or 0))
+    if rounding := config.get("rounding"):
+        round_weights(network, rounding)
+    return encoder
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ def filled(rows: int) -> int:
 class Linear(nn.Linear):
     """``nn.Linear``, computed by :func:`linear`. The same parameters by the same names."""
 
-    def forward(self, input: Tensor) -> Tensor:  # the base class's name
-        return linear(input, self.weight, self.bias)
+    def forward(self, input: Tensor, gelu: bool = False) -> Tensor:  # the base class's name
+        return linear(input, self.weight, self.bias, gelu)
 
 
 def quicken(network: M) -> M:

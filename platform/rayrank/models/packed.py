@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayrank.models.linear import Linear, filled, linear
+from rayrank.models.linear import Linear, filled
+from rayrank.models.rounded import Int8Linear
 
 KINDS = ("bert", "roberta", "xlm-roberta", "camembert")
 """Values of a network's ``config.model_type`` that have this shape."""
@@ -81,9 +82,8 @@ def _layer(layer: Any, x_TW: Tensor, groups: Groups) -> Tensor:
 def _hidden(intermediate: Any, x_TW: Tensor) -> Tensor:
     dense, activation = intermediate.dense, intermediate.intermediate_act_fn
     exact_gelu = getattr(activation, "act", None) is functional.gelu  # of transformers' GELUActivation, not its likes
-    if type(dense) is Linear and exact_gelu and not torch.is_grad_enabled():
-        return linear(x_TW, dense.weight, dense.bias, gelu=True)
-    hidden: Tensor = activation(dense(x_TW))
+    fused = type(dense) in (Linear, Int8Linear) and exact_gelu and not torch.is_grad_enabled()
+    hidden: Tensor = dense(x_TW, gelu=True) if fused else activation(dense(x_TW))
     return hidden
 
 

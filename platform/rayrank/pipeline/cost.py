@@ -46,7 +46,7 @@ class Cost:
 def measure_cost(bundle: Bundle, dataset: Dataset, candidates: int = 500, requests: int = 40) -> Cost:
     """Time ``requests`` requests of random candidates by users of the dataset, after a short warm-up."""
     scorer, generator = Scorer(bundle), np.random.default_rng(0)
-    contexts = _contexts(dataset, bundle.info.window, requests)
+    contexts = request_contexts(dataset, bundle.info.window, requests)
     seconds: list[float] = []
     with one_thread():
         for number in range(requests + _WARM_UP):
@@ -68,7 +68,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _contexts(dataset: Dataset, window: int, limit: int) -> list[UserContext]:
+def request_contexts(dataset: Dataset, window: int, limit: int) -> list[UserContext]:
     """Users spread over the dataset, each with the events of one sequence as history."""
     groups = dataset.groups()
     picked = groups[:: max(1, len(groups) // max(limit // 4, 1))]

@@ -31,6 +31,7 @@ VERBS: Mapping[str, Verb] = {
     "label": Verb("Let the teacher label every target once (Ray Data)."),
     "tune": Verb("Search task weights and distillation temperature (Ray Tune)."),
     "distill": Verb("Train the student on labels and cached teacher scores."),
+    "compress": Verb("Make a bundle smaller and faster, or refuse it if its scores move too far."),
     "evaluate": Verb("Compare a model with baselines and the champion; ends in a verdict."),
     "score": Verb("Score shards in batch with the code that serves (Ray Data)."),
     "promote": Verb("Make a release the champion if every gate passes."),

@@ -1,0 +1,126 @@
+"""Compress end to end: what passes is an ordinary bundle that says what it cost; what does not pass is not written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rayrank
+from rayrank.bundle import load_bundle, read_id, read_info
+from rayrank.config import ConfigError, parse
+from rayrank.pipeline.compress import CompressConfig, CompressResult, compress
+
+LOOSE = {"max_score_difference": 1.0, "min_kendall_tau": -1.0, "max_ndcg_drop": 1.0, "max_logloss_ratio": 10.0}
+
+
+def quiet(_line: str) -> None:
+    """A progress listener that says nothing."""
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A small dataset and a teacher with a tiny text encoder of two layers."""
+    from rayrank.on_ray.task import FitTask
+    from rayrank.on_ray.train import Workers, run_in_process
+    from rayrank.sources.build import build, run_here
+    from rayrank.sources.spec import BuildSpec
+
+    folder = Path(tmp_path_factory.mktemp("texts"))
+    made = {"dataset": str(folder / "dataset"), "bundle": str(folder / "teacher")}
+    source = {"kind": "synthetic", "num_rows": 1500, "num_users": 60, "num_items": 60}
+    build(parse(BuildSpec, {"source": source, "path": made["dataset"]}), run_here, quiet)
+    teacher = {"kind": "teacher", "width": 16, "id_width": 8, "attention_heads": 2}
+    raw = {"dataset": made["dataset"], "output": made["bundle"], "model": teacher, "learning": {"epochs": 1}}
+    encoder = {"kind": "tiny", "width": 16, "layers": 2, "max_tokens": 24}
+    run_in_process(parse(FitTask, raw | {"encoder": encoder}), Workers(count=0, gpu="never"), quiet)
+    return made
+
+
+def run(texts: dict[str, str], output: Path, method: dict[str, Any], gate: dict[str, float]) -> CompressResult:
+    raw = texts | {"output": str(output), "method": method, "gate": gate, "tracking": {"kind": "none"}}
+    return compress(parse(CompressConfig, raw | {"requests": 5, "candidates": 20}), quiet)
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "likeness"),
+    [
+        ({"kind": "prune", "layers": 1, "heads": 2, "feed_forward": 16, "recovery": {"steps": 5}}, "float32", 0.5),
+        ({"kind": "bf16"}, "bfloat16", 0.999),
+        ({"kind": "int8"}, "int8", 0.99),
+        ({"kind": "int8", "inputs": "static"}, "int8", 0.99),
+    ],
+    ids=["prune", "bf16", "int8", "int8 static"],
+)
+def test_what_passes_is_an_ordinary_bundle(
+    texts: dict[str, str], tmp_path: Path, method: dict[str, Any], dtype: str, likeness: float
+) -> None:
+    result = run(texts, tmp_path / "small", method, LOOSE)
+    assert not result.refused
+    bundle, original = load_bundle(tmp_path / "small"), read_info(texts["bundle"])
+    assert bundle.bundle_id == result.bundle_id
+    assert bundle.info.dtype == dtype
+    assert [p.bundle_id for p in bundle.info.parents] == [read_id(texts["bundle"])]
+    assert bundle.info.encoder is not None
+    assert original.encoder is not None
+    assert (bundle.info.encoder.config == original.encoder.config) is False
+    assert bundle.text_ND is not None
+    before = load_bundle(texts["bundle"]).text_ND
+    assert (bundle.text_ND * before).sum(-1)[1:].mean() > likeness
+    assert result.found.differences["mean_text_cosine"] > likeness
+    ranked = rayrank.load(str(tmp_path / "small")).rank(["i0000003"], ["i0000005", {"text": "A baker travels."}])
+    assert len(ranked) == 2
+    compression = bundle.info.compression
+    assert compression is not None
+    assert compression.method["kind"] == method["kind"]
+    assert compression.differences == pytest.approx(result.found.differences)
+    assert compression.limits["kendall_tau"] == -1.0
+    assert bundle.info.metrics["snapshot/like/ndcg_10"] > 0
+    card = (tmp_path / "small" / "MODEL_CARD.md").read_text()
+    before_s, after_s = compression.speeds["texts per second"]
+    assert f"| texts per second | {before_s:,.1f} | {after_s:,.1f} | {after_s / before_s:.2f} |" in card
+    assert "| kendall_tau | " in card.partition("## Compression")[2]
+
+
+def test_what_the_gate_refuses_is_not_written_and_all_numbers_are_told(texts: dict[str, str], tmp_path: Path) -> None:
+    gate = {"max_score_difference": 0.0, "min_kendall_tau": 1.0, "max_ndcg_drop": 1.0, "max_logloss_ratio": 0.01}
+    result = run(texts, tmp_path / "small", {"kind": "int8"}, gate)
+    assert result.refused
+    assert result.bundle_id is None
+    assert list(tmp_path.iterdir()) == []
+    told = "\n".join(result.summary())
+    for name in ("score_difference", "kendall_tau", "logloss_ratio"):
+        assert f"FAILED  {name} {result.found.differences[name]:.4f}" in told
+    assert f"passed  ndcg_drop {result.found.differences['ndcg_drop']:.4f}" in told
+    assert told.endswith("refused, nothing was written; 3 of 4 limits not kept")
+
+
+def test_an_unchanged_score_is_found_unchanged(texts: dict[str, str], tmp_path: Path) -> None:
+    """Nothing but the text vectors may differ: with text ignored by nobody, bfloat16 moves scores a little only."""
+    strict = {"max_score_difference": 0.05, "min_kendall_tau": 0.95, "max_ndcg_drop": 0.02, "max_logloss_ratio": 1.01}
+    result = run(texts, tmp_path / "small", {"kind": "bf16"}, strict)
+    assert not result.refused, result.summary()
+    assert 0 < result.found.differences["score_difference"] < 0.05
+
+
+def test_mistakes_name_path_and_fix(texts: dict[str, str], world: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must not be the bundle itself"):
+        run(texts, Path(texts["bundle"]), {"kind": "bf16"}, LOOSE)
+    with pytest.raises(ConfigError, match="give at least one of layers, heads and feed_forward"):
+        run(texts, tmp_path / "small", {"kind": "prune"}, LOOSE)
+    with pytest.raises(ConfigError, match=r"trained on (another schema|other data)"):
+        run(texts | {"bundle": world.student}, tmp_path / "small", {"kind": "bf16"}, LOOSE)
+    with pytest.raises(ConfigError, match="no text encoder to compress"):
+        run({"dataset": world.dataset, "bundle": world.student}, tmp_path / "small", {"kind": "bf16"}, LOOSE)
+    run(texts, tmp_path / "small", {"kind": "bf16"}, LOOSE)
+    with pytest.raises(ConfigError, match="rounded already"):
+        run(texts | {"bundle": str(tmp_path / "small")}, tmp_path / "smaller", {"kind": "int8"}, LOOSE)
+
+
+def test_older_bundles_say_nothing_of_compression(texts: dict[str, str]) -> None:
+    raw = json.loads((Path(texts["bundle"]) / "bundle.json").read_text())
+    del raw["compression"]
+    assert read_info(texts["bundle"]).compression is None
+    assert "## Compression" not in (Path(texts["bundle"]) / "MODEL_CARD.md").read_text()
