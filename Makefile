@@ -51,7 +51,7 @@ wheel: install ## the wheel and the lock in dist/, for machines without a checko
 lock: ## write requirements.lock anew from pyproject.toml
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --upgrade setuptools
-	build/lock/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[encoder,lora,dev]"
+	build/lock/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[encoder,lora,onnx,dev]"
 	{ sed -n '/^#/p' requirements.lock; build/lock/bin/python -m pip freeze --all --exclude-editable --exclude pip --exclude py-spy \
 		| grep -vE '^(nvidia|cuda|triton)' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > build/requirements.lock
 	mv build/requirements.lock requirements.lock && rm -rf build/lock

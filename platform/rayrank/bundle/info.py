@@ -23,6 +23,7 @@ PAST = "past.safetensors"
 GOLDEN = "golden.safetensors"
 CARD = "MODEL_CARD.md"
 ENCODER = "encoder"
+GRAPH = "model.onnx"
 
 Role = Literal["teacher", "student"]
 
@@ -41,6 +42,9 @@ class EncoderInfo(Config):
     config: dict[str, Any] = Field(description="Hugging Face configuration that rebuilds the network")
     max_tokens: int = Field(ge=1, description="longest text in tokens; the rest is cut")
     sha256: str | None = Field(None, description="hash of the pretrained weights it started from")
+    backend: Literal["torch", "onnx"] = Field(
+        "torch", description="what computes it; onnx: the graph encoder/model.onnx, which holds its weights too"
+    )
 
 
 class Compression(Config):

@@ -24,6 +24,7 @@ from rayrank.bundle.info import (
     FEATURES,
     FORMAT,
     GOLDEN,
+    GRAPH,
     ITEM_TABLE,
     ITEMS,
     MANIFEST,
@@ -39,7 +40,8 @@ from rayrank.config import ConfigError, parse
 from rayrank.features.derived import ItemPast
 from rayrank.features.state import FeatureState, check_state
 from rayrank.models.build import build_ranker
-from rayrank.models.encoder import build_encoder
+from rayrank.models.encoder import TextEncoder, build_encoder
+from rayrank.models.onnx_encoder import OnnxEncoder
 from rayrank.models.ranker import Ranker
 from rayrank.schema import past_features
 from rayrank.sources.dataset import catalogue_of
@@ -112,7 +114,7 @@ def load_bundle(path: str | Path, verify: bool = True) -> Bundle:
     if info.data_schema.fingerprint() != info.schema_fingerprint:
         raise _broken(folder / MANIFEST, "schema_fingerprint must be that of the schema")
     features = _features(folder, info)
-    encoder = build_encoder(info.encoder.config) if info.encoder else None
+    encoder = _encoder(folder, info)
     with torch.random.fork_rng(devices=[]):
         model = build_ranker(info.spec, info.data_schema, info.sizes, encoder)
     _load_weights(model, _tensors(folder / WEIGHTS), folder / WEIGHTS)
@@ -162,6 +164,17 @@ def _features(folder: Path, info: BundleInfo) -> FeatureState:
     if missing := check_state(state, info.data_schema):
         raise _broken(file, f"lacks the features {', '.join(missing)}")
     return state
+
+
+def _encoder(folder: Path, info: BundleInfo) -> TextEncoder | None:
+    if info.encoder is None:
+        return None
+    if info.encoder.backend == "torch":
+        return build_encoder(info.encoder.config)
+    file = folder / ENCODER / GRAPH
+    if not file.is_file():
+        raise _broken(file, "file of the bundle is missing")
+    return OnnxEncoder(file.read_bytes(), info.encoder.config)
 
 
 def _past(folder: Path, info: BundleInfo) -> ItemPast | None:

@@ -67,7 +67,7 @@ class BundleParts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
     encoder: EncoderInfo | None = None
-    tokenizer: Mapping[str, bytes] = field(default_factory=dict)  # file name -> content, e.g. tokenizer.json
+    tokenizer: Mapping[str, bytes] = field(default_factory=dict)  # files of the encoder: tokenizer.json, a graph
     config: Mapping[str, Any] = field(default_factory=dict)  # resolved config of the run
     compression: Compression | None = None  # how it was made smaller, if it was
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 
-from rayrank.bundle import Bundle, BundleParts, Parent, load_bundle
+from rayrank.bundle import Bundle, BundleParts, EncoderInfo, Parent, load_bundle
+from rayrank.bundle.info import GRAPH
+from rayrank.compression.onnx_graph import encoder_graph
 from rayrank.compression.prune import prune
-from rayrank.compression.spec import Bf16, Int8, MethodSpec, Prune
+from rayrank.compression.spec import Bf16, Int8, MethodSpec, Onnx, Prune
 from rayrank.compression.texts import Texts
 from rayrank.config import ConfigError
+from rayrank.learning.texts import encoder_of
 from rayrank.models.encoder import TextEncoder
+from rayrank.models.onnx_encoder import OnnxEncoder
 from rayrank.models.ranker import Ranker
 from rayrank.models.rounded import input_ranges, round_weights
 
@@ -27,37 +31,51 @@ def compressed(bundle: Bundle, method: MethodSpec, progress: Callable[[str], Non
     Raises:
         ConfigError: a method that this model has nothing for, or more units to keep than there are.
     """
-    model = load_bundle(bundle.path, verify=False).model
-    encoder, texts = getattr(model, "encoder", None), Texts.of(bundle)
-    if not isinstance(encoder, TextEncoder) or texts is None:
+    model: Any = load_bundle(bundle.path, verify=False).model
+    encoder, texts, info = encoder_of(model), Texts.of(bundle), bundle.info.encoder
+    if encoder is None or texts is None or info is None:
         rule = f"this {bundle.info.role} has no text encoder to compress"
         raise ConfigError("bundle", str(bundle.path), rule, "give a teacher with item texts")
-    _change(encoder, method, texts, progress)
+    _check(encoder, info)
     parts = parts_of(bundle)
-    catalogue = replace(parts.catalogue, vectors_ND=None, token_ids=texts.token_ids, token_offsets=texts.offsets)
-    assert parts.encoder is not None
-    info = parts.encoder.model_copy(update={"config": encoder.config()})
-    return model, replace(parts, catalogue=catalogue, encoder=info)
-
-
-def _change(encoder: TextEncoder, method: MethodSpec, texts: Texts, progress: Callable[[str], None]) -> None:
-    network = encoder.network
-    if rounding := getattr(network.config, "rounding", None):
-        raise ConfigError("bundle", rounding, "this encoder is rounded already", "start from its original")
     match method:
         case Prune():
             prune(encoder, method, texts, progress)
         case Bf16():
-            round_weights(network, "bfloat16")
-        case Int8(inputs="dynamic"):
-            round_weights(network, "int8_dynamic")
+            round_weights(encoder.network, "bfloat16")
         case Int8():
-            progress(f"measuring the inputs of linear layers on {method.judged_texts} texts")
-            with input_ranges(network) as ranges, torch.no_grad():
-                texts.encode(encoder, texts.learnt[: method.judged_texts])
-            round_weights(network, "int8_static", ranges)
+            _to_int8(encoder, method, texts, progress)
+        case Onnx():
+            progress("making the graph")
+            model.encoder, graph = _to_onnx(encoder, method, texts)
+            parts = replace(parts, tokenizer={**parts.tokenizer, GRAPH: graph})
         case _:
             assert_never(method)
+    catalogue = replace(parts.catalogue, vectors_ND=None, token_ids=texts.token_ids, token_offsets=texts.offsets)
+    changed = {"config": model.encoder.config(), "backend": "onnx" if isinstance(method, Onnx) else "torch"}
+    return model, replace(parts, catalogue=catalogue, encoder=info.model_copy(update=changed))
+
+
+def _check(encoder: TextEncoder, info: EncoderInfo) -> None:
+    done = "onnx" if info.backend == "onnx" else encoder.config().get("rounding")
+    if done:
+        raise ConfigError("bundle", done, "this encoder is rounded or a graph already", "start from its original")
+
+
+def _to_int8(encoder: TextEncoder, method: Int8, texts: Texts, progress: Callable[[str], None]) -> None:
+    if method.inputs == "dynamic":
+        round_weights(encoder.network, "int8_dynamic")
+        return
+    progress(f"measuring the inputs of linear layers on {method.judged_texts} texts")
+    with input_ranges(encoder.network) as ranges, torch.no_grad():
+        texts.encode(encoder, texts.learnt[: method.judged_texts])
+    round_weights(encoder.network, "int8_static", ranges)
+
+
+def _to_onnx(encoder: TextEncoder, method: Onnx, texts: Texts) -> tuple[OnnxEncoder, bytes]:
+    graph = encoder_graph(encoder, method.int8, texts, method.judged_texts)
+    rounding = {} if method.int8 == "none" else {"rounding": f"int8_{method.int8}"}
+    return OnnxEncoder(graph, encoder.config() | rounding), graph
 
 
 def parts_of(bundle: Bundle) -> BundleParts:

@@ -51,7 +51,17 @@ class Int8(Config):
     judged_texts: int = Field(256, ge=1, description="texts that static ranges are measured on")
 
 
-MethodSpec = Annotated[Prune | Bf16 | Int8, Field(discriminator="kind")]
+class Onnx(Config):
+    """The text encoder as a graph that ONNX Runtime computes (``pip install 'rayrank[onnx]'``)."""
+
+    kind: Literal["onnx"] = "onnx"
+    int8: Literal["none", "dynamic", "static"] = Field(
+        "none", description="int8 products; inputs by the range of a batch, or by ranges measured once on item texts"
+    )
+    judged_texts: int = Field(64, ge=1, description="texts that static ranges are measured on")
+
+
+MethodSpec = Annotated[Prune | Bf16 | Int8 | Onnx, Field(discriminator="kind")]
 
 
 class GateLimits(Config):

@@ -50,7 +50,7 @@ class TextEncoder(nn.Module):
         pieces, places = [], []
         for few in runs(order, lengths[order].tolist(), self.packed):
             self.alive()
-            text = _Tokens.of(offsets[rows[few]], lengths[few])
+            text = Tokens.of(offsets[rows[few]], lengths[few])
             pieces.append(self._pooled(token_ids, text, below_TW).float())
             places.append(few)
         if not pieces:
@@ -65,7 +65,7 @@ class TextEncoder(nn.Module):
         with torch.no_grad():
             for few in runs(order, lengths[order].tolist(), packed=True):
                 self.alive()
-                text = _Tokens.of(offsets[rows[few]], lengths[few])
+                text = Tokens.of(offsets[rows[few]], lengths[few])
                 x_TW = embedded(self.network, token_ids[text.at_T].long(), text.place_T)
                 out_TW[text.at_T.to(out_TW.device)] = transformed(layers, x_TW, text.groups).to(out_TW.device)
 
@@ -82,7 +82,7 @@ class TextEncoder(nn.Module):
         """(T, W) states of texts that lie back to back, given as :meth:`words`; ``lengths`` rise and none is 0."""
         self.alive()
         if self.packed:
-            text = _Tokens.of(lengths.cumsum(0) - lengths, lengths)
+            text = Tokens.of(lengths.cumsum(0) - lengths, lengths)
             return transformed(layers_of(self.network), placed(self.network, words_TW, text.place_T), text.groups)
         x_NTW = pad_sequence(list(words_TW.split(lengths.tolist())), batch_first=True)
         mask = torch.arange(x_NTW.shape[1], device=lengths.device) < lengths.unsqueeze(1)
@@ -95,7 +95,7 @@ class TextEncoder(nn.Module):
         places = getattr(self.network.config, "max_position_embeddings", None)
         return None if places is None else int(places) - (first_place(self.network) if self.packed else 0)
 
-    def _pooled(self, token_ids: Tensor, text: _Tokens, below_TW: Tensor | None) -> Tensor:
+    def _pooled(self, token_ids: Tensor, text: Tokens, below_TW: Tensor | None) -> Tensor:
         if not self.packed:
             return self._padded(token_ids, text)
         layers = layers_of(self.network)
@@ -105,11 +105,8 @@ class TextEncoder(nn.Module):
             x_TW, layers = below_TW[text.at_T], layers[self.frozen_layers :]
         return pooled(transformed(layers, x_TW, text.groups), text.groups)
 
-    def _padded(self, token_ids: Tensor, text: _Tokens) -> Tensor:
-        lengths = torch.cat([text.at_T.new_full((count,), length) for count, length in text.groups])
-        texts = [t.long() for t in token_ids[text.at_T].split(lengths.tolist())]
-        ids = pad_sequence(texts, batch_first=True, padding_value=self.pad_token)
-        mask = (torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)).long()
+    def _padded(self, token_ids: Tensor, text: Tokens) -> Tensor:
+        ids, mask = padded(token_ids, text, self.pad_token)
         hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
         weight = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weight).sum(1) / weight.sum(1)
@@ -143,7 +140,7 @@ def build_encoder(config: Mapping[str, Any]) -> TextEncoder:
 
 
 @dataclass(frozen=True)
-class _Tokens:
+class Tokens:
     """Where the tokens of some texts of rising length lie."""
 
     at_T: Tensor  # int64, among all tokens
@@ -151,12 +148,20 @@ class _Tokens:
     groups: list[tuple[int, int]]  # (texts, tokens of each), in order
 
     @staticmethod
-    def of(starts: Tensor, lengths: Tensor) -> _Tokens:
+    def of(starts: Tensor, lengths: Tensor) -> Tokens:
         first = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
         place_T = torch.arange(len(first), device=first.device) - first
         length, count = torch.unique_consecutive(lengths, return_counts=True)
         groups = list(zip(count.tolist(), length.tolist(), strict=True))
-        return _Tokens(torch.repeat_interleave(starts, lengths) + place_T, place_T, groups)
+        return Tokens(torch.repeat_interleave(starts, lengths) + place_T, place_T, groups)
+
+
+def padded(token_ids: Tensor, text: Tokens, pad_token: int) -> tuple[Tensor, Tensor]:
+    """Some texts as (ids (B, T), mask (B, T)), both int64, filled up to the longest."""
+    lengths = torch.cat([text.at_T.new_full((count,), length) for count, length in text.groups])
+    texts = [t.long() for t in token_ids[text.at_T].split(lengths.tolist())]
+    ids = pad_sequence(texts, batch_first=True, padding_value=pad_token)
+    return ids, (torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)).long()
 
 
 def runs(order: Tensor, lengths: list[int], packed: bool) -> Iterator[Tensor]:

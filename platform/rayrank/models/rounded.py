@@ -21,7 +21,7 @@ Rounding = Literal["bfloat16", "int8_dynamic", "int8_static"]
 Ranges = dict[str, tuple[float, float]]
 """Name of a linear layer -> least and largest entry of its input."""
 
-_LEVELS, _HALF = 255, 127
+_LEVELS, _HALF, _MIDDLE = 255, 127, 128
 
 
 class Int8Linear(nn.Module):
@@ -59,8 +59,9 @@ class Int8Linear(nn.Module):
 
     def _by_token(self, x_MK: Tensor, gelu: bool) -> Tensor:
         scale_M1 = torch.linalg.vector_norm(x_MK, float("inf"), dim=1, keepdim=True) / _HALF
-        x_MK = (x_MK / scale_M1.clamp_min(1e-12)).round_().to(torch.int8)
-        out = torch.addcmul(self.bias, self._product(x_MK, (1.0, 0), None, "none"), scale_M1)
+        # Unsigned, around 128: oneDNN has no fast product of two signed sides (18 s instead of 1 ms).
+        rounded = (x_MK / scale_M1.clamp_min(1e-12)).add_(_MIDDLE + 0.5).to(torch.uint8)
+        out = torch.addcmul(self.bias, self._product(rounded, (1.0, _MIDDLE), None, "none"), scale_M1)
         return functional.gelu(out) if gelu else out
 
     def _by_range(self, x_MK: Tensor, gelu: bool) -> Tensor:
