@@ -4,7 +4,7 @@ Floors (imports go downwards only; import-linter checks it in CI):
 
 * F0 vocabulary: ``config`` ``mistakes`` ``locations`` ``schema`` ``messages``
 * F1 pure pieces: ``batch`` ``features`` ``models`` ``objectives`` ``metrics`` (numpy, torch; no files, no ray)
-* F2 core: ``sources`` ``learning`` ``bundle`` ``ranking`` (files; no ray, no mlflow)
+* F2 core: ``sources`` ``learning`` ``compression`` ``bundle`` ``ranking`` (files; no ray, no mlflow)
 * F3 adapters: ``on_ray`` (the only importer of ray), ``tracking`` (the only importer of mlflow)
 * F4 use cases: ``pipeline``, one function per job
 * F5 entry points: ``jobs``, ``serve_apps``, ``rayrank.entry``, ``rayrank.__main__``

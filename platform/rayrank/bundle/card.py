@@ -81,7 +81,7 @@ def _compression(found: Compression | None) -> list[str]:
         "|---|---|---|",
         *moved,
         "",
-        "| on one thread, both in turn | original | this bundle | ratio |",
+        "| one thread, processor time, both in turn | original | this bundle | ratio |",
         "|---|---|---|---|",
         *speeds,
         "",

@@ -1,7 +1,7 @@
 """A bundle beside the smaller one made from it: how far scores move on the same targets, and both speeds.
 
-Both are measured in turn on one thread, so that what else the machine does slows both alike. Knows bundles and
-datasets; judges nothing and writes nothing.
+Both are measured in turn on one thread, by processor time: what else the machine does counts as little as possible.
+Knows bundles and datasets; judges nothing and writes nothing.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def _requests(
         rows = generator.integers(1, max(len(bundles[0].items_NW), 2), candidates)
         found: dict[int, Mapping[str, np.ndarray]] = {}
         for which in _turn(number):
-            began = time.perf_counter()
+            began = time.thread_time()
             found[which] = scorers[which].score(context, rows, ColdItems()).scores
-            seconds[which].append(time.perf_counter() - began)
+            seconds[which].append(time.thread_time() - began)
         for task, kept_taus in taus.items():
             kept_taus.append(kendall_tau(found[0][task], found[1][task]))
     tau = float(np.min([np.mean(values) for values in taus.values()]))
@@ -128,10 +128,10 @@ def _texts(bundles: tuple[Bundle, Bundle]) -> tuple[dict[str, tuple[float, float
         for number in range(_ROUNDS + _WARM_UP):
             rows = texts.learnt[torch.arange(number * size, (number + 1) * size) % len(texts.learnt)]
             for which in _turn(number):
-                began = time.perf_counter()
+                began = time.thread_time()
                 with torch.inference_mode():
                     texts.encode(encoders[which], rows)
-                seconds[which].append(time.perf_counter() - began)
+                seconds[which].append(time.thread_time() - began)
         before, after = (size / float(np.median(kept[_WARM_UP:])) for kept in seconds)
         speeds[name] = (before, after)
     cosine = texts.cosine(encoders[1], texts.held_out)

@@ -85,6 +85,18 @@ def test_int8_products_are_those_of_the_rounded_numbers() -> None:
         torch.testing.assert_close(found(x.view(1, 5, 16))[0], found(x))
 
 
+def test_without_onednn_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    dense, x = nn.Linear(16, 8), torch.randn(5, 16)
+    for range_ in (None, (-3.0, 3.0)):
+        layer = Int8Linear.of(dense, range_)
+        with torch.inference_mode():
+            wanted = layer(x, gelu=True)
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+                torch.testing.assert_close(layer(x, gelu=True), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_inputs_beyond_the_range_are_cut_to_it() -> None:
     dense = nn.Linear(4, 2)
     found = Int8Linear.of(dense, (-1.0, 1.0))
