@@ -51,10 +51,9 @@ def run(texts: dict[str, str], output: Path, method: dict[str, Any], gate: dict[
         ({"kind": "bf16"}, "bfloat16", 0.999),
         ({"kind": "int8"}, "int8", 0.99),
         ({"kind": "int8", "inputs": "static"}, "int8", 0.99),
-        ({"kind": "onnx"}, "float32", 0.9999),
         ({"kind": "onnx", "int8": "dynamic"}, "int8", 0.99),
     ],
-    ids=["prune", "bf16", "int8", "int8 static", "onnx", "onnx int8"],
+    ids=["prune", "bf16", "int8", "int8 static", "onnx int8"],
 )
 def test_what_passes_is_an_ordinary_bundle(
     texts: dict[str, str], tmp_path: Path, method: dict[str, Any], dtype: str, likeness: float
