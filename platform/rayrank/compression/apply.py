@@ -21,6 +21,7 @@ from rayrank.models.encoder import TextEncoder
 from rayrank.models.onnx_encoder import OnnxEncoder
 from rayrank.models.ranker import Ranker
 from rayrank.models.rounded import input_ranges, round_weights
+from rayrank.models.spec import CrossSpec
 
 
 def compressed(bundle: Bundle, method: MethodSpec, progress: Callable[[str], None]) -> tuple[Ranker, BundleParts]:
@@ -31,6 +32,9 @@ def compressed(bundle: Bundle, method: MethodSpec, progress: Callable[[str], Non
     Raises:
         ConfigError: a method that this model has nothing for, or more units to keep than there are.
     """
+    if isinstance(bundle.info.spec, CrossSpec):
+        rule = "a cross teacher reads whole requests, and its encoder cannot be judged by the vectors of items"
+        raise ConfigError("bundle", str(bundle.path), rule, "give a teacher of kind: teacher")
     model: Any = load_bundle(bundle.path, verify=False).model
     encoder, texts, info = encoder_of(model), Texts.of(bundle), bundle.info.encoder
     if encoder is None or texts is None or info is None:

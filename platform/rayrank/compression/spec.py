@@ -12,8 +12,8 @@ from rayrank.config import Config
 class Recovery(Config):
     """Training after pruning: the smaller encoder learns to give the original's text vectors again."""
 
-    steps: int = Field(300, ge=0, description="optimiser steps; 0: none")
-    texts: int = Field(32, ge=1, description="texts of a step")
+    steps: int = Field(400, ge=0, description="optimiser steps; 0: none")
+    texts: int = Field(16, ge=1, description="texts of a step")
     learning_rate: float = Field(3e-4, gt=0, description="highest rate of AdamW; warmed up, then falling to 0")
     seed: int = Field(0, ge=0, description="of the order of the texts")
 

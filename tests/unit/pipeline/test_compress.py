@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rayrank
-from rayrank.bundle import load_bundle, read_id, read_info
+from rayrank.bundle import BundleInfo, load_bundle, read_id, read_info
+from rayrank.compression.apply import compressed
+from rayrank.compression.spec import Bf16
 from rayrank.config import ConfigError, parse
+from rayrank.models.spec import CrossSpec
 from rayrank.pipeline.compress import CompressConfig, CompressResult, compress
 
 LOOSE = {"max_score_difference": 1.0, "min_kendall_tau": -1.0, "max_ndcg_drop": 1.0, "max_logloss_ratio": 10.0}
@@ -120,8 +124,15 @@ def test_mistakes_name_path_and_fix(texts: dict[str, str], world: Any, tmp_path:
         run(texts | {"bundle": str(tmp_path / "small")}, tmp_path / "smaller", {"kind": "int8"}, LOOSE)
 
 
-def test_older_bundles_say_nothing_of_compression(texts: dict[str, str]) -> None:
+def test_cross_teachers_are_refused(texts: dict[str, str]) -> None:
+    bundle = load_bundle(texts["bundle"])
+    crossed = replace(bundle, info=bundle.info.model_copy(update={"spec": CrossSpec()}))
+    with pytest.raises(ConfigError, match="a cross teacher reads whole requests"):
+        compressed(crossed, Bf16(), quiet)
+
+
+def test_manifests_from_before_compression_are_read(texts: dict[str, str]) -> None:
     raw = json.loads((Path(texts["bundle"]) / "bundle.json").read_text())
-    del raw["compression"]
-    assert read_info(texts["bundle"]).compression is None
+    del raw["compression"], raw["encoder"]["backend"]
+    assert parse(BundleInfo, raw) == read_info(texts["bundle"])
     assert "## Compression" not in (Path(texts["bundle"]) / "MODEL_CARD.md").read_text()
