@@ -16,7 +16,7 @@ from torch.nn import functional
 
 M = TypeVar("M", bound=nn.Module)
 
-ROWS = (128, 256, 384, 512, 768, 1024)
+ROWS = (32, 64, 128, 256, 384, 512, 768, 1024)
 """Numbers of rows that oneDNN is asked for; a shape costs about a megabyte and a millisecond, once."""
 
 
