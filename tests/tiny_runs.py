@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rayrank.batch import Catalogue, SequenceBatch
-from rayrank.learning.inputs import Hooks, TrainData, TrainSpec
+from rayrank.learning.inputs import Hooks, Snapshot, TrainData, TrainSpec
 from rayrank.learning.spec import LearningSpec, RowsSpec
 from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
@@ -98,6 +98,11 @@ def run(
         lambda: iter(given[rank::world]),
     )
     return train(model, data, spec, hooks, collectives)
+
+
+def keep_in(saved: list[Snapshot]) -> Callable[[Snapshot], None]:
+    """A hook that keeps snapshots."""
+    return lambda snapshot: saved.append(snapshot.copied())
 
 
 def on_ranks(

@@ -38,12 +38,17 @@ class TrainSpec:
 class Snapshot:
     """Everything needed to go on from a place in the data; plain tensors and JSON values.
 
+    Tensors that a run hands out are its own and change with the next step: :meth:`copied` is for whoever keeps them.
     ``meta`` says the place: ``stage`` ('rows' or 'sequences'), ``epoch``, ``position`` (steps of the epoch that are
     done; for rows: the window's first step and the pieces of the window that are done).
     """
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+
+    def copied(self) -> Snapshot:
+        """With copies of the tensors, on the CPU."""
+        return Snapshot({name: value.detach().to("cpu", copy=True) for name, value in self.tensors.items()}, self.meta)
 
 
 class DivergedError(FloatingPointError):

@@ -101,18 +101,31 @@ class Negatives:
         )
 
 
-def sample_negatives(catalogue: Catalogue, spec: ObjectiveSpec, seed: int) -> Negatives:
-    """``negatives`` items in proportion to (training count + 1) ** power, never row 0; the same for the same seed."""
-    weight_N = (catalogue.count_N.double().cpu() + 1.0) ** spec.negative_power
-    weight_N[0] = 0.0
-    edges = weight_N.cumsum(0)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(spec.negatives, dtype=torch.float64, generator=generator) * edges[-1]
-    item_S = torch.searchsorted(edges, drawn, right=True).clamp_max(len(weight_N) - 1)
-    log_q_N = (weight_N / edges[-1] * spec.negatives).clamp_min(_NEVER).log().float()
-    device = catalogue.count_N.device
-    share_N = training_share(catalogue.count_N) if spec.in_batch else None
-    return Negatives(item_S.to(device), log_q_N.to(device), share_N, spec.mined)
+@dataclass(frozen=True)
+class NegativeSampler:
+    """Draws ``negatives`` items in proportion to (training count + 1) ** power, never row 0."""
+
+    edges_N: Tensor  # float64, CPU: sums of the weights
+    log_q_N: Tensor
+    share_N: Tensor | None
+    spec: ObjectiveSpec
+
+    @staticmethod
+    def of(catalogue: Catalogue, spec: ObjectiveSpec) -> NegativeSampler:
+        """What is the same in every step; as long as the catalogue, so it is computed once."""
+        weight_N = (catalogue.count_N.double().cpu() + 1.0) ** spec.negative_power
+        weight_N[0] = 0.0
+        edges_N = weight_N.cumsum(0)
+        log_q_N = (weight_N / edges_N[-1] * spec.negatives).clamp_min(_NEVER).log().float()
+        share_N = training_share(catalogue.count_N) if spec.in_batch else None
+        return NegativeSampler(edges_N, log_q_N.to(catalogue.count_N.device), share_N, spec)
+
+    def draw(self, seed: int) -> Negatives:
+        """The same for the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.rand(self.spec.negatives, dtype=torch.float64, generator=generator) * self.edges_N[-1]
+        item_S = torch.searchsorted(self.edges_N, drawn, right=True).clamp_max(len(self.edges_N) - 1)
+        return Negatives(item_S.to(self.log_q_N.device), self.log_q_N, self.share_N, self.spec.mined)
 
 
 def training_share(count_N: Tensor) -> Tensor:

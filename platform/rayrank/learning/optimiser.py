@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rayrank.learning.collectives import Collectives
 from rayrank.learning.spec import LearningSpec
+from rayrank.learning.tables import BETAS, EPS
 from rayrank.models.ranker import Ranker
 
 _BUCKET = 8_000_000
@@ -39,7 +40,7 @@ class Rates:
 
 def build_optimiser(model: Ranker, parameters: list[nn.Parameter], rates: Rates) -> torch.optim.AdamW:
     """AdamW over ``parameters``: id factors and encoder at rates of their own; vectors (biases, norms) not decayed."""
-    ids = {id(p) for p in model.id_tables()}
+    ids = {id(table.weight) for table in model.id_tables()}
     encoder = getattr(model, "encoder", None)
     texts = {id(p) for p in encoder.parameters()} if isinstance(encoder, nn.Module) else set()
     rest = [p for p in parameters if id(p) not in ids | texts]
@@ -49,7 +50,7 @@ def build_optimiser(model: Ranker, parameters: list[nn.Parameter], rates: Rates)
         _group([p for p in parameters if id(p) in ids], rates.id_rate, rates.id_decay),
         _group([p for p in parameters if id(p) in texts], rates.encoder_rate, rates.decay),
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.99))
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=BETAS, eps=EPS)
 
 
 def split_parameters(model: Ranker) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -71,7 +72,7 @@ def schedule(progress: float, warmup: float, final: float) -> float:
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def sum_gradients(parameters: list[nn.Parameter], collectives: Collectives) -> None:
+def sum_gradients(parameters: Sequence[Tensor], collectives: Collectives) -> None:
     """Add gradients over the ranks; parameters without one (an unused head) count as zero, so all ranks agree."""
     for parameter in parameters:
         if parameter.grad is None:
@@ -88,8 +89,8 @@ def sum_gradients(parameters: list[nn.Parameter], collectives: Collectives) -> N
             start += size
 
 
-def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    bucket: list[nn.Parameter] = []
+def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
     for parameter in parameters:
         bucket.append(parameter)
         if sum(p.numel() for p in bucket) >= _BUCKET:
@@ -106,10 +107,15 @@ class Average:
         self.parameters, self.decay, self.updates = parameters, decay, 0
         self.values = [p.detach().clone() for p in parameters]
 
+    @property
+    def next_decay(self) -> float:
+        """Of the next update."""
+        return min(self.decay, (2 + self.updates) / (11 + self.updates))
+
     def update(self) -> None:
         """Move towards the present weights."""
+        decay = self.next_decay
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1.0 - decay)
 
     @contextmanager

@@ -17,9 +17,9 @@ from torch import Tensor
 from rayrank.batch import FAR, Catalogue, SequenceBatch
 from rayrank.learning.collectives import Collectives
 from rayrank.learning.held import Held
-from rayrank.learning.inputs import DivergedError, Hooks, Step, TrainData, TrainSpec, Used
-from rayrank.learning.optimiser import Average, Rates, build_optimiser, schedule, split_parameters, sum_gradients
-from rayrank.learning.state import StageState, snapshot
+from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, Step, TrainData, TrainSpec, Used
+from rayrank.learning.optimiser import Rates, schedule, split_parameters
+from rayrank.learning.state import StageState
 from rayrank.memory import release
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker, take_rows
@@ -49,8 +49,7 @@ class _Rows:
         self.model, self.data, self.spec, self.hooks, self.collectives = model, data, spec, hooks, collectives
         rows, parameters = spec.learning.rows, split_parameters(model)[0]
         rates = Rates(rows.learning_rate, rows.learning_rate, rows.weight_decay, rows.weight_decay)
-        optimiser = build_optimiser(model, parameters, rates)
-        self.state = StageState(model, parameters, optimiser, Average(parameters, rows.ema))
+        self.state = StageState.of(model, parameters, rates, rows.ema, spec.learning.dense_rows)
         self.names = [task.name for task in model.schema.event_tasks]
         self.step, self.epoch, self.begin = 0, 0, (0, 0)
 
@@ -73,9 +72,10 @@ class _Rows:
             self.hooks.report({"stage": STAGE, "epoch": self.epoch, "epochs": epochs, **found})
             self.epoch, self.begin = self.epoch + 1, (0, 0)
         release()
-        self.state.average.keep()
-        for parameter in self.state.parameters:  # a last step may have ruined them without a loss that shows it
-            self._check(parameter.detach(), "weights")
+        self.state.keep_averages()
+        for module in self.model.static_modules():  # a last step may have ruined them without a loss that shows it
+            for parameter in module.parameters():
+                self._check(parameter.detach(), "weights")
 
     def _check(self, values: Tensor, what: str) -> None:
         if not bool(values.isfinite().all()):
@@ -112,16 +112,12 @@ class _Rows:
 
     def _step(self, batch: SequenceBatch | None, progress: float) -> tuple[Tensor, bool]:
         """(mean loss by event task over all ranks, whether a rank asks for a snapshot)."""
-        noise, optimiser = Noise(self.spec.learning.seed, _STEPS + self.step), self.state.optimiser
-        optimiser.zero_grad(set_to_none=True)
-        sums, counts, due = self._backward(batch, noise)
+        noise = Noise(self.spec.learning.seed, _STEPS + self.step)
+        with self.state.collecting():
+            sums, counts, due = self._backward(batch, noise)
         share = schedule(progress, self.spec.learning.warmup, self.spec.learning.final_learning_rate)
-        for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * share
-        sum_gradients(self.state.parameters, self.collectives)
-        torch.nn.utils.clip_grad_norm_(self.state.parameters, self.spec.learning.clip)
-        optimiser.step()
-        self.state.average.update()
+        self.state.update(share, self.spec.learning.clip, self.collectives)
+        self.state.follow()
         if self.hooks.on_used and batch is not None:
             self.hooks.on_used(Used(STAGE, self.epoch, self.step, batch.row_BT[:, 0]))
         self.step += 1
@@ -154,7 +150,7 @@ class _Rows:
 
     def _keep(self, place: tuple[int, int]) -> None:
         meta = {"stage": STAGE, "epoch": self.epoch, "position": list(place), "step": self.step}
-        self.hooks.on_snapshot(snapshot(self.state.tensors(), {**meta, "updates": self.state.average.updates}))
+        self.hooks.on_snapshot(Snapshot(self.state.tensors(), {**meta, "updates": self.state.average.updates}))
 
 
 def _static_outputs(

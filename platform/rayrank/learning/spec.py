@@ -41,7 +41,11 @@ class LearningSpec(Config):
     rows: RowsSpec = Field(default_factory=RowsSpec, description="the first stage, on shuffled rows")
     epochs: int = Field(3, ge=1, description="passes over the training targets in the second stage, on sequences")
     choose_blend: bool = Field(True, description="choose the share of the static path on valid, by each task's loss")
-    lanes: int = Field(2, ge=1, description="micro-batches of a step; not the number of workers, which may change")
+    lanes: int = Field(
+        2,
+        ge=1,
+        description="micro-batches of a step; not the number of workers: a worker with several adds up their gradients",
+    )
     batch_events: int = Field(
         2048, ge=1, description="padded positions of a micro-batch, at most (one sequence at least)"
     )
@@ -53,6 +57,11 @@ class LearningSpec(Config):
     encoder_learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of the text encoder")
     weight_decay: float = Field(0.01, ge=0, description="AdamW, matrices only; id factors see id_weight_decay")
     id_weight_decay: float = Field(1.0, ge=0, description="AdamW on id factors")
+    dense_rows: int = Field(
+        50_000,
+        ge=0,
+        description="id tables of more rows are updated where a step uses them, not whole; what they learn is the same",
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps with rising learning rate")
     final_learning_rate: float = Field(0.02, ge=0, le=1, description="share of the peak that cosine decay ends at")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,18 +11,64 @@ from torch import Tensor, nn
 
 from rayrank.learning.collectives import Collectives
 from rayrank.learning.inputs import Snapshot
-from rayrank.learning.optimiser import Average
+from rayrank.learning.optimiser import Average, Rates, build_optimiser, sum_gradients
+from rayrank.learning.tables import LazyTables
 from rayrank.models.ranker import Ranker
 
 
 @dataclass
 class StageState:
-    """A model and what trains ``parameters`` of it."""
+    """A model and what trains part of it: ``parameters`` whole in every step, large id tables row by row."""
 
     model: Ranker
     parameters: list[nn.Parameter]
     optimiser: torch.optim.AdamW
     average: Average
+    tables: LazyTables
+
+    @staticmethod
+    def of(model: Ranker, parameters: list[nn.Parameter], rates: Rates, ema: float, dense_rows: int) -> StageState:
+        """Before the first step; id tables of more than ``dense_rows`` rows are large."""
+        own = {id(p) for p in parameters}
+        large = [t for t in model.id_tables() if t.num_embeddings > dense_rows and id(t.weight) in own]
+        own -= {id(table.weight) for table in large}
+        rest = [p for p in parameters if id(p) in own]
+        tables = LazyTables(large, rates.id_rate, rates.id_decay)
+        return StageState(model, rest, build_optimiser(model, rest, rates), Average(rest, ema), tables)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Around a step's forward and backward passes, one for each micro-batch; their gradients add up."""
+        self.optimiser.zero_grad(set_to_none=True)
+        with self.tables.collecting():
+            yield
+
+    def update(self, share: float, clip: float, collectives: Collectives) -> None:
+        """The step, from the gradients of all ranks, at a share of the peak rates; then comes :meth:`follow`."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * share
+        parameters = [*self.parameters, *self.tables.gather(collectives)]
+        sum_gradients(parameters, collectives)
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+        self.optimiser.step()
+        self.tables.step(share, self.average.next_decay)
+
+    def follow(self) -> None:
+        """The averages of the parameters follow, after whatever else a step does to them."""
+        self.average.update()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights inside, the trained ones again afterwards."""
+        self.tables.swap()
+        with self.average.applied():
+            yield
+        self.tables.swap()
+
+    def keep_averages(self) -> None:
+        """Replace the trained weights for good; this is the end of the stage."""
+        self.tables.swap()
+        self.average.keep()
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, as views: copy before the next step."""
@@ -29,12 +77,13 @@ class StageState:
         for i, parameter in enumerate(self.parameters):
             for name, value in self.optimiser.state[parameter].items():
                 found[f"optimiser/{i}/{name}"] = value
-        return found
+        return found | {f"tables/{name}": value for name, value in self.tables.tensors().items()}
 
     def put_back(self, saved: Snapshot) -> None:
         """Go on from what :meth:`tensors` gave; the number of averages' updates is in the meta."""
         self.model.load_state_dict(under(saved.tensors, "model/"))
         self.average.updates = int(saved.meta["updates"])
+        self.tables.put_back(under(saved.tensors, "tables/"))
         for i, parameter in enumerate(self.parameters):
             self.average.values[i] = saved.tensors[f"average/{i}"].to(parameter.device, copy=True)
             # Copies: the snapshot may serve another run, and these are updated in place. (The optimiser's step stays
@@ -55,8 +104,3 @@ def share_marks(model: Ranker, collectives: Collectives) -> None:
     """Every rank knows the users and items that any rank has trained on."""
     for buffer in (model.trained_users_U, model.trained_items_N):
         buffer.copy_((collectives.all_reduce_sum(buffer) > 0).to(buffer.dtype))
-
-
-def snapshot(tensors: dict[str, Tensor], meta: dict[str, object]) -> Snapshot:
-    """Copies on the CPU."""
-    return Snapshot({name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}, meta)

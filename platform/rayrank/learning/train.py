@@ -21,12 +21,12 @@ from rayrank.learning.choice import with_choice
 from rayrank.learning.collectives import Collectives, Solo
 from rayrank.learning.forward import StepNoise, forward, retrieval_tasks
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, Step, TrainData, TrainSpec, Used
-from rayrank.learning.negatives import sample_negatives
-from rayrank.learning.optimiser import Average, Rates, build_optimiser, schedule, split_parameters, sum_gradients
+from rayrank.learning.negatives import Negatives, NegativeSampler
+from rayrank.learning.optimiser import Rates, schedule, split_parameters
 from rayrank.learning.predict import Protocol, Wanted, empty_scores, scored
 from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.rows import train_rows
-from rayrank.learning.state import StageState, share_marks, snapshot, under
+from rayrank.learning.state import StageState, share_marks, under
 from rayrank.learning.texts import TextCache, encode_catalogue, trained_encoder, with_tokens
 from rayrank.memory import release
 from rayrank.metrics.evaluated import Evaluated
@@ -74,15 +74,13 @@ class _Run:
         catalogue = data.catalogue.to(self.device)
         catalogue = with_tokens(model, catalogue)
         self._catalogue = encode_catalogue(model, catalogue) if catalogue.vectors_ND is None else catalogue
+        self.sampler = NegativeSampler.of(catalogue, self.objective)
         self.encoder = trained_encoder(model)
         cached = self.encoder if not model.item_tokens else None  # tokens are read with the texts that they are part of
         self.texts = TextCache(cached, self._catalogue, self.spec, self.collectives) if cached else None
         if self.encoder and self.encoder.additions:
             self.encoder.additions.begin(self.spec.epochs * data.steps_per_epoch)
-        self.parameters = split_parameters(model)[1]
-        self.optimiser = build_optimiser(model, self.parameters, Rates.of(self.spec))
         self.step, self.epoch, self.position = 0, 0, 0
-        self.average = Average(self.parameters, self.spec.ema)
         self.history: list[dict[str, Any]] = []
         self.curve: list[dict[str, float]] = []
         self.best: tuple[int, dict[str, Tensor], Catalogue] | None = None
@@ -94,10 +92,13 @@ class _Run:
 
     def all_epochs(self) -> TrainResult:
         resume = self.hooks.resume
-        if resume is not None and resume.meta["stage"] != ROWS:
-            self._restore(resume)
-        else:
+        goes_on = resume is not None and resume.meta["stage"] != ROWS
+        if not goes_on:
             self._first_stage()
+        parameters, rates = split_parameters(self.model)[1], Rates.of(self.spec)
+        self.state = StageState.of(self.model, parameters, rates, self.spec.ema, self.spec.dense_rows)
+        if resume is not None and goes_on:
+            self._restore(resume)
         while self.epoch < self.spec.epochs and not self._exhausted():
             started = time.perf_counter()
             try:
@@ -105,7 +106,7 @@ class _Run:
             except torch.linalg.LinAlgError as error:  # what a reader makes of weights that are no numbers
                 raise self._diverged(f"no solution at step {self.step} ({error})") from None
             seconds = time.perf_counter() - started
-            with self.average.applied():
+            with self.state.averaged():
                 metrics = self._evaluate()
                 self._remember(metrics)
             entry = {"epoch": self.epoch, "events_per_s": events / seconds, "wait_share": waited / seconds}
@@ -125,7 +126,6 @@ class _Run:
         data = replace(self.data, catalogue=self.catalogue)
         train_rows(self.model, data, TrainSpec(self.spec, self.objective), self.hooks, self.collectives)
         self.model.hand_over()
-        self.average = Average(self.parameters, self.spec.ema)
 
     def _epoch(self) -> tuple[int, float]:
         iterator = iter(self.data.train(self.epoch, self.position))
@@ -160,22 +160,33 @@ class _Run:
         counts, due = found
         negatives = None
         if retrieval_tasks(self.model.schema):
-            negatives = sample_negatives(self.catalogue, self.objective, self.spec.seed * 1_000_003 + self.step)
-        self.optimiser.zero_grad(set_to_none=True)
+            negatives = self.sampler.draw(self.spec.seed * 1_000_003 + self.step)
         fresh = self.texts.encode(self.texts.choose(lanes, negatives, noise)) if self.texts else None
-        sums = torch.zeros(len(self.tasks), device=self.device)
-        for batch, target in zip(lanes, targets, strict=True):
-            with self._precision():
-                said = forward(self.model, batch, target, self.catalogue, negatives, StepNoise(noise, fresh))
-                terms = compute(said, target, self.model.schema, self.objective)
-            terms.total(counts, self.objective).backward()
-            for (task, _), value in terms.sums.items():
-                sums[self.tasks.index(task)] += value.detach()
+        with self.state.collecting():
+            sums = self._backward(list(zip(lanes, targets, strict=True)), counts, negatives, StepNoise(noise, fresh))
         if self.texts:
             self.texts.learn(fresh, self.step)
         self._update()
         self._say_used(lanes)
         return self._losses(sums, counts), due, sum(int((batch.part_BT == TRAIN).sum()) for batch in lanes)
+
+    def _backward(
+        self,
+        lanes: list[tuple[SequenceBatch, Targets]],
+        counts: dict[str, Tensor],
+        negatives: Negatives | None,
+        step: StepNoise,
+    ) -> Tensor:
+        """Loss sums by task of this rank's lanes, whose gradients add up: the step is that of one large batch."""
+        sums = torch.zeros(len(self.tasks), device=self.device)
+        for batch, target in lanes:
+            with self._precision():
+                said = forward(self.model, batch, target, self.catalogue, negatives, step)
+                terms = compute(said, target, self.model.schema, self.objective)
+            terms.total(counts, self.objective).backward()
+            for (task, _), value in terms.sums.items():
+                sums[self.tasks.index(task)] += value.detach()
+        return sums
 
     def _say_used(self, lanes: list[SequenceBatch]) -> None:
         if self.hooks.on_used and lanes:
@@ -211,19 +222,15 @@ class _Run:
     def _update(self) -> None:
         progress = (self.step + 1) / (self.spec.epochs * self.data.steps_per_epoch)
         share = schedule(progress, self.spec.warmup, self.spec.final_learning_rate)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * share
         added = self.encoder.additions if self.encoder else None
         penalty = added.penalty() if added else None
         if penalty is not None:
             (penalty / self.collectives.world).backward()
-        sum_gradients(self.parameters, self.collectives)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.clip)
-        self.optimiser.step()
+        self.state.update(share, self.spec.clip, self.collectives)
         self.step += 1
         if added:
             added.after_step(self.step)
-        self.average.update()
+        self.state.follow()
 
     def _losses(self, sums: Tensor, counts: dict[str, Tensor]) -> dict[str, float]:
         self.collectives.all_reduce_sum(sums)
@@ -272,12 +279,17 @@ class _Run:
         return -metrics[name] if self.spec.lower_is_better else metrics[name]
 
     def _remember(self, metrics: dict[str, float]) -> None:
-        """Keep the averaged weights when this epoch is the best so far (or nothing can be compared)."""
+        """Keep the averaged weights when this epoch is the best so far (or nothing can be compared).
+
+        Without the static path's, which this stage leaves as they are.
+        """
         if metrics and self.best is not None:
             best, found = self._chosen(self.history[self.best[0]]["metrics"]), self._chosen(metrics)
             if not found > best and (math.isfinite(best) or not math.isfinite(found)):
                 return
-        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        still = {id(p) for module in self.model.static_modules() for p in module.parameters()}
+        named = self.model.state_dict(keep_vars=True).items()
+        state = {name: value.detach().clone() for name, value in named if id(value) not in still}
         catalogue = self.catalogue
         if self.texts and catalogue.vectors_ND is not None:
             catalogue = replace(catalogue, vectors_ND=catalogue.vectors_ND.clone())
@@ -289,7 +301,7 @@ class _Run:
     def _finish(self) -> TrainResult:
         assert self.best is not None
         epoch, state, catalogue = self.best
-        self.model.load_state_dict(state)
+        self.model.load_state_dict(state, strict=False)
         if self.encoder:
             self.encoder.merge()
             catalogue = replace(encode_catalogue(self.model, catalogue), below_TW=None)
@@ -299,11 +311,8 @@ class _Run:
         bf16 = self.spec.precision == "bf16" and self.device.type == "cuda"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
 
-    def _state(self) -> StageState:
-        return StageState(self.model, self.parameters, self.optimiser, self.average)
-
     def _snapshot(self) -> Snapshot:
-        tensors = self._state().tensors()
+        tensors = self.state.tensors()
         if self.best is not None:
             tensors |= {f"best/{name}": value for name, value in self.best[1].items()}
         if self.texts:
@@ -313,11 +322,11 @@ class _Run:
             tensors |= {f"additions/{name}": value for name, value in added.items()}
         place = {"stage": "sequences", "epoch": self.epoch, "position": self.position, "step": self.step}
         best = None if self.best is None else self.best[0]
-        meta = {**place, "updates": self.average.updates, "best_epoch": best}
-        return snapshot(tensors, {**meta, "history": list(self.history), "curve": list(self.curve)})
+        meta = {**place, "updates": self.state.average.updates, "best_epoch": best}
+        return Snapshot(tensors, {**meta, "history": list(self.history), "curve": list(self.curve)})
 
     def _restore(self, saved: Snapshot) -> None:
-        self._state().put_back(saved)
+        self.state.put_back(saved)
         if self.texts:
             self.texts.put_back(under(saved.tensors, "texts/"))
         if self.encoder and self.encoder.additions:

@@ -19,7 +19,7 @@ from rayrank.config import ConfigError
 from rayrank.models.encoder import TextEncoder
 from rayrank.models.heads import TaskHeads
 from rayrank.models.joint import JointText, Texts, first_tokens, latest
-from rayrank.models.layers import Perceptron
+from rayrank.models.layers import IdTable, Perceptron
 from rayrank.models.noise import Noise, position_keys
 from rayrank.models.ranker import Ranker, UserState, shown
 from rayrank.models.spec import CrossSpec, Sizes
@@ -58,7 +58,7 @@ class Cross(Ranker):
         tokens_NL = self._tokens(catalogue)
         known_N = self.known_items(ids_N, noise)
         vector, retrieval = self.items(replace(catalogue, vectors_ND=self._bag(tokens_NL)), known_N, noise, ids_N)
-        static = self.static.items(catalogue, known_N, noise, ids_N)
+        static = self.static.items(catalogue, known_N, noise, ids_N).detach()  # is trained on rows alone
         return torch.cat([tokens_NL.to(vector.dtype), vector, static, retrieval], dim=-1)
 
     def static_items(self, catalogue: Catalogue, ids_N: Tensor | None = None, noise: Noise | None = None) -> Tensor:
@@ -129,8 +129,8 @@ class Cross(Ranker):
     def retrieval_items(self, items_NW: Tensor) -> Tensor:
         return items_NW[:, -(self.spec.retrieval_width + 1) :]
 
-    def id_tables(self) -> list[Tensor]:
-        return [self.static.user_id.weight, self.static.item_id.weight, self.items.factor.weight]
+    def id_tables(self) -> list[IdTable]:
+        return [*self.static.id_tables(), self.items.factor]
 
     def static_modules(self) -> list[nn.Module]:
         return [self.static]

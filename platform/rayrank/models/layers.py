@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from rayrank.features.encode import is_multi
 from rayrank.models.noise import Noise
 from rayrank.schema import CategoricalFeature, Feature
 
+TABLE = TypeVar("TABLE", bound=nn.Embedding)
 ID_SCALE = 0.05
 """Standard deviation of fresh id factors and category vectors: small, so that rare ids stay near the unknown one."""
 
@@ -92,9 +94,27 @@ def drop(x: Tensor, rate: float, site: str, noise: Noise | None, key: Tensor | N
     return x if noise is None or key is None else noise.drop(x, rate, site, key)
 
 
+class IdTable(nn.Embedding):
+    """One row per user or item. Learning may lend rows of a large table in its place, which collect the gradients."""
+
+    source: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, D) rows."""
+        return super().forward(input) if self.source is None else self.source(input)
+
+
 def embedding(rows: int, width: int) -> nn.Embedding:
     """An embedding table of small vectors."""
-    table = nn.Embedding(rows, width)
+    return _small(nn.Embedding(rows, width))
+
+
+def id_table(rows: int, width: int) -> IdTable:
+    """A table of id factors, small vectors."""
+    return _small(IdTable(rows, width))
+
+
+def _small(table: TABLE) -> TABLE:
     nn.init.normal_(table.weight, std=ID_SCALE)
     return table
 

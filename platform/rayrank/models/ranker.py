@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayrank.batch import Catalogue, Events, Queries
+from rayrank.models.layers import IdTable
 from rayrank.models.noise import Noise
 from rayrank.models.spec import RankerSpec, Sizes
 from rayrank.schema import DatasetSchema, MulticlassTask
@@ -205,7 +206,7 @@ class Ranker(nn.Module, ABC):
         return (known_B > 0).float() if self.spec.inputs.user_id else torch.ones_like(events.user_B).float()
 
     @abstractmethod
-    def id_tables(self) -> list[Tensor]:
+    def id_tables(self) -> list[IdTable]:
         """The tables of id factors, which are trained at a rate of their own."""
 
     def all_ids(self, catalogue: Catalogue, ids_N: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayrank.batch import Catalogue, Events
-from rayrank.models.layers import FeatureSum, embedding
+from rayrank.models.layers import FeatureSum, id_table
 from rayrank.models.ranker import UserState, shown_counts
 from rayrank.models.spec import Inputs, Sizes
 from rayrank.models.static import middle
@@ -66,7 +66,7 @@ class Reader(nn.Module):
         self.tasks, self.inputs, self.width = schema.event_tasks, inputs, width
         tasks = len(self.tasks)
         columns = width + tasks
-        self.factor = embedding(sizes.items, columns)
+        self.factor = id_table(sizes.items, columns)
         self.features = FeatureSum(schema.item_features, sizes.item_categories, columns)
         self.text = nn.Linear(sizes.text_width, columns, bias=False) if inputs.text and sizes.text_width else None
         self.base = nn.Parameter(torch.cat([torch.zeros(width), middle(schema)]))

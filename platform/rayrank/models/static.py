@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rayrank.batch import Catalogue, Events, Queries
-from rayrank.models.layers import ID_SCALE, TIME_WIDTH, FeatureSum, clock_features, drop, embedding
+from rayrank.models.layers import ID_SCALE, TIME_WIDTH, FeatureSum, IdTable, clock_features, drop, id_table
 from rayrank.models.noise import Noise
 from rayrank.models.spec import Inputs, Sizes
 from rayrank.schema import BinaryTask, DatasetSchema
@@ -29,7 +29,8 @@ class StaticPath(nn.Module):
         self.inputs, (self.width, self.rate), tasks = inputs, widths, len(schema.event_tasks)
         columns = self.width + tasks
         self.widths = [self.width, tasks]
-        self.user_id, self.item_id = embedding(sizes.users, columns), embedding(sizes.items, columns)
+        self.user_id = id_table(sizes.users, columns) if inputs.user_id else None
+        self.item_id = id_table(sizes.items, columns)
         self.user_features = FeatureSum(schema.user_features, sizes.user_categories, columns)
         self.item_features = FeatureSum(schema.item_features, sizes.item_categories, columns)
         self.context = FeatureSum(schema.context_features, sizes.context_categories, columns)
@@ -41,7 +42,7 @@ class StaticPath(nn.Module):
     def _reset(self, schema: DatasetSchema) -> None:
         """Factors small and random, biases at zero: every logit starts at the task's middle."""
         with torch.no_grad():
-            weights = [self.user_id.weight, self.item_id.weight]
+            weights: list[Tensor] = [table.weight for table in self.id_tables()]
             for features in (self.user_features, self.item_features, self.context):
                 weights += features.weights()
             for weight in weights:
@@ -51,6 +52,10 @@ class StaticPath(nn.Module):
                 self.text.weight[self.width :] = 0.0
             self.clock.weight.zero_()
             self.interaction.bias.copy_(middle(schema))
+
+    def id_tables(self) -> list[IdTable]:
+        """Factors of users, where their ids are an input, and of items."""
+        return [self.item_id] if self.user_id is None else [self.user_id, self.item_id]
 
     @property
     def row_width(self) -> int:
@@ -68,7 +73,8 @@ class StaticPath(nn.Module):
 
     def users(self, events: Events, known_B: Tensor, noise: Noise | None) -> Tensor:
         """(B, F + K) packed users."""
-        packed = self.user_id(known_B) * float(self.inputs.user_id)
+        nobody = self.interaction.weight.new_zeros(len(known_B), self.row_width)
+        packed = nobody if self.user_id is None else self.user_id(known_B)
         if self.inputs.user_attributes and not self.user_features.empty:
             packed = packed + self.user_features(events.user_features)
         return drop(packed, self.rate, "static.user", noise, events.key_B)

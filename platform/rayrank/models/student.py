@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayrank.batch import Catalogue, Events, Queries
-from rayrank.models.layers import TIME_WIDTH, FeatureSum, ItemNorm, Perceptron, clock_features, drop, embedding
+from rayrank.models.layers import TIME_WIDTH, FeatureSum, IdTable, ItemNorm, Perceptron, clock_features, drop, id_table
 from rayrank.models.noise import Noise, position_keys
 from rayrank.models.ranker import Ranker, UserState, shown
 from rayrank.models.reader import Reader
@@ -52,7 +52,7 @@ class Student(Ranker):
         known_N = self.known_items(ids_N, noise)
         self._check_table(catalogue)
         vector, hidden, retrieval = self.items(catalogue, known_N)
-        static = self.static.items(catalogue, known_N, noise, ids_N)
+        static = self.static.items(catalogue, known_N, noise, ids_N).detach()  # is trained on rows alone
         return torch.cat([vector, self.reader.items(catalogue, known_N), hidden, static, retrieval], dim=-1)
 
     def static_items(self, catalogue: Catalogue, ids_N: Tensor | None = None, noise: Noise | None = None) -> Tensor:
@@ -119,9 +119,8 @@ class Student(Ranker):
     def retrieval_items(self, items_NW: Tensor) -> Tensor:
         return items_NW[:, -(self.spec.retrieval_width + 1) :]
 
-    def id_tables(self) -> list[Tensor]:
-        static = self.static
-        return [static.user_id.weight, static.item_id.weight, self.items.factor.weight, self.reader.factor.weight]
+    def id_tables(self) -> list[IdTable]:
+        return [*self.static.id_tables(), self.items.factor, self.reader.factor]
 
     def static_modules(self) -> list[nn.Module]:
         return [self.static]
@@ -156,7 +155,7 @@ class StudentItems(nn.Module):
     def __init__(self, spec: StudentSpec, schema: DatasetSchema, sizes: Sizes) -> None:
         super().__init__()
         self.inputs = spec.inputs
-        self.factor = embedding(sizes.items, spec.id_width)
+        self.factor = id_table(sizes.items, spec.id_width)
         self.features = FeatureSum(schema.item_features, sizes.item_categories, spec.width)
         self.text = nn.Linear(sizes.text_width, spec.width) if spec.inputs.text and sizes.text_width else None
         self.base = nn.Parameter(torch.zeros(spec.width))

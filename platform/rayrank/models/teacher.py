@@ -18,7 +18,7 @@ from rayrank.models.attention import CandidateAttention, CausalLayer, PrefixPool
 from rayrank.models.encoder import TextEncoder
 from rayrank.models.events import EventTokens
 from rayrank.models.heads import TaskHeads
-from rayrank.models.layers import TIME_WIDTH, FeatureSum, ItemNorm, Perceptron, clock_features, embedding
+from rayrank.models.layers import TIME_WIDTH, FeatureSum, IdTable, ItemNorm, Perceptron, clock_features, id_table
 from rayrank.models.noise import Noise, position_keys
 from rayrank.models.ranker import Ranker, UserState, shown
 from rayrank.models.reader import Reader
@@ -69,7 +69,7 @@ class Teacher(Ranker):
         catalogue = self._with_texts(catalogue)
         known_N = self.known_items(ids_N, noise)
         vector, retrieval = self.items(catalogue, known_N, noise, ids_N)
-        static = self.static.items(catalogue, known_N, noise, ids_N)
+        static = self.static.items(catalogue, known_N, noise, ids_N).detach()  # is trained on rows alone
         return torch.cat([vector, self.reader.items(catalogue, known_N), static, retrieval], dim=-1)
 
     def static_items(self, catalogue: Catalogue, ids_N: Tensor | None = None, noise: Noise | None = None) -> Tensor:
@@ -140,9 +140,8 @@ class Teacher(Ranker):
     def retrieval_items(self, items_NW: Tensor) -> Tensor:
         return items_NW[:, -(self.spec.retrieval_width + 1) :]
 
-    def id_tables(self) -> list[Tensor]:
-        static = self.static
-        return [static.user_id.weight, static.item_id.weight, self.items.factor.weight, self.reader.factor.weight]
+    def id_tables(self) -> list[IdTable]:
+        return [*self.static.id_tables(), self.items.factor, self.reader.factor]
 
     def static_modules(self) -> list[nn.Module]:
         return [self.static]
@@ -190,7 +189,7 @@ class ItemTower(nn.Module):
     def __init__(self, spec: TeacherSpec | CrossSpec, schema: DatasetSchema, sizes: Sizes) -> None:
         super().__init__()
         self.inputs, width = spec.inputs, spec.width
-        self.factor = embedding(sizes.items, spec.id_width)
+        self.factor = id_table(sizes.items, spec.id_width)
         self.from_factor = nn.Linear(spec.id_width, width, bias=False)
         self.features = FeatureSum(schema.item_features, sizes.item_categories, width)
         self.text = nn.Linear(sizes.text_width, width) if spec.inputs.text and sizes.text_width else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from safetensors.torch import load, save
+from safetensors.torch import load, load_file, save_file
 from torch import nn
 
 from rayrank.learning.code import code_digest
@@ -36,20 +36,23 @@ class Checkpoints:
         meta = json.loads(storage.read_bytes(place))
         if meta.pop("key", None) != self._key:
             return None
-        return Snapshot(load(storage.read_bytes(storage.join(self.folder, meta.pop("file")))), meta)
+        file = storage.join(self.folder, meta.pop("file"))
+        # Mapped where it can be: workers share its pages, and large id tables are not there twice.
+        return Snapshot(load(storage.read_bytes(file)) if "://" in file else load_file(file), meta)
 
     def write(self, snapshot: Snapshot, model: nn.Module) -> None:
         """Keep a snapshot: its tensors under a name of their own, then the note that points to them."""
         frozen = _frozen(model)
         kept = {
-            name: value.contiguous()
+            name: value.detach().cpu().contiguous()
             for name, value in snapshot.tensors.items()
             if name.removeprefix("model/").removeprefix("best/") not in frozen
         }
         file = f"{snapshot.meta['stage']}-{int(snapshot.meta['step']):07d}.safetensors"
         place = storage.join(self.folder, META)
         old = json.loads(storage.read_bytes(place))["file"] if storage.exists(place) else None
-        storage.write_bytes(storage.join(self.folder, file), save(kept))
+        with storage.placed(storage.join(self.folder, file)) as name:
+            save_file(kept, name)  # straight from the tensors' own memory
         storage.write_json(place, {**snapshot.meta, "key": self._key, "file": file})
         if old and old != file:
             storage.remove(storage.join(self.folder, old))

@@ -165,6 +165,27 @@ def growing(path: str) -> Iterator[pa.NativeFile]:
         raise
 
 
+@contextmanager
+def placed(path: str) -> Iterator[str]:
+    """A path on this machine for a writer that wants a name; what it writes appears at ``path`` when it is whole."""
+    system, inside = locate(path)
+    if system.type_name != "local":
+        with tempfile.TemporaryDirectory(prefix="rayrank-") as folder:
+            yield (whole := join(folder, "upload"))
+            with growing(path) as stream, pa.OSFile(whole) as file:
+                stream.upload(file)
+        return
+    make_folder(posixpath.dirname(path))
+    temporary = f"{inside}.tmp"
+    try:
+        yield temporary
+        system.move(temporary, inside)
+    except BaseException:
+        with suppress(OSError):
+            system.delete_file(temporary)
+        raise
+
+
 def write_json(path: str, value: Any) -> None:
     """Indented JSON with sorted keys, atomically."""
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())

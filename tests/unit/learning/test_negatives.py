@@ -13,7 +13,7 @@ from rayrank.config import ConfigError
 from rayrank.learning.inputs import TrainSpec
 from rayrank.learning.labels import Sampler, Teacher
 from rayrank.learning.mining import POOL_SEED, mined
-from rayrank.learning.negatives import Negatives, Positives, sample_negatives
+from rayrank.learning.negatives import Negatives, NegativeSampler, Positives
 from rayrank.objectives.losses import check_negatives, sampled_softmax
 from rayrank.objectives.spec import ObjectiveSpec
 from tests.tiny_models import SCHEMA, catalogue, model_of
@@ -26,7 +26,7 @@ ITEMS = torch.tensor([4, 6, 4, 2, 6, 1])  # users 1 and 2 share item 4, users 1 
 
 
 def drawn(seed: int = 0, **changes: object) -> Negatives:
-    return sample_negatives(Catalogue({}, COUNT_N), ObjectiveSpec(**changes), seed)
+    return NegativeSampler.of(Catalogue({}, COUNT_N), ObjectiveSpec(**changes)).draw(seed)
 
 
 def vectors() -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from rayrank.config import ConfigError
 from rayrank.learning.collectives import Solo
 from rayrank.learning.inputs import Hooks, Snapshot, TrainSpec
-from rayrank.learning.negatives import sample_negatives
+from rayrank.learning.negatives import NegativeSampler
 from rayrank.learning.spec import LearningSpec, RefreshSpec
 from rayrank.learning.texts import TextCache, encode_catalogue
 from rayrank.learning.train import TrainResult
@@ -21,7 +21,7 @@ from rayrank.models.ranker import Ranker
 from rayrank.models.tuning import AdaLora, Adapters, Frozen, Full, Lora, Top, TuneSpec, tune
 from rayrank.objectives.spec import ObjectiveSpec
 from tests.tiny_models import ITEMS, catalogue
-from tests.tiny_runs import LEARNING, batches, curve, fresh, on_ranks, run, with_texts
+from tests.tiny_runs import LEARNING, batches, curve, fresh, keep_in, on_ranks, run, with_texts
 
 KINDS: list[TuneSpec] = [
     Top(), Full(), Lora(rank=2), Lora(rank=2, layers=1), AdaLora(rank=1, first_rank=2), Adapters(width=4),
@@ -120,7 +120,7 @@ def test_the_numbers_do_not_depend_on_the_number_of_ranks(spec: TuneSpec) -> Non
 def test_training_goes_on_as_if_it_had_not_stopped(spec: TuneSpec) -> None:
     how = TrainSpec(learning(refresh=RefreshSpec(share=0.5)))
     kept: list[Snapshot] = []
-    hooks = Hooks(due=lambda: True, on_snapshot=kept.append)
+    hooks = Hooks(due=lambda: True, on_snapshot=keep_in(kept))
     whole = run(fresh("teacher", encoder=True, tuned=spec), batches(4), how, hooks=hooks)
     last = kept[-2]
     assert (last.meta["stage"], last.meta["epoch"], last.meta["position"]) == ("sequences", 1, 1)
@@ -163,7 +163,7 @@ def test_the_share_is_kept_and_need_prefers_what_is_old(by: str) -> None:
 
 def test_exact_encodes_everything_that_a_step_uses() -> None:
     cache, lanes = cache_of(learning(exact=True)), batches(2)
-    negatives = sample_negatives(cache.catalogue, ObjectiveSpec(negatives=5), 0)
+    negatives = NegativeSampler.of(cache.catalogue, ObjectiveSpec(negatives=5)).draw(0)
     used = torch.unique(torch.cat([*(b.events.item_BT.flatten() for b in lanes), negatives.item_S]))
     assert torch.equal(cache.choose(lanes, negatives, Noise(0, 3)), used[used > 0])
 

@@ -19,7 +19,7 @@ from rayrank.learning.train import TrainResult, _Run, train
 from rayrank.models.ranker import Ranker
 from rayrank.objectives.spec import DistillationSpec, ObjectiveSpec
 from tests.tiny_models import batch, catalogue, steps_of, with_labels
-from tests.tiny_runs import LEARNING, Threads, batches, curve, fresh, on_ranks, run
+from tests.tiny_runs import LEARNING, Threads, batches, curve, fresh, keep_in, on_ranks, run
 
 
 @pytest.mark.parametrize("kind", ["attentive", "student"])
@@ -102,7 +102,7 @@ def test_equal_seeds_give_equal_numbers_and_others_do_not() -> None:
 
 def test_a_resumed_run_equals_an_uninterrupted_one() -> None:
     given, saved = batches(3), []
-    whole = run(fresh("teacher"), given, TrainSpec(LEARNING), hooks=Hooks(on_epoch=saved.append))
+    whole = run(fresh("teacher"), given, TrainSpec(LEARNING), hooks=Hooks(on_epoch=keep_in(saved)))
     model = fresh("teacher")
     resumed = run(model, given, TrainSpec(LEARNING), hooks=Hooks(resume=saved[0]))
     torch.testing.assert_close(curve(resumed), curve(whole), rtol=0, atol=1e-6)
@@ -118,7 +118,7 @@ def test_a_run_goes_on_at_any_step_to_the_same_weights(world: int, encoder: bool
 
     def hooks(rank: int) -> Hooks:
         # Only the last rank asks; all of them must hear it.
-        return Hooks(due=lambda: rank == world - 1, on_snapshot=saved[rank].append)
+        return Hooks(due=lambda: rank == world - 1, on_snapshot=keep_in(saved[rank]))
 
     whole = on_ranks(world, make, given, TrainSpec(LEARNING), hooks)[0]
     places = [(s.meta["stage"], s.meta["epoch"], s.meta["position"]) for s in saved[0]]
@@ -147,7 +147,7 @@ def test_a_run_that_patience_ends_ends_there_too_when_it_goes_on(errors: Any, be
     monkeypatch.setattr(_Run, "_evaluate", lambda self: {"streaming/stars/rmse": errors[self.epoch]})
     spec = TrainSpec(LEARNING.model_copy(update={"epochs": 4, "patience": 1}))
     saved: list[Snapshot] = []
-    whole = run(fresh("student"), batches(3), spec, hooks=Hooks(on_epoch=saved.append))
+    whole = run(fresh("student"), batches(3), spec, hooks=Hooks(on_epoch=keep_in(saved)))
     assert (whole.best_epoch, len(whole.history)) == (best, best + 2)
     for taken in saved:
         rest = run(fresh("student"), batches(3), spec, hooks=Hooks(resume=taken))
@@ -161,7 +161,7 @@ def test_every_target_is_used_once_an_epoch_and_also_after_going_on() -> None:
     def note(one: Used) -> None:
         used[one.stage, one.epoch, one.step] = one.row.tolist()
 
-    hooks = Hooks(due=lambda: len(saved) < 3, on_snapshot=saved.append, on_used=note)
+    hooks = Hooks(due=lambda: len(saved) < 3, on_snapshot=keep_in(saved), on_used=note)
     run(fresh("teacher"), given, TrainSpec(LEARNING), hooks=hooks)
     whole = dict(used)
     every = sorted(int(r) for b in given for r in b.row_BT[b.part_BT == 1])
