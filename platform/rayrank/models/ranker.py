@@ -226,10 +226,10 @@ class Ranker(nn.Module, ABC):
 
 def take_rows(catalogue: Catalogue, rows: Tensor) -> Catalogue:
     """The catalogue's features, vectors and first tokens of some rows; whole texts are left behind."""
-    vectors = None if catalogue.vectors_ND is None else catalogue.vectors_ND[rows]
-    features = {name: value[rows] for name, value in catalogue.features.items()}
-    tokens = None if catalogue.tokens_NL is None else catalogue.tokens_NL[rows]
-    return Catalogue(features, catalogue.count_N[rows], None, None, vectors, None, tokens)
+    vectors = None if catalogue.vectors_ND is None else catalogue.vectors_ND.index_select(0, rows)
+    features = {name: value.index_select(0, rows) for name, value in catalogue.features.items()}
+    tokens = None if catalogue.tokens_NL is None else catalogue.tokens_NL.index_select(0, rows)
+    return Catalogue(features, catalogue.count_N.index_select(0, rows), None, None, vectors, None, tokens)
 
 
 def shown_counts(shown_BT: Tensor) -> Tensor:
