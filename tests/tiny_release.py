@@ -15,7 +15,7 @@ from rayrank.bundle import BundleParts, EncoderInfo, save_bundle
 from rayrank.features.state import FeatureState, Scale, TableState
 from rayrank.models.build import build_ranker
 from rayrank.models.encoder import TextEncoder, build_encoder
-from rayrank.models.spec import RankerSpec, Sizes, StudentSpec, TeacherSpec
+from rayrank.models.spec import Inputs, RankerSpec, Sizes, StudentSpec, TeacherSpec
 from rayrank.ranking.release import Release, save_release, set_alias
 from rayrank.schema import (
     BinaryTask,
@@ -190,10 +190,10 @@ def save_teacher(path: Path, spec: RankerSpec | None = None) -> object:
     return save_bundle(path, model, parts)
 
 
-def save_student(path: Path, text_ND: torch.Tensor) -> object:
+def save_student(path: Path, text_ND: torch.Tensor, inputs: Inputs | None = None) -> object:
     """A random student over the teacher's text table."""
     torch.manual_seed(11)
-    spec = StudentSpec(width=8, hidden=16, id_width=4, recent=4)
+    spec = StudentSpec(width=8, hidden=16, id_width=4, recent=4, inputs=inputs or Inputs())
     model = build_ranker(spec, SCHEMA, sizes(text_ND.shape[1]))
     _awake(model)
     catalogue = catalogue_of(items_table(), SCHEMA)

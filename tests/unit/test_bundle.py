@@ -20,6 +20,7 @@ from rayrank.bundle.card import model_card
 from rayrank.bundle.golden import worst
 from rayrank.bundle.info import sha256_of
 from rayrank.config import ConfigError
+from rayrank.models.spec import Inputs
 from tests.tiny_release import SCHEMA, save_student, save_teacher, teacher_text
 
 
@@ -100,6 +101,18 @@ def test_loading_leaves_the_callers_random_numbers_alone(bundles: Path) -> None:
     torch.manual_seed(3)
     load_bundle(bundles / "student")
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_bundle_with_a_table_of_users_that_it_has_no_use_for_is_read(tmp_path: Path) -> None:
+    """Such tables were written where user ids are no input."""
+    save_student(tmp_path / "old", torch.randn(31, 16), Inputs(user_id=False))
+
+    def as_before(tensors: dict[str, torch.Tensor]) -> None:
+        assert "static.user_id.weight" not in tensors
+        tensors["static.user_id.weight"] = torch.ones(13, 6)
+
+    edit_tensors(tmp_path / "old", "weights.safetensors", as_before)
+    assert load_bundle(tmp_path / "old").model.static.user_id is None
 
 
 def test_a_changed_byte_is_found(teacher: Path) -> None:
