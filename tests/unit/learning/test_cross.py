@@ -19,7 +19,7 @@ from rayrank.objectives.spec import ObjectiveSpec
 from rayrank.objectives.targets import some_targets
 from rayrank.schema import TRAIN
 from tests.tiny_models import ITEMS, SCHEMA, batch, catalogue
-from tests.tiny_runs import LEARNING, batches, curve, fresh, on_ranks, run
+from tests.tiny_runs import LEARNING, batches, curve, fresh, keep_in, on_ranks, run
 
 KINDS: list[TuneSpec] = [Full(), Lora(rank=2), AdaLora(rank=1, first_rank=2)]
 
@@ -42,7 +42,7 @@ def test_the_numbers_do_not_depend_on_the_number_of_ranks(tuned: TuneSpec) -> No
 @pytest.mark.parametrize("tuned", [Full(), AdaLora(rank=1, first_rank=2)], ids=lambda s: s.kind)
 def test_training_goes_on_as_if_it_had_not_stopped(tuned: TuneSpec) -> None:
     how, kept = TrainSpec(learning(targets_per_sequence=2)), list[Snapshot]()
-    hooks = Hooks(due=lambda: True, on_snapshot=kept.append)
+    hooks = Hooks(due=lambda: True, on_snapshot=keep_in(kept))
     whole = run(fresh("cross", encoder=True, tuned=tuned), batches(4), how, hooks=hooks)
     last = kept[-2]
     assert (last.meta["stage"], last.meta["epoch"], last.meta["position"]) == ("sequences", 1, 1)
