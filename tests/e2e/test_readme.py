@@ -88,6 +88,11 @@ def test_every_job_command_runs(folder: Path) -> None:
     for line in jobs:
         done = run(folder, [*adapted(line), *(["--debug"] if "jobs." in line else [])])
         allowed = {0, 3} if ".doctor" in line else {0}  # a busy port of this machine is the doctor's to find
+        if (
+            ".export_served" in line
+        ):  # nobody asked the service anything; tests/unit/pipeline/test_export_served.py does
+            allowed = {2}
+            assert "let the service answer first" in done.stderr
         assert done.returncode in allowed, f"{line}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
 

@@ -40,6 +40,8 @@ class ExportServedConfig(Config):
     window_s: int = Field(86_400, ge=1, description="seconds after an answer in which feedback is counted to it")
     items: DataPath | None = Field(None, description="raw items table, as the release's dataset was prepared from")
     users: DataPath | None = Field(None, description="raw users table, likewise")
+    items_key: str | None = Field(None, description="id column of `items`; None: named as in the interactions")
+    users_key: str | None = Field(None, description="id column of `users`, likewise")
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,8 @@ def _commit(config: ExportServedConfig, made: Path, schema: DatasetSchema) -> Pa
         join=AttributionJoin(window_s=config.window_s),
         items=config.items,
         users=config.users,
-        items_key=schema.item_id if config.items else None,
-        users_key=schema.user_id if config.users else None,
+        items_key=(config.items_key or schema.item_id) if config.items else None,
+        users_key=(config.users_key or schema.user_id) if config.users else None,
     )
     whole: dict[str, Any] = {"source": source.model_dump(mode="json"), "path": str(Path(config.output) / "data")}
     target = Path(config.output) / "prepare.yaml"

@@ -93,12 +93,14 @@ def init(config: InitConfig, progress: Progress) -> InitResult:
         schema = open_source(parse(PrepareConfig, {"source": source, "path": _shards(config)}).source).schema
         texts, described = {prepare: _published_yaml(config, kind)}, ""
         warnings: tuple[str, ...] = ()
+        entities: dict[str, str] = {}
     else:
         progress("reading a sample of the files")
         found = _guess(config)
         schema, warnings, described = found.schema, found.warnings, str(dataset)
+        entities = _entities(config, found)
         texts = {dataset: _dataset_yaml(found), prepare: _prepare_yaml(config, found, str(dataset))}
-    jobs = job_files(config.out, _shards(config), schema)
+    jobs = job_files(config.out, _shards(config), schema, entities)
     written = _write(texts | jobs, config.overwrite)
     if described:
         load(DatasetSchema, dataset)
@@ -270,13 +272,19 @@ def _feature_lines(title: str, features: Sequence[Feature], left_out: Sequence[s
     return lines
 
 
+def _entities(config: InitConfig, found: _Found) -> dict[str, str]:
+    """The raw tables of items and users, as the configs of prepare and export_served name them."""
+    named = {"items": config.items, "users": config.users}
+    if found.items_key and found.items_key != found.schema.item_id:
+        named["items_key"] = found.items_key
+    if found.users_key and found.users_key != found.schema.user_id:
+        named["users_key"] = found.users_key
+    return {key: value for key, value in named.items() if value is not None}
+
+
 def _prepare_yaml(config: InitConfig, found: _Found, dataset: str) -> str:
     rows = {"kind": "tables", "dataset": dataset, "interactions": config.interactions}
-    rows |= {k: v for k, v in (("items", config.items), ("users", config.users)) if v is not None}
-    if found.items_key and found.items_key != found.schema.item_id:
-        rows["items_key"] = found.items_key
-    if found.users_key and found.users_key != found.schema.user_id:
-        rows["users_key"] = found.users_key
+    rows |= _entities(config, found)
     lines = ["# rayrank prepare THIS_FILE", "source:"]
     lines += [f"  {key}: {one_line(value)}" for key, value in rows.items()]
     lines += [f"path: {one_line(_shards(config))}  # where the prepared dataset goes"]

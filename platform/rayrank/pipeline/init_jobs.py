@@ -106,20 +106,36 @@ releases: $releases  # the champion is served
 # playground: serve_apps/playground.html   # of the checkout: a page at / to try it with
 # now: 1700000000                # unix seconds taken for the present, where the log ended long ago
 http: {host: 127.0.0.1, port: 8000}
+# policy: policy.yaml            # editors' rules: filters, boosts, caps, pins, exploration; followed when edited
+served_log: {path: $served}  # every answer, to train on it; leave this line out to keep none
 """
-_FOLDERS = ("cache", "teacher", "labels", "tune", "student", "evaluation", "releases", "scores")
+_EXPORT_SERVED = """\
+# rayrank export_served THIS_FILE
+# What was shown, and what users did with it (POST /v1/feedback), become the next data: rayrank prepare of its output.
+releases: $releases
+log: $served
+output: $served_tables
+window_s: 86400                  # feedback counts up to so many seconds after the answer
+$entities"""
+_FOLDERS = (
+    "cache", "teacher", "labels", "tune", "student", "evaluation", "releases", "scores", "served", "served_tables",
+)  # fmt: skip
 _SKIP = "# skip: [latency]              # leave gates out; the release says so"
 _NO_BASE_RATE = "skip: [calibration]            # sampled negatives: how often people click is made up"
 _REGRESSION_WEIGHT = 0.5
 """Beside binary tasks, which weigh 1."""
 
 
-def job_files(folder: str, dataset: str, schema: DatasetSchema) -> dict[Path, str]:
-    """Path -> text of the configs in ``folder`` of every job after prepare, which writes to ``dataset``."""
+def job_files(folder: str, dataset: str, schema: DatasetSchema, entities: Mapping[str, str]) -> dict[Path, str]:
+    """Path -> text of the configs in ``folder`` of every job after prepare, which writes to ``dataset``.
+
+    ``entities``: the raw tables of items and users that there are, by the keys that prepare's config has for them.
+    """
     values = {name: one_line(str(Path(folder, name))) for name in _FOLDERS}
     values |= _names(folder, dataset, schema)
     values["skip"] = _NO_BASE_RATE if schema.sampled_negatives else _SKIP
     values["encoder"] = _TEXT if schema.text else _NO_TEXT
+    values["entities"] = "".join(f"{name}: {one_line(path)}\n" for name, path in entities.items())
     student = "" if schema.text else "model: {kind: student, inputs: {text: false}}\n"
     distillation = Template(_DISTILLATION).substitute(values) + student
     texts: Mapping[str, str] = {
@@ -131,6 +147,7 @@ def job_files(folder: str, dataset: str, schema: DatasetSchema) -> dict[Path, st
         "promote": Template(_PROMOTE).substitute(values),
         "score": Template(_SCORE).substitute(values),
         "serve": Template(_SERVE).substitute(values),
+        "export_served": Template(_EXPORT_SERVED).substitute(values),
     }
     return {Path(folder, f"{name}.yaml"): text for name, text in texts.items()}
 

@@ -15,7 +15,7 @@ from rayrank.pipeline.verbs import bind
 from rayrank.schema import BinaryTask, DatasetSchema, RegressionTask
 from tests.published_layouts import kuairand, mind
 
-JOBS = ("train_teacher", "label", "tune", "distill", "evaluate", "promote", "score", "serve")
+JOBS = ("train_teacher", "label", "tune", "distill", "evaluate", "promote", "score", "serve", "export_served")
 SHORT = ("learning.epochs=1", "learning.rows.epochs=1", "tracking={kind: none}")
 SMALL: dict[str, tuple[str, ...]] = {
     "prepare": ("engine=local",),
@@ -52,7 +52,7 @@ def check_written(made: Path) -> None:
         config = load(bind(job).config, made / f"{job}.yaml")
         places = {name: place.removeprefix("sqlite:///") for name, place in path_fields(config).items()}
         outside = {name for name, place in places.items() if not place.startswith(str(made))}
-        assert outside <= {"cluster.address"}, job
+        assert outside <= {"cluster.address", "items", "users"}, job  # what was given to init
         ask(job, str(made / f"{job}.yaml"), "--show")
 
 
@@ -66,12 +66,15 @@ def test_a_published_layout_gets_configs_too(tmp_path: Path, layout) -> None:
 def test_names_and_weights_come_from_folder_and_tasks(tmp_path: Path) -> None:
     tasks = (BinaryTask(name="buy", column="b"), RegressionTask(name="stars", column="s", low=1, high=5))
     schema = DatasetSchema(name="shop", user_id="u", item_id="i", timestamp="t", tasks=tasks)
-    texts = {path.stem: text for path, text in job_files(str(tmp_path / "my shop"), "d", schema).items()}
+    entities = {"items": "raw/items.csv", "items_key": "sku"}
+    texts = {path.stem: text for path, text in job_files(str(tmp_path / "my shop"), "d", schema, entities).items()}
     assert "fusion: {buy: 1.0, stars: 0.5}" in texts["promote"]
     assert "model_name: my shop" in texts["promote"]
     assert "experiment: my shop" in texts["train_teacher"]
     assert "inputs: {text: false}" in texts["train_teacher"]
     assert "inputs: {text: false}" in texts["distill"]
+    assert "items: raw/items.csv\nitems_key: sku\n" in texts["export_served"]
+    assert "my shop/served}" in texts["serve"]
 
 
 @pytest.mark.slow
