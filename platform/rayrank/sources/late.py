@@ -4,7 +4,9 @@ An event whose label is not known at once becomes several rows. The *target* kee
 The *shown* row says what was known at once. Each later label *arrives* as a row of its own (same item, that label
 alone) at the time it was available plus ``history_lag_s``. The history is thus an append-only log: what is visible at
 an instant is the rows before it, for ``prepare`` and for a server that is told the same things as they happen.
-Targets whose labels were not known when their part ended are masked (missing, never negative).
+Targets whose labels were not known when their part ended are masked (missing, never negative), and so are those whose
+``available_after_s`` was not over by then: a "yes" is often told at once and a "no" only by the end of that time, so
+that keeping what was told would leave the end of every part with nothing but "yes".
 
 Knows arrays of one bucket; knows nothing about files.
 """
@@ -76,6 +78,7 @@ def split_late(
     n, time = events.num_rows, events["time"].to_numpy()
     label = np.stack([events[label_column(t)].to_numpy() for t in names], axis=1)
     ready = np.repeat(time[:, None], len(names), axis=1)
+    ripe = time[:, None] + np.array([task.available_after_s or 0 for task in schema.event_tasks])
     for task in late_tasks(schema):
         told = events[ready_column(task.name)].fill_null(-1).to_numpy() if task.time_column is not None else None
         ready[:, names.index(task.name)] = ready_at(task, time, told)
@@ -83,7 +86,12 @@ def split_late(
     shown_at = ready + schema.history_lag_s
     late = (shown_at > time[:, None]) & ~np.isnan(label) & ((part > 0) & ~sampled)[:, None]
     split = late.any(axis=1)
-    rows = _Rows(np.arange(n), time, np.where(ready > known.by(part)[:, None], np.nan, label), np.zeros(n, np.int64))
+    rows = _Rows(
+        np.arange(n),
+        time,
+        np.where(np.maximum(ready, ripe) > known.by(part)[:, None], np.nan, label),
+        np.zeros(n, np.int64),
+    )
     made = [rows, _Rows(np.flatnonzero(split), time[split], np.where(late, np.nan, label)[split], _slots(split, 0))]
     for k in range(len(names)):
         together = late & (shown_at == shown_at[:, k : k + 1])
