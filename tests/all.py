@@ -28,10 +28,10 @@ def main(arguments: list[str]) -> int:
         try:
             code = subprocess.call([*command, *arguments, *(str(TESTS / name) for name in rest)])
             other = apart.wait()
-        finally:
+        finally:  # also where a time-out ends this process: what the other said so far
             apart.kill()
-        told.seek(0)
-        print(told.read(), flush=True)
+            told.seek(0)
+            print(told.read(), flush=True)
     return code or other
 
 
