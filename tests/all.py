@@ -5,6 +5,7 @@ python tests/all.py [pytest arguments]      arguments that name tests run in one
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ def main(arguments: list[str]) -> int:
     if any(not argument.startswith("-") for argument in arguments):
         return subprocess.call([*command, *arguments])
     rest = sorted(path.name for path in TESTS.iterdir() if any(path.glob("test_*.py")) and path.name not in APART)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryFile("w+") as told:
         apart = subprocess.Popen(
             [*command, *arguments, *(str(TESTS / name) for name in APART)], stdout=told, stderr=subprocess.STDOUT
