@@ -55,14 +55,14 @@ class NaiveRanker(nn.Module):
 class NaiveLoop:
     """Steps over rows in random order."""
 
-    def __init__(self, events: Events, texts: list[str], users: int) -> None:
+    def __init__(self, events: Events, texts: list[str], users: int, encoder_rate: float = 2e-5) -> None:
         torch.manual_seed(0)
         self.events, self.texts, self.model = events, texts, NaiveRanker(users)
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(package_folder() / "tokenizer.json"))
         self.tokenizer.pad_token = "[PAD]"
         slow = [p for n, p in self.model.named_parameters() if n.startswith("encoder.")]
         fast = [p for n, p in self.model.named_parameters() if not n.startswith("encoder.")]
-        self.optimiser = torch.optim.AdamW([{"params": slow, "lr": 2e-5}, {"params": fast, "lr": 1e-3}])
+        self.optimiser = torch.optim.AdamW([{"params": slow, "lr": encoder_rate}, {"params": fast, "lr": 1e-3}])
         self.order = np.random.default_rng(0).permutation(len(events.user))
         self.done, self.seconds = 0, 0.0
 

@@ -27,6 +27,8 @@ from rayrank.schema import TEST, TRAIN
 
 CHUNK = 25
 """Steps of the naive loop between two looks at its AUC; the looks are not counted."""
+RATE = 2e-4
+"""Learning rate of both encoders."""
 SLACK = 0.002
 """AUC that the naive loop may lack: 0.2 points."""
 
@@ -51,7 +53,7 @@ class Cold:
 
 def seconds_to_cold_auc(prepared: Prepared, limit_s: float) -> dict[str, float]:
     """Both loops with all layers of the encoder trained, and ours again with the pretrained weights put back."""
-    cold, spec = Cold.of(prepared), LearningSpec(epochs=3, refresh=RefreshSpec(share=0.2), encoder_learning_rate=1e-4)
+    cold, spec = Cold.of(prepared), LearningSpec(epochs=4, refresh=RefreshSpec(share=0.1), encoder_learning_rate=RATE)
     model = prepared.teacher(fresh_encoder(prepared), Full())
     data = prepared.data(spec, prepared.catalogue(), validated=True)
     before = _auc(prepared, model, data.catalogue, cold)
@@ -72,7 +74,7 @@ def seconds_to_cold_auc(prepared: Prepared, limit_s: float) -> dict[str, float]:
 def _until(prepared: Prepared, cold: Cold, wanted: float, limit_s: float) -> tuple[float, float]:
     """Seconds of training and AUC of the naive loop when it has reached ``wanted``, or its time is up."""
     texts = ["", *prepared.dataset.catalogue_table()["text"].to_pylist()]
-    loop = NaiveLoop(logged(prepared, TRAIN), texts, prepared.dataset.manifest.counts.users + 1)
+    loop = NaiveLoop(logged(prepared, TRAIN), texts, prepared.dataset.manifest.counts.users + 1, RATE)
     found = 0.0
     while found < wanted and loop.seconds < limit_s:
         loop.run(CHUNK)
