@@ -100,7 +100,7 @@ def causal(bench: Bench) -> dict[str, float]:
 
 def naive(bench: Bench) -> dict[str, float]:
     """The whole loop, the encoder trained."""
-    return loop.vs_naive_loop(bench.prepared(), Full(), 8 if bench.quick else 200, 1 if bench.quick else 2)
+    return loop.vs_naive_loop(bench.prepared(), Full(), 8 if bench.quick else 200, 1)
 
 
 def race(bench: Bench) -> dict[str, float]:
