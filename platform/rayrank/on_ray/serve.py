@@ -290,7 +290,8 @@ class Ingress:
         limit, info = self._spec.example_users, self._info
         if self._policy is not None:
             terms = self._policy.terms("")
-            now = {"policy": terms.policy.hash if terms.policy else None, "policy_warning": terms.warning}
+            trouble = f"{terms.warning}: {self._policy.reason}" if terms.warning else None
+            now = {"policy": terms.policy.hash if terms.policy else None, "policy_warning": trouble}
             info = info.model_copy(update=now)
         if self._log is not None:
             counts = {"written": self._log.written, "dropped": self._log.dropped}

@@ -63,6 +63,7 @@ class ExportServedResult:
             "shown items without id": tally.unnamed,
             "answers that the service dropped": tally.dropped,
             "torn lines": tally.torn,
+            "answers and events of no plausible time": tally.untimely,
         }
         lines += [f"left out: {number:,} {what}" for what, number in left.items() if number]
         return [*lines, f"next: python -m jobs.prepare {self.prepare}"]

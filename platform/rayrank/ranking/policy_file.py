@@ -1,7 +1,7 @@
 """A policy file that may be edited while it is followed.
 
-A change is read beside the requests, within a second or so of the next one; an edit that is not valid leaves the
-policy before in force and is said in every answer until it is mended.
+A thread beside the requests reads a change within a second or so; an edit that is not valid leaves the policy before
+in force and is said in every answer until it is mended.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from pathlib import Path
 
 from rayrank.config import ConfigError
@@ -30,17 +31,15 @@ class PolicyFile:
     """
 
     def __init__(self, path: str | Path, facts: ItemFacts, poll_s: float = POLL_S) -> None:
-        self.facts, self._path, self._poll_s = facts, Path(path), poll_s
-        self._state, self.warning = _state(self._path), None  # type: tuple[int, ...] | None, str | None
+        self.facts, self._path, self._reading = facts, Path(path), threading.Lock()
+        self._state = _state(self._path)
         self._policy = Policy(read_policy(path), facts)
-        self._next, self._reading = time.monotonic() + poll_s, threading.Lock()
+        self.warning: str | None = None
+        self.reason: str | None = None  # of the warning, for whoever edits the file
+        threading.Thread(target=_follow, args=(weakref.ref(self), poll_s), name="policy", daemon=True).start()
 
     def terms(self, request_id: str) -> Terms:
         """What holds for a request that comes now; never waits for the file."""
-        if time.monotonic() >= self._next and not self._reading.locked():
-            self._next = time.monotonic() + self._poll_s
-            if _state(self._path) != self._state:
-                threading.Thread(target=self.refresh, name="policy", daemon=True).start()
         return Terms(request_id, self._policy, self.warning)
 
     def refresh(self) -> None:
@@ -54,11 +53,19 @@ class PolicyFile:
                 policy = Policy(read_policy(self._path), self.facts)
             except ConfigError as error:
                 _log.error("policy %s stays: %s", self._policy.hash, error)
+                self.reason = str(error)
                 self.warning = f"the policy file is not valid since its last edit; {self._policy.hash} stays in force"
                 return
             if policy.hash != self._policy.hash:
                 _log.warning("policy %s follows %s", policy.hash, self._policy.hash)
-            self._policy, self.warning = policy, None
+            self._policy, self.warning, self.reason = policy, None, None
+
+
+def _follow(reference: weakref.ref[PolicyFile], poll_s: float) -> None:
+    while (followed := reference()) is not None:
+        followed.refresh()
+        del followed
+        time.sleep(poll_s)
 
 
 def _state(path: Path) -> tuple[int, ...] | None:

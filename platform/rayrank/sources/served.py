@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from rayrank.features.state import category_text
 from rayrank.schema import BinaryTask, CategoricalFeature, DatasetSchema, Feature, HistoryRule, Task, TimeSplit
+from rayrank.sources.checks import FIRST_INSTANT, LAST_INSTANT
 from rayrank.sources.join import BEHAVIOUR_TIME
 
 _OWN = {
@@ -44,6 +45,7 @@ class Tally:
     anonymous: int = 0  # answers without user_id
     torn: int = 0  # lines cut short by a crash
     unnamed: int = 0  # shown items without an id
+    untimely: int = 0  # answers and events whose client told a time that prepare would refuse
 
 
 def served_schema(schema: DatasetSchema, window_s: int) -> DatasetSchema:
@@ -83,6 +85,9 @@ def impressions(file: str | Path, schema: DatasetSchema, tally: Tally) -> pa.Tab
         if said["user_id"] is None:
             tally.anonymous += 1
             continue
+        if not _plausible(said["time"]):
+            tally.untimely += 1
+            continue
         cells = {f.column: _cell(said["context"].get(f.column), f) for f in context}
         for position, item_id in enumerate(said["items"]):
             if item_id is None:
@@ -100,12 +105,18 @@ def impressions(file: str | Path, schema: DatasetSchema, tally: Tally) -> pa.Tab
 
 def behaviours(lines: Iterable[str], tasks: Iterable[str], tally: Tally) -> pa.Table:
     """One row per told event: keys, time, request_id where it was told, a label column for each task."""
-    found = [json.loads(line) for line in lines]
-    tally.events += len(found)
+    told = [json.loads(line) for line in lines]
+    found = [event for event in told if _plausible(event["time"])]
+    tally.events, tally.untimely = tally.events + len(found), tally.untimely + len(told) - len(found)
     columns = {name: pa.array([e[name] for e in found], _OWN[name]) for name in ("user_id", "item_id", "time")}
     columns["request_id"] = pa.array([e["request_id"] for e in found], pa.string())
     columns |= {task: pa.array([e["labels"].get(task) for e in found], pa.float64()) for task in tasks}
     return pa.table(columns)
+
+
+def _plausible(time: int) -> bool:
+    """Whether ``prepare`` would take it for unix seconds."""
+    return FIRST_INSTANT <= time <= LAST_INSTANT
 
 
 def _served_task(task: Task, schema: DatasetSchema, late: Mapping[str, Any]) -> Task:

@@ -74,8 +74,10 @@ def exported(tiny: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Loop:
     graph = RankingGraph.open(release, FlowSettings(pool=20, rerank=5), None, None, Records(open_state(state, ""), log))
     truth = serve_for_a_while(graph)
     graph.respond(RankRequest(candidates=["i1", "i2"]), NOW)  # nobody
+    graph.respond(RankRequest(user_id="w0", candidates=["i1"], time=1), NOW)  # a client's clock that was never set
+    graph.tell(FeedbackRequest.model_validate({"user_id": "w0", "events": [{"item_id": "i1", "time": 1}]}), NOW)
     log.close()
-    assert (log.written, log.dropped) == (USERS * ROUNDS + 1, 0)
+    assert (log.written, log.dropped) == (USERS * ROUNDS + 2, 0)
     items = folder / "items.jsonl"
     rows = [
         {"item_id": f"i{n}", "title": f"Title {n}", "genres": "War", "plot": "", "year": 1990}
@@ -93,8 +95,8 @@ def exported(tiny: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Loop:
 
 def test_the_log_says_what_was_shown(exported: Loop) -> None:
     config, result, truth = exported
-    assert (result.tally.requests, result.tally.shown, result.tally.anonymous) == (USERS * ROUNDS + 1, len(truth), 1)
-    assert result.tally.events == 3 * USERS * ROUNDS
+    assert (result.tally.requests, result.tally.shown, result.tally.anonymous) == (USERS * ROUNDS + 2, len(truth), 1)
+    assert (result.tally.events, result.tally.untimely) == (3 * USERS * ROUNDS, 2)
     table = pq.read_table(next(Path(config.output).glob("tables-*")) / "impressions").to_pylist()
     assert {(r["user_id"], r["time"], r["item_id"]) for r in table} == set(truth)
     first = [r for r in table if r["request_id"] == "r-w3-1"]

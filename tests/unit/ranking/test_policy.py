@@ -196,9 +196,11 @@ def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
 def test_an_edit_is_followed_and_a_bad_one_is_not(desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text("{}")
-    followed = PolicyFile(path, desk.facts, poll_s=0.0)
+    followed = PolicyFile(path, desk.facts, poll_s=0.05)
     first = followed.terms("r").policy
     path.write_text("block: [{items: [i1]}]\n")
+    time.sleep(0.5)  # nobody asks meanwhile
+    assert followed.terms("r").policy is not first, "also the first request after an edit"
     second = _waited(lambda: found if (found := followed.terms("r").policy) is not first else None)
     assert second.spec.block[0].items == ("i1",)
     with caplog.at_level(logging.ERROR):
@@ -206,6 +208,7 @@ def test_an_edit_is_followed_and_a_bad_one_is_not(desk: Desk, tmp_path: Path, ca
         warning = _waited(lambda: followed.terms("r").warning)
     assert second.hash in warning
     assert "colour" in caplog.text
+    assert "colour" in (followed.reason or "")
     assert followed.terms("r").policy is second
     path.unlink()
     followed.refresh()
