@@ -28,7 +28,7 @@ import psutil
 from benchmarks import results
 from benchmarks.results import ROOT, Row, Table
 
-NAME, VERSION = "memory", 2
+NAME, VERSION = "memory", 3
 JOBS = ("prepare", "train_teacher", "label", "distill", "promote", "score", "evaluate")
 NEEDS = {
     "train_teacher": "prepare", "label": "train_teacher", "distill": "label", "promote": "distill",

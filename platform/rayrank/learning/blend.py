@@ -41,7 +41,7 @@ def _losses(model: Ranker, items_NW: Tensor, batch: SequenceBatch) -> Tensor:
     keep_BT = batch.part_BT == VALID
     for everything in (batch.streaming(), batch.snapshot()):
         queries, asked_BQ, place_BQ = pack(everything, keep_BT)
-        static_BQK = model.static_logits(state, queries, model.static_part(items_NW), None)
+        static_BQK = model.static_logits(state, queries, model.static_part(items_NW))
         read_BQK = model.sequence_logits(state, queries, items_NW, None)
         rows = []
         for number, task in enumerate(model.schema.event_tasks):

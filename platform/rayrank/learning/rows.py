@@ -161,4 +161,4 @@ def _static_outputs(
     static_RW = model.static_items(take_rows(catalogue, rows), rows, noise)
     queries = replace(targets.queries, item_BQ=torch.searchsorted(rows, targets.queries.item_BQ))
     state = model.static_state(batch.events, noise)
-    return Outputs(model.by_task(model.static_logits(state, queries, static_RW, noise)))
+    return Outputs(model.by_task(model.static_logits(state, queries, static_RW)))

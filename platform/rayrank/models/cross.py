@@ -21,7 +21,7 @@ from rayrank.models.heads import TaskHeads
 from rayrank.models.joint import JointText, Texts, first_tokens, latest
 from rayrank.models.layers import IdTable, Perceptron
 from rayrank.models.noise import Noise, position_keys
-from rayrank.models.ranker import Ranker, UserState, shown
+from rayrank.models.ranker import Ranker, UserState
 from rayrank.models.spec import CrossSpec, Sizes
 from rayrank.models.static import StaticPath, middle
 from rayrank.models.summary import Summary
@@ -84,21 +84,6 @@ class Cross(Ranker):
         user_BU = torch.cat([state.user_BU, self.joint.users(events)], dim=-1)
         return replace(state.with_events(event_BTE, sums_BSX, state.prior_BdK), user_BU=user_BU)
 
-    def static_state(self, events: Events, noise: Noise | None = None) -> UserState:
-        shown_BT = shown(events)
-        if not self.spec.inputs.history:
-            shown_BT = torch.zeros_like(shown_BT)
-        known_B = self.known_users(events, noise)
-        user_BU = self.static.users(events, known_B, noise)
-        empty = user_BU.new_zeros(len(user_BU), 1, 0)
-        keys = (user_BU, self.met(events, known_B), events.key_B, events.whole)
-        return UserState(events.request_BT, shown_BT, events.time_BT, empty, empty, empty, *keys)
-
-    def static_logits(self, state: UserState, queries: Queries, static_NW: Tensor, noise: Noise | None) -> Tensor:  # noqa: ARG002
-        user_BU = state.user_BU[:, : self.static.row_width]
-        logits: Tensor = self.static(user_BU, functional.embedding(queries.item_BQ, static_NW), queries)
-        return logits
-
     def sequence_logits(self, state: UserState, queries: Queries, items_NW: Tensor, noise: Noise | None) -> Tensor:
         count_BQ = state.visible_count(queries.visible_before_BQ)
         (users, length), user_BW = state.shown_BT.shape, state.user_BU[:, self.static.row_width :]
@@ -126,14 +111,8 @@ class Cross(Ranker):
         vector = self.retrieval_user(known_BQX, noise, position_keys(state.key_B, visible_before_BQ.shape[1]))
         return torch.cat([vector, torch.ones_like(vector[..., :1])], dim=-1)
 
-    def retrieval_items(self, items_NW: Tensor) -> Tensor:
-        return items_NW[:, -(self.spec.retrieval_width + 1) :]
-
     def id_tables(self) -> list[IdTable]:
         return [*self.static.id_tables(), self.items.factor]
-
-    def static_modules(self) -> list[nn.Module]:
-        return [self.static]
 
     def hand_over(self) -> None:
         with torch.no_grad():

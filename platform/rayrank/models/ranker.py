@@ -19,6 +19,7 @@ from rayrank.batch import Catalogue, Events, Queries
 from rayrank.models.layers import IdTable
 from rayrank.models.noise import Noise
 from rayrank.models.spec import RankerSpec, Sizes
+from rayrank.models.static import StaticPath
 from rayrank.schema import DatasetSchema, MulticlassTask
 
 NEVER = -(2**62)
@@ -75,6 +76,7 @@ class UserState:
 class Ranker(nn.Module, ABC):
     """Events and candidates in, logits out. ``noise`` is given in training only; None means no dropout."""
 
+    static: StaticPath
     item_tokens = 0
     """Tokens L of an item that begin its packed row (``Catalogue.tokens_NL``); 0: the model reads text vectors."""
 
@@ -117,7 +119,7 @@ class Ranker(nn.Module, ABC):
         """
         static_BQK = read_BQK = None
         if self.has_static:
-            static_BQK = self.static_logits(state, queries, self.static_part(items_NW), noise)
+            static_BQK = self.static_logits(state, queries, self.static_part(items_NW))
         if self.has_sequence:
             read_BQK = self.sequence_logits(state, queries, items_NW, noise)
         return self.by_task(self.blend(static_BQK, read_BQK, state, self.static_share_K))
@@ -151,21 +153,30 @@ class Ranker(nn.Module, ABC):
     def static_part(self, items_NW: Tensor) -> Tensor:
         """The columns of :meth:`static_items` in packed item rows."""
 
-    @abstractmethod
     def static_state(self, events: Events, noise: Noise | None = None) -> UserState:
         """A user state for :meth:`static_logits` alone: the events are not read."""
+        shown_BT = shown(events)
+        if not self.spec.inputs.history:
+            shown_BT = torch.zeros_like(shown_BT)
+        known_B = self.known_users(events, noise)
+        user_BU = self.static.users(events, known_B, noise)
+        empty = user_BU.new_zeros(len(user_BU), 1, 0)
+        keys = (user_BU, self.met(events, known_B), events.key_B, events.whole)
+        return UserState(events.request_BT, shown_BT, events.time_BT, empty, empty, empty, *keys)
 
-    @abstractmethod
-    def static_logits(self, state: UserState, queries: Queries, static_NW: Tensor, noise: Noise | None) -> Tensor:
+    def static_logits(self, state: UserState, queries: Queries, static_NW: Tensor) -> Tensor:
         """(B, Q, K) logits from ids, attributes, text and context."""
+        user_BU = state.user_BU[:, : self.static.row_width]  # what comes after it is the sequence path's
+        logits: Tensor = self.static(user_BU, functional.embedding(queries.item_BQ, static_NW), queries)
+        return logits
 
     @abstractmethod
     def sequence_logits(self, state: UserState, queries: Queries, items_NW: Tensor, noise: Noise | None) -> Tensor:
         """(B, Q, K) logits from the visible events and the candidate."""
 
-    @abstractmethod
     def static_modules(self) -> list[nn.Module]:
         """What the static path alone is made of: trained on rows, then left alone."""
+        return [self.static]
 
     @abstractmethod
     def hand_over(self) -> None:
@@ -183,9 +194,9 @@ class Ranker(nn.Module, ABC):
     def retrieval(self, state: UserState, visible_before_BQ: Tensor, noise: Noise | None = None) -> Tensor:
         """(B, Q, R) user vectors: inner products with :meth:`retrieval_items` are logits of the next positive item."""
 
-    @abstractmethod
     def retrieval_items(self, items_NW: Tensor) -> Tensor:
-        """(N, R) item vectors for the retriever's index."""
+        """(N, R) item vectors for the retriever's index: the last columns of a packed row, the bias the very last."""
+        return items_NW[:, -(self.spec.retrieval_width + 1) :]
 
     def known_items(self, rows: Tensor, noise: Noise | None) -> Tensor:
         """int64: id rows with untrained items (or, in training, a random share) replaced by 0."""

@@ -50,46 +50,44 @@ class PLESpec(Config):
 HeadsSpec = Annotated[SharedBottomSpec | MMoESpec | PLESpec, Field(discriminator="kind")]
 
 
-class TeacherSpec(Config):
+class _BlendedSpec(Config):
+    """What every ranker has: its inputs, the static path, and the blend of both paths."""
+
+    inputs: Inputs = Field(default_factory=Inputs, description="which inputs the model sees")
+    id_width: int = Field(32, ge=1, description="width of the user and item id factors")
+    retrieval_width: int = Field(32, ge=1, description="width of the retrieval vectors, without the bias entry")
+    static_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the static path")
+    static_share: float = Field(0.4, ge=0, le=1, description="weight of the static logits, until valid chooses it")
+    item_id_dropout: float = Field(0.05, ge=0, lt=1, description="share of items trained as unknown in a step")
+    user_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of users trained as unknown in a step")
+
+
+class TeacherSpec(_BlendedSpec):
     """A static path over ids, attributes and text, blended with a sequence path that reads the user's events."""
 
     kind: Literal["teacher"] = "teacher"
-    inputs: Inputs = Field(default_factory=Inputs, description="which inputs the model sees")
     width: int = Field(64, ge=8, description="D, width of item vectors and event tokens")
     layers: int = Field(0, ge=0, description="causal transformer layers over the events")
     attention_heads: int = Field(4, ge=1, description="heads of every attention; divides width")
-    id_width: int = Field(32, ge=1, description="width of the user and item id factors")
     taste_width: int = Field(16, ge=1, description="d, width of the item vectors of the regression in context")
     recent: int = Field(16, ge=1, description="events that count as recent")
     attention: bool = Field(False, description="candidates read the events by attention too, beside the regression")
     heads: HeadsSpec = Field(default_factory=MMoESpec, description="how event tasks share the layers on top")
-    retrieval_width: int = Field(32, ge=1, description="width of the retrieval vectors, without the bias entry")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden layers of the sequence path")
-    static_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the static path")
-    static_share: float = Field(0.4, ge=0, le=1, description="weight of the static logits, until valid chooses it")
-    item_id_dropout: float = Field(0.05, ge=0, lt=1, description="share of items trained as unknown in a step")
-    user_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of users trained as unknown in a step")
 
 
-class StudentSpec(Config):
+class StudentSpec(_BlendedSpec):
     """No language model and no attention: the two paths in their cheapest form, over a distilled item table."""
 
     kind: Literal["student"] = "student"
-    inputs: Inputs = Field(default_factory=Inputs, description="which inputs the model sees")
     width: int = Field(32, ge=4, description="D, width of the item vectors that are averaged over the history")
     hidden: int = Field(64, ge=4, description="H, width of the split first layer")
-    id_width: int = Field(32, ge=1, description="width of the user and item id factors")
     taste_width: int = Field(16, ge=1, description="d, width of the item vectors of the regression in context")
     recent: int = Field(16, ge=1, description="events that count as recent")
-    retrieval_width: int = Field(32, ge=1, description="width of the retrieval vectors, without the bias entry")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden layers")
-    static_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the static path")
-    static_share: float = Field(0.4, ge=0, le=1, description="weight of the static logits, until valid chooses it")
-    item_id_dropout: float = Field(0.05, ge=0, lt=1, description="share of items trained as unknown in a step")
-    user_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of users trained as unknown in a step")
 
 
-class CrossSpec(Config):
+class CrossSpec(_BlendedSpec):
     """The literal form: history, context and candidate as one text, blended with a static path over ids and attributes.
 
     Every candidate is a pass of the encoder, so it is slow; what it knows of an item is its text.
@@ -100,14 +98,8 @@ class CrossSpec(Config):
     item_tokens: int = Field(24, ge=2, description="tokens of an item's text, special ones included; the rest is cut")
     recent: int = Field(8, ge=1, description="events of the history that the text shows, the latest ones")
     width: int = Field(64, ge=8, description="D, width of the item vectors that profiles and retrieval read")
-    id_width: int = Field(32, ge=1, description="width of the user and item id factors")
     heads: HeadsSpec = Field(default_factory=MMoESpec, description="how event tasks share the layers on top")
-    retrieval_width: int = Field(32, ge=1, description="width of the retrieval vectors, without the bias entry")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden layers above the encoder")
-    static_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the static path")
-    static_share: float = Field(0.4, ge=0, le=1, description="weight of the static logits, until valid chooses it")
-    item_id_dropout: float = Field(0.05, ge=0, lt=1, description="share of items trained as unknown in a step")
-    user_id_dropout: float = Field(0.1, ge=0, lt=1, description="share of users trained as unknown in a step")
 
 
 RankerSpec = Annotated[TeacherSpec | CrossSpec | StudentSpec, Field(discriminator="kind")]

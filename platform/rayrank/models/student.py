@@ -15,7 +15,7 @@ from torch.nn import functional
 from rayrank.batch import Catalogue, Events, Queries
 from rayrank.models.layers import TIME_WIDTH, FeatureSum, IdTable, ItemNorm, Perceptron, clock_features, drop, id_table
 from rayrank.models.noise import Noise, position_keys
-from rayrank.models.ranker import Ranker, UserState, shown
+from rayrank.models.ranker import Ranker, UserState
 from rayrank.models.reader import Reader
 from rayrank.models.spec import Sizes, StudentSpec
 from rayrank.models.static import StaticPath
@@ -73,21 +73,6 @@ class Student(Ranker):
         sums_BSX = torch.cat([read_BSX, self.summary.sums(events, item_BTD, state.shown_BT)], dim=-1)
         return state.with_events(state.tokens_BTD, sums_BSX, prior_BdK)
 
-    def static_state(self, events: Events, noise: Noise | None = None) -> UserState:
-        shown_BT = shown(events)
-        if not self.spec.inputs.history:
-            shown_BT = torch.zeros_like(shown_BT)
-        known_B = self.known_users(events, noise)
-        user_BU = self.static.users(events, known_B, noise)
-        empty = user_BU.new_zeros(len(user_BU), 1, 0)
-        met_B = self.met(events, known_B)
-        keys = (user_BU, met_B, events.key_B, events.whole)
-        return UserState(events.request_BT, shown_BT, events.time_BT, empty, empty, empty, *keys)
-
-    def static_logits(self, state: UserState, queries: Queries, static_NW: Tensor, noise: Noise | None) -> Tensor:  # noqa: ARG002
-        logits: Tensor = self.static(state.user_BU, functional.embedding(queries.item_BQ, static_NW), queries)
-        return logits
-
     def sequence_logits(self, state: UserState, queries: Queries, items_NW: Tensor, noise: Noise | None) -> Tensor:
         widths = [self.reader.row_width, self.spec.hidden]
         start = self.spec.width
@@ -116,14 +101,8 @@ class Student(Ranker):
         vector = self.retrieval_user(summary_BQS, noise, position_keys(state.key_B, visible_before_BQ.shape[1]))
         return torch.cat([vector, torch.ones_like(vector[..., :1])], dim=-1)
 
-    def retrieval_items(self, items_NW: Tensor) -> Tensor:
-        return items_NW[:, -(self.spec.retrieval_width + 1) :]
-
     def id_tables(self) -> list[IdTable]:
         return [*self.static.id_tables(), self.items.factor, self.reader.factor]
-
-    def static_modules(self) -> list[nn.Module]:
-        return [self.static]
 
     def hand_over(self) -> None:
         with torch.no_grad():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from rayrank.bundle import Bundle, BundleParts, Compression, load_bundle, local_folder, read_id, save_bundle
+from rayrank.bundle import Bundle, BundleParts, Compression, load_bundle, local_folder, read_id, read_info, save_bundle
 from rayrank.compression.apply import compressed
 from rayrank.compression.gate import Check, checks
 from rayrank.compression.spec import GateLimits, MethodSpec
@@ -73,6 +73,9 @@ def compress(config: CompressConfig, progress: Progress) -> CompressResult:
         raise ConfigError("output", config.output, "must not be the bundle itself", "choose another folder")
     dataset, original = Dataset.open(config.dataset), load_bundle(config.bundle)
     check_data(original, dataset, "bundle")
+    if (there := _found(config, original)) is not None:
+        progress("found: the same bundle, made smaller by the same method within the same limits")
+        return there
     if getattr(dataset.manifest.counts, config.part) == 0:
         raise ConfigError("part", config.part, "the dataset has no targets in this part", "choose the other part")
     with ThreadPoolExecutor(1) as helper, tempfile.TemporaryDirectory(prefix="rayrank-compress-") as folder:
@@ -88,6 +91,21 @@ def compress(config: CompressConfig, progress: Progress) -> CompressResult:
         result = CompressResult(passed, judged, found, config.output, read_id(target) if passed else None)
         _record(config, original, result, opening.result())
     return result
+
+
+def _found(config: CompressConfig, original: Bundle) -> CompressResult | None:
+    """What an earlier run of the same method on the same bundle wrote; None: nothing, or something else."""
+    try:
+        info = read_info(config.output)
+    except ConfigError:
+        return None
+    about = info.compression
+    asked = (config.method.model_dump(mode="json"), config.part, config.gate.by_name(), original.bundle_id)
+    if about is None or asked != (about.method, about.part, about.limits, info.parents[-1].bundle_id):
+        return None
+    found = SideBySide(about.differences, about.speeds, info.metrics)
+    judged = checks(about.differences, config.gate)
+    return CompressResult(True, judged, found, config.output, read_id(config.output))
 
 
 def _recorded(config: CompressConfig, parts: BundleParts, smaller: Bundle, found: SideBySide) -> BundleParts:

@@ -49,7 +49,7 @@ def test_scores_are_the_blend_of_both_paths_where_the_user_is_known(kind: str) -
     with torch.no_grad():
         items = model.item_vectors(catalogue())
         state, queries = model.user_state(given.events, items), given.streaming()
-        static = model.static_logits(state, queries, model.static_part(items), None)
+        static = model.static_logits(state, queries, model.static_part(items))
         read = model.sequence_logits(state, queries, items, None)
         said = model.score(state, queries, items)
     torch.testing.assert_close(said["like"][0], 0.25 * static[0, :, 0] + 0.75 * read[0, :, 0])

@@ -108,6 +108,10 @@ def test_an_unchanged_score_is_found_unchanged(texts: dict[str, str], tmp_path: 
     result = run(texts, tmp_path / "small", {"kind": "bf16"}, strict)
     assert not result.refused, result.summary()
     assert 0 < result.found.differences["score_difference"] < 0.05
+    assert run(texts, tmp_path / "small", {"kind": "bf16"}, strict).bundle_id == result.bundle_id, (
+        "found, not made anew"
+    )
+    assert run(texts, tmp_path / "small", {"kind": "bf16"}, LOOSE).bundle_id != result.bundle_id, "other limits"
 
 
 def test_mistakes_name_path_and_fix(texts: dict[str, str], world: Any, tmp_path: Path) -> None:
