@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rayrank.mistakes import explain
+from rayrank.mistakes import explain, keys_of_kind
+
+_log = logging.getLogger(__name__)
 
 
 class Config(BaseModel):
@@ -56,6 +59,8 @@ C = TypeVar("C", bound=Config)
 def load(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
     """Read ``path`` (YAML; None means defaults only), apply ``a.b=c`` overrides in order and validate.
 
+    ``a.kind=c`` that changes the kind of a section drops the keys that the new kind does not have, and warns.
+
     Raises:
         ConfigError: unreadable file, malformed override, unknown key (with the nearest key) or a bad value.
     """
@@ -63,7 +68,7 @@ def load(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -
     if path is not None:
         raw = read_yaml(path)
     for text in overrides:
-        _apply(raw, text)
+        _apply(cls, raw, text)
     return parse(cls, raw, origin=str(path) if path is not None else cls.__name__)
 
 
@@ -144,7 +149,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return raw
 
 
-def _apply(raw: dict[str, Any], text: str) -> None:
+def _apply(cls: type[Config], raw: dict[str, Any], text: str) -> None:
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise ConfigError(text, text, "an override must read a.b=value", "for example optimizer.learning_rate=0.001")
@@ -152,7 +157,24 @@ def _apply(raw: dict[str, Any], text: str) -> None:
         parsed = yaml.load(value, _Loader) if value else ""
     except yaml.YAMLError:
         parsed = value
+    section = _at(raw, key.removesuffix(".kind")) if key.endswith(".kind") else None
+    if section and section.get("kind") != parsed:
+        _drop_foreign(section, keys_of_kind(cls, key.split(".")[:-1], str(parsed)), text)
     _set(raw, key, parsed)
+
+
+def _at(raw: Any, dotted: str) -> dict[str, Any] | None:
+    for part in dotted.split("."):
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return raw if isinstance(raw, dict) else None
+
+
+def _drop_foreign(section: dict[str, Any], known: frozenset[str], override: str) -> None:
+    foreign = [key for key in section if key not in known] if known else []
+    for key in foreign:
+        del section[key]
+    if foreign:
+        _log.warning("%s: left out what that kind does not have: %s", override, ", ".join(foreign))
 
 
 def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:

@@ -26,6 +26,11 @@ def explain(cls: type[BaseModel], raw: Mapping[str, Any], error: ValidationError
     return path, None if first["type"] == "missing" else value, rule, fix
 
 
+def keys_of_kind(cls: type[BaseModel], loc: Sequence[str], kind: str) -> frozenset[str]:
+    """Keys of the section at ``loc`` where it is of ``kind``; none where there is no such kind."""
+    return frozenset(key for model in _models_at(cls, loc) if kind in _tags(model) for key in model.model_fields)
+
+
 def _most_specific(errors: Sequence[Any]) -> Any:
     """The deepest report of a branch; unknown keys go first, as a misspelt key also makes its right name missing."""
     deepest = [e for e in errors if not any(_below(other["loc"], e["loc"]) for other in errors)]
@@ -70,13 +75,17 @@ def _rule_and_fix(cls: type[BaseModel], first: Any, path: str) -> tuple[str, str
             meant = f"did you mean '{near[0]}'? " if near else ""
             return f"unknown {context['discriminator']}", f"{meant}use one of {context['expected_tags']}"
         case "union_tag_not_found":
-            tags = sorted({tag for model in _models_at(cls, first["loc"]) for tag in _tags(model)})
+            tags = _all_tags(cls, first["loc"])
             return f"{context['discriminator']} is missing", f"add '{path}.kind: …', one of {', '.join(tags)}"
         case "literal_error" | "enum":
             near = difflib.get_close_matches(str(first["input"]), _words(context["expected"]), n=1)
             return message, f"did you mean '{near[0]}'?" if near else f"use one of {context['expected']}"
         case "string_type" if isinstance(first["input"], bool | int | float):
             return message, "put it in quotes (YAML reads no, yes, on, off and 12 as other kinds)"
+        case "model_attributes_type" | "model_type" | "dict_type" if tags := _all_tags(cls, first["loc"]):
+            return "must be a mapping", f"write '{path}.kind: …', one of {', '.join(tags)}"
+        case "model_attributes_type" | "model_type" | "dict_type":
+            return "must be a mapping", f"write its keys below it, for example in an override: {path}.KEY=…"
         case "value_error":
             return message, "change one of the two so that they agree" if isinstance(
                 first["input"], dict
@@ -104,6 +113,10 @@ def _models_at(cls: type[BaseModel], loc: Sequence[Any]) -> list[type[BaseModel]
 def _tags(model: type[BaseModel]) -> tuple[str, ...]:
     field = model.model_fields.get("kind")
     return tuple(map(str, get_args(field.annotation))) if field else ()
+
+
+def _all_tags(cls: type[BaseModel], loc: Sequence[Any]) -> list[str]:
+    return sorted({tag for model in _models_at(cls, loc) for tag in _tags(model)})
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -107,7 +107,7 @@ def test_a_mistake_names_path_rule_and_fix(raw: dict, path: str, rule: str, fix:
         ({"kind": "binary", "name": "like"}, "tasks.0.column", "interaction column that holds the label"),
         ({**TASK, "at_least": "four"}, "tasks.0.at_least", "tasks.0.at_least=…"),
         ({"kind": "multiclass", "name": "age", "column": "age", "classes": ["a"]}, "tasks.0.classes", "fits"),
-        ("like", "tasks.0", "fits"),
+        ("like", "tasks.0", "tasks.0.kind: …"),
     ],
 )
 def test_the_deepest_mistake_of_a_tagged_list_is_reported(task: object, path: str, fix: str) -> None:
@@ -162,6 +162,19 @@ def test_bad_overrides(tmp_path: Path, override: str, rule: str) -> None:
     file.write_text("source: {folder: data, extras: [a]}\n")
     with pytest.raises(ConfigError, match=rule):
         load(Job, file, [override])
+
+
+def test_another_kind_leaves_behind_what_it_does_not_have(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("source: {folder: data}\noptimizer: {kind: sgd, learning_rate: 0.5, momentum: 0.1}\n")
+    assert load(Job, file, ["optimizer.kind=adam"]).optimizer == Adam(learning_rate=0.5)
+    assert "optimizer.kind=adam: left out what that kind does not have: momentum" in caplog.text
+    with pytest.raises(ConfigError, match="unknown key"):  # told in the same breath, it is a mistake
+        load(Job, file, ["optimizer.kind=adam", "optimizer.momentum=0.5"])
+    with pytest.raises(ConfigError, match="did you mean 'adam'"):
+        load(Job, file, ["optimizer.kind=adm"])
+    with pytest.raises(ConfigError, match=r"must be a mapping; fix: write 'optimizer.kind: …', one of adam, sgd"):
+        load(Job, file, ["optimizer=null"])
 
 
 def test_path_fields_reach_into_lists_mappings_and_optionals() -> None:

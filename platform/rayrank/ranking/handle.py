@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ValidationError
 
@@ -31,6 +31,29 @@ Candidate = str | Mapping[str, Any] | TextItem
 M = TypeVar("M", bound=BaseModel)
 
 
+class Options(TypedDict, total=False):
+    """What a request may say besides; the fields of ``RankRequest`` and ``RecommendRequest``."""
+
+    user_id: str | None
+    user: Mapping[str, Any]  # raw user columns
+    context: Mapping[str, Any]  # raw context columns
+    time: int | None  # unix seconds of the request; None: now
+    block: Sequence[str]  # ids to leave out
+    weights: Mapping[str, float] | None  # event task -> fusion weight
+    min_score: float | None
+    rerank: int | None  # items the teacher scores
+    timeout_ms: int | None
+    explain: bool  # also each stage's own score
+
+
+class CatalogueOptions(Options, total=False):
+    """The same, and what only ``recommend`` knows."""
+
+    pool: int | None  # items the retriever hands on
+    query: str | None  # items whose title holds these words join the candidates
+    exclude_seen: bool
+
+
 class RankerHandle:
     """Ranks and recommends in this process."""
 
@@ -42,8 +65,7 @@ class RankerHandle:
         history: Sequence[Event] | None,
         candidates: Sequence[Candidate],
         k: int | None = None,
-        user_id: str | None = None,
-        context: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
     ) -> list[RankedItem]:
         """Candidates in the order this user should see them, best first.
 
@@ -54,18 +76,18 @@ class RankerHandle:
         Raises:
             RequestError: names the field and the rule.
         """
-        request = {"candidates": list(candidates), **_asked(history, user_id, context), "k": k}
+        request = {"candidates": list(candidates), "history": _events(history), "k": k, **options}
         return self._items(_parse(RankRequest, request))
 
     def recommend(
-        self,
-        history: Sequence[Event] | None,
-        k: int = 10,
-        user_id: str | None = None,
-        context: Mapping[str, Any] | None = None,
+        self, history: Sequence[Event] | None, k: int = 10, **options: Unpack[CatalogueOptions]
     ) -> list[RankedItem]:
-        """The k best unseen items of the whole catalogue."""
-        return self._items(_parse(RecommendRequest, {**_asked(history, user_id, context), "k": k}))
+        """The k best unseen items of the whole catalogue.
+
+        Raises:
+            RequestError: names the field and the rule.
+        """
+        return self._items(_parse(RecommendRequest, {"history": _events(history), "k": k, **options}))
 
     def respond(self, request: RankRequest | RecommendRequest) -> RankResponse:
         """The full response: items, stage timings, who answered, warnings."""
@@ -108,9 +130,8 @@ def open_ranker(path: str | Path, fusion: Mapping[str, float] | None = None) -> 
     return RankerHandle(RankingGraph(bundles, release, FlowSettings(), None))
 
 
-def _asked(history: Sequence[Event] | None, user_id: str | None, context: Mapping[str, Any] | None) -> dict[str, Any]:
-    events = None if history is None else [_event(e) for e in history]
-    return {"history": events, "user_id": user_id, "context": dict(context or {})}
+def _events(history: Sequence[Event] | None) -> list[Any] | None:
+    return None if history is None else [_event(e) for e in history]
 
 
 def _event(event: Event) -> Any:

@@ -187,6 +187,21 @@ def test_plain_python_ranks_with_a_bundle_or_a_release(world: TinyWorld) -> None
         rayrank.load(str(world.folder))
 
 
+def test_plain_python_takes_the_options_of_a_request(graph: RankingGraph) -> None:
+    handle, wanted = RankerHandle(graph), {"weights": {"rating": 2.0}, "block": ["i2"], "explain": True, "rerank": 0}
+    found = handle.rank(HISTORY, ["i1", "i2", "i5"], time=NOW, user={}, **wanted)  # type: ignore[arg-type]
+    history = [{"item_id": "i4", "labels": {"like": 1}}, *HISTORY[1:]]
+    asked = {"history": history, "candidates": ["i1", "i2", "i5"], "time": NOW, **wanted}
+    expected = graph.respond(RankRequest.model_validate(asked), NOW).items
+    assert [(i.item_id, i.score, i.stages) for i in found] == [(i.item_id, i.score, i.stages) for i in expected]
+    assert {i.item_id for i in found} == {"i1", "i5"}
+    assert found[0].score == pytest.approx(2.0 * (found[0].scores["rating"] - 1) / 4, abs=1e-6)
+    everything = handle.recommend(HISTORY, k=ITEMS, exclude_seen=False, pool=ITEMS, min_score=-100.0)
+    assert len(everything) == ITEMS
+    with pytest.raises(RequestError, match="blocked"):
+        handle.rank(HISTORY, ["i1"], blocked=["i1"])  # type: ignore[call-arg]
+
+
 def test_a_release_of_models_that_do_not_belong_together_is_refused(world: TinyWorld) -> None:
     release = load_release(world.releases)
     with pytest.raises(ConfigError, match="made with bundle"):
