@@ -15,6 +15,7 @@ from rayrank.config import ConfigError, DataPath
 from rayrank.pipeline.prepare import PrepareConfig, sampled_warning
 from rayrank.schema import DatasetSchema, Feature, MulticlassTask
 from rayrank.sources import storage
+from rayrank.sources.behaviour_checks import behaviour_findings
 from rayrank.sources.checks import FeatureCheck, Finding, KeyCheck, orphans
 from rayrank.sources.config import open_source
 from rayrank.sources.interaction_checks import InteractionChecks
@@ -89,7 +90,7 @@ def validate(config: ValidateConfig, progress: Progress) -> ValidateResult:
     progress("checking interactions")
     checks = InteractionChecks(source)
     checks.run(config.max_rows)
-    findings += checks.findings()
+    findings += checks.findings() + behaviour_findings(source, checks.times, config.max_rows)
     for key, known, table in (("user", user_keys, "users"), ("item", item_keys, "items")):
         lost = orphans(checks.keys[key], known, table) if known is not None else None
         findings += [lost] if lost else []

@@ -20,7 +20,7 @@ from rayrank.sources.profile import ColumnProfile
 Profiles = Mapping[str, ColumnProfile]
 
 _USER: tuple[str, ...] = ("userid", "user", "uid", "customerid", "customer", "visitorid", "memberid", "accountid")
-_USER += ("profileid", "sessionid")
+_USER += ("visitor", "member", "viewerid", "viewer", "profileid", "sessionid")
 _ITEM: tuple[str, ...] = ("itemid", "item", "iid", "productid", "product", "movieid", "movie", "videoid", "video")
 _ITEM += ("articleid", "newsid", "contentid", "sku", "asin", "parentasin", "trackid", "songid", "bookid", "adid")
 _ITEM += ("postid", "docid", "listingid")

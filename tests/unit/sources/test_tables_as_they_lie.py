@@ -310,6 +310,25 @@ def test_a_behaviours_file_without_rows(tmp_path: Path) -> None:
     assert not any("match no impression" in line for line in result.summary())
 
 
+def test_validate_reads_the_behaviours_too(tmp_path: Path) -> None:
+    impressions(tmp_path)
+    schema, where = JOINED + "request_id: request_id\n", str(tmp_path / "done.csv")
+    raw = config(tmp_path, schema, behaviours=where, behaviour_type="what")
+
+    def found(*lines: str, head: str = "request_id,user_id,item_id,timestamp,what") -> dict[str, str]:
+        csv(tmp_path / "done.csv", head, *lines)
+        return {f.where: f"{f.severity}: {f.rule}" for f in validated(raw).findings if f.where.startswith("behav")}
+
+    assert found("r1,u1,b,1700001010,click", "r3,u2,a,1700001600,buy") == {}
+    milliseconds = found("r1,u1,b,1700001010000,click", "r3,u2,a,1700001600000,buy")
+    assert milliseconds == {"behaviours.timestamp": "error: time lies outside 1971–2100: wrong or mixed units"}
+    early = found("r1,u1,b,1600001010,click", "r3,u2,a,1600001600,buy")
+    assert "all times lie before those of the impressions" in early["behaviours.timestamp"]
+    empty = found("r1,u1,b,1700001010,click", "r1,u1,,1700001010,click")
+    assert empty == {"behaviours.item_id": "error: must not be missing (row 1)"}
+    assert "column is missing" in found("r1,u1,b,x", head="request_id,user_id,item_id,what")["behaviours.timestamp"]
+
+
 @pytest.mark.parametrize(
     ("schema", "source", "message"),
     [
