@@ -25,7 +25,7 @@ from benchmarks import results
 from benchmarks.results import ROOT, Row, Table
 from rayrank.bundle import load_bundle
 from rayrank.config import C, parse, read_yaml
-from rayrank.pipeline.compare import Asked, Entry, compare, kept_lift
+from rayrank.pipeline.comparison import Asked, Entry, compared, kept_lift
 from rayrank.pipeline.cost import measure_cost
 from rayrank.pipeline.distill import DistillConfig, distill
 from rayrank.pipeline.label import LabelConfig, label
@@ -151,7 +151,7 @@ def run(setting: Setting) -> dict[str, Any]:
     )
     data = runner.dataset.manifest.data_fingerprint
     if results.load(setting.file).find(results.key_of(VERSION, data, "item mean")) is None:
-        found = compare(runner.dataset, Asked({}), _say)
+        found = compared(runner.dataset, Asked({}), _say)
         keys = [results.key_of(VERSION, data, entry.model) for entry in found.entries]
         rows = [_row(key, entry, None, schema) for key, entry in zip(keys, found.entries, strict=True)]
         results.record(NAME, table, rows, setting.file)
@@ -171,7 +171,7 @@ def _measure(runner: Runner, table: Table, arm: str, seed: int) -> None:
     _say(f"{arm}, seed {seed}: training")
     bundle, seconds = runner.train(arm, seed)
     asked = Asked({arm: bundle}, baselines=False, resamples=20)
-    entries = compare(runner.dataset, asked, _say).entries
+    entries = compared(runner.dataset, asked, _say).entries
     rows = [_row(keys[e.protocol], e, seed, runner.dataset.schema, seconds) for e in entries]
     results.record(NAME, table, rows, runner.setting.file)
 

@@ -14,7 +14,7 @@ from rayrank.compression.apply import compressed
 from rayrank.compression.gate import Check, checks
 from rayrank.compression.spec import GateLimits, MethodSpec
 from rayrank.config import Config, ConfigError, DataPath
-from rayrank.pipeline.compare import Part, Progress, check_data
+from rayrank.pipeline.comparison import Part, Progress, check_data
 from rayrank.pipeline.side_by_side import SideBySide, side_by_side
 from rayrank.pipeline.surroundings import Surroundings
 from rayrank.sources.dataset import Dataset

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from rayrank.bundle import read_info
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.pipeline import charts, tabulate
-from rayrank.pipeline.compare import Asked, Comparison, Part, Progress, Protocol, compare, named
+from rayrank.pipeline.comparison import Asked, Comparison, Part, Progress, Protocol, compared, named
 from rayrank.pipeline.report import Report, render
 from rayrank.pipeline.score_files import ScoreFiles
 from rayrank.pipeline.training import tracked_run
@@ -88,7 +88,7 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> EvaluateResult:
     with ThreadPoolExecutor(1) as helper:  # opening the store imports for seconds
         opening = helper.submit(open_tracker, config.tracking)
         files = ScoreFiles(storage.join(config.output, "scores"))
-        found = compare(dataset, _asked(config, dataset, progress), progress, files)
+        found = compared(dataset, _asked(config, dataset, progress), progress, files)
         tracker = opening.result()
     sentence = tabulate.verdict(found)
     columns, rows = tabulate.table(found)

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from rayrank.config import Config
 from rayrank.metrics.bootstrap import Interval
-from rayrank.pipeline.compare import Comparison, Entry, kept_lift
+from rayrank.pipeline.comparison import Comparison, Entry, kept_lift
 from rayrank.pipeline.cost import Cost
 from rayrank.pipeline.report import GateLine
 

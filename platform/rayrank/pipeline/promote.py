@@ -16,7 +16,7 @@ from pydantic import Field
 from rayrank.bundle import read_id, read_info
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.metrics.bootstrap import Resamples
-from rayrank.pipeline.compare import Asked, Comparison, Part, Progress, compare, judged_task
+from rayrank.pipeline.comparison import Asked, Comparison, Part, Progress, compared, judged_task
 from rayrank.pipeline.evaluate import lineage
 from rayrank.pipeline.gates import GateResult, GatesConfig, judge
 from rayrank.pipeline.tabulate import verdict
@@ -101,7 +101,7 @@ def promote(config: PromoteConfig, progress: Progress, found: Comparison | None 
     _check_name(config)
     with ThreadPoolExecutor(1) as helper:  # opening the store imports for seconds
         opening = helper.submit(open_tracker, config.tracking)
-        found = compare(dataset, asked(config), progress) if found is None else _checked(found, config, dataset)
+        found = compared(dataset, asked(config), progress) if found is None else _checked(found, config, dataset)
         tracker = opening.result()
     return decide(config, found, tracker, progress)
 

@@ -22,7 +22,7 @@ from rayrank.learning.texts import encoder_of
 from rayrank.memory import releasing
 from rayrank.metrics.scores import Scores
 from rayrank.metrics.summary import evaluate_scores
-from rayrank.pipeline.compare import Part
+from rayrank.pipeline.comparison import Part
 from rayrank.pipeline.cost import one_thread, request_contexts
 from rayrank.ranking.context import ColdItems
 from rayrank.ranking.scorer import Scorer

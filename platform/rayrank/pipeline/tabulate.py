@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from rayrank.metrics.bootstrap import Interval
-from rayrank.pipeline.compare import Comparison, Entry, kept_lift
+from rayrank.pipeline.comparison import Comparison, Entry, kept_lift
 from rayrank.pipeline.report import CurveData, SpotData, cell
 from rayrank.schema import MulticlassTask, RegressionTask, RetrievalTask
 from rayrank.sources import storage

@@ -9,7 +9,7 @@ import pytest
 
 from rayrank.config import ConfigError, parse
 from rayrank.metrics.bootstrap import Interval
-from rayrank.pipeline.compare import file_name
+from rayrank.pipeline.comparison import file_name
 from rayrank.pipeline.evaluate import EvaluateConfig, evaluate
 from rayrank.pipeline.tabulate import points
 from rayrank.ranking.release import Release, save_release, set_alias

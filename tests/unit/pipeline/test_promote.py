@@ -11,7 +11,7 @@ from rayrank.config import ConfigError, parse
 from rayrank.metrics.bootstrap import Resamples
 from rayrank.metrics.evaluated import Evaluated, Judged
 from rayrank.metrics.summary import metrics_of
-from rayrank.pipeline.compare import Comparison, Entry, Evidence
+from rayrank.pipeline.comparison import Comparison, Entry, Evidence
 from rayrank.pipeline.cost import Cost
 from rayrank.pipeline.gates import GatesConfig, judge
 from rayrank.pipeline.promote import PromoteConfig, decide, promote

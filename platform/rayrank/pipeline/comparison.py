@@ -117,7 +117,7 @@ class Asked:
     seed: int = 0
 
 
-def compare(dataset: Dataset, asked: Asked, progress: Progress, files: ScoreFiles | None = None) -> Comparison:
+def compared(dataset: Dataset, asked: Asked, progress: Progress, files: ScoreFiles | None = None) -> Comparison:
     """Score every bundle under every protocol, and the baselines, on one part; every score goes to ``files``.
 
     Raises:
