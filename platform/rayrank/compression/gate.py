@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayrank.compression.spec import GateLimits
-from rayrank.metrics.scores import Array, Scores
+from rayrank.metrics.scores import Scores
 from rayrank.schema import BinaryTask, DatasetSchema, RegressionTask
 
 
@@ -59,10 +59,3 @@ def logloss_ratio(before: Mapping[str, float], after: Mapping[str, float], schem
     """Largest LogLoss of a binary task, after over before; NaN without any."""
     names = [f"{task.name}/log_loss" for task in schema.of_kind(BinaryTask)]
     return float(np.max([after[name] / before[name] for name in names])) if names else float("nan")
-
-
-def kendall_tau(first: Array, second: Array) -> float:
-    """Kendall's tau-b of two score lists (C,) of the same candidates; NaN where one ties everything. O(C²)."""
-    a, b = (np.sign(np.subtract.outer(values, values), dtype=np.float64) for values in (first, second))
-    untied = float(np.abs(a).sum()) * float(np.abs(b).sum())
-    return float((a * b).sum() / np.sqrt(untied)) if untied else float("nan")

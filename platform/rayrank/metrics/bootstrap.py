@@ -14,6 +14,9 @@ from rayrank.metrics.evaluated import Judged
 from rayrank.metrics.order import PerUser, TieOrder
 from rayrank.metrics.scores import Array
 
+_CELLS = 4_000_000
+"""Weights turned into float64 at once."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -37,6 +40,7 @@ class Resamples:
 
     user: Array  # int64 (U,), sorted distinct users
     weights: Array  # uint8 (R, U), Poisson(1) counts
+    seed: int = 0
 
     @staticmethod
     def draw(user: Array, resamples: int = 500, seed: int = 0) -> Resamples:
@@ -44,7 +48,7 @@ class Resamples:
         users = np.unique(user)
         generator = np.random.default_rng(seed)
         draws = [generator.poisson(1.0, len(users)).astype(np.uint8) for _ in range(resamples)]
-        return Resamples(users, np.stack(draws))
+        return Resamples(users, np.stack(draws), seed)
 
     def auc(self, judged: Judged) -> Array:
         """AUC over all targets on every resample, float64 (R,); NaN where a class is missing.
@@ -65,6 +69,25 @@ class Resamples:
             if (total := float(drawn_U.sum())) > 0:
                 values[r] = drawn_U @ per_user.value / total
         return values
+
+    def sums(self, user: Array, *columns: Array) -> Array:
+        """Weighted sums of columns (S,) with one entry per target, on every resample: float64 (R, columns)."""
+        index = self._index(user)
+        totals_UM = np.stack([np.bincount(index, column, len(self.user)) for column in columns], axis=1)
+        block = max(1, _CELLS // max(len(self.user), 1))
+        blocks = range(0, len(self.weights), block)
+        return np.concatenate([self.weights[r : r + block].astype(np.float64) @ totals_UM for r in blocks])
+
+    def medians(self, user: Array, value: Array) -> Array:
+        """Median of ``value`` (S,) on every resample, float64 (R,); NaN where nobody was drawn."""
+        order = np.argsort(value, kind="stable")
+        index, sorted_S, found = self._index(user)[order], value[order], np.full(len(self.weights), np.nan)
+        for r, weight_U in enumerate(self.weights):
+            drawn_S = np.cumsum(weight_U[index], dtype=np.int64)
+            if len(drawn_S) and (count := int(drawn_S[-1])):
+                middle = np.searchsorted(drawn_S, [(count - 1) // 2, count // 2], side="right")
+                found[r] = sorted_S[middle].mean()
+        return found
 
     def _index(self, user: Array) -> Array:
         index = np.searchsorted(self.user, user)

@@ -21,6 +21,7 @@ class Judged:
     user: Array  # int32 (S,)
     label: Array  # float32 (S,), label units
     prediction: Array  # float32 (S,): probability (binary) or label units (regression)
+    slices: Array | None = None  # int16 (S, dimensions): in which slice the target lies; None where nobody asked
 
     def __len__(self) -> int:
         return len(self.user)
@@ -31,10 +32,23 @@ class Judged:
         return bool(np.isfinite(self.prediction).all())
 
     @staticmethod
-    def of(user: Array, label: Array, prediction: Array) -> Judged:
+    def of(user: Array, label: Array, prediction: Array, slices: Array | None = None) -> Judged:
         """The entries of a column of targets whose label is no NaN."""
         keep = ~np.isnan(label)
-        return Judged(user[keep].astype(np.int32), label[keep].astype(np.float32), prediction[keep].astype(np.float32))
+        columns = user[keep].astype(np.int32), label[keep].astype(np.float32), prediction[keep].astype(np.float32)
+        return Judged(*columns, None if slices is None else slices[keep])
+
+    def among(self, keep: Array) -> Judged:
+        """Some of the targets, without their slices."""
+        return Judged(self.user[keep], self.label[keep], self.prediction[keep])
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The positive targets of one retrieval task."""
+
+    user: Array  # int32 (P,)
+    rank: Array  # int32 (P,), as in RetrievalScores
 
 
 @dataclass(frozen=True)
@@ -43,16 +57,16 @@ class Evaluated:
 
     events: Mapping[str, Judged]
     profiles: Mapping[str, ProfileScores]
-    ranks: Mapping[str, Array]  # retrieval task -> int32 (P,), as in RetrievalScores
+    ranks: Mapping[str, Ranked]  # retrieval task -> its positives
 
     @staticmethod
-    def of(scores: Scores) -> Evaluated:
-        """What is kept of scores."""
+    def of(scores: Scores, slices: Array | None = None) -> Evaluated:
+        """What is kept of scores; ``slices`` int16 (S, dimensions) goes with them."""
         predictions, labels = scores.predictions, scores.labels
         return Evaluated(
-            {task: Judged.of(scores.user, labels[task], said) for task, said in predictions.items()},
+            {task: Judged.of(scores.user, labels[task], said, slices) for task, said in predictions.items()},
             scores.profiles,
-            {task: found.rank for task, found in scores.retrieval.items()},
+            {task: Ranked(found.user.astype(np.int32), found.rank) for task, found in scores.retrieval.items()},
         )
 
     @staticmethod
@@ -70,20 +84,29 @@ class Evaluated:
             for task, found in part.profiles.items():
                 profiles.setdefault(task, []).append(found)
             for key, values in part._columns():
-                growing.setdefault(key, _Growing(values.dtype)).add(values)
+                growing.setdefault(key, _Growing(values)).add(values)
         if len(tasks) != 1:
             raise ValueError(f"parts must have the same tasks: {sorted(tasks)}")
         whole = {key: column.done() for key, column in growing.items()}
+        events = {
+            task: Judged(
+                whole[task, "user"], whole[task, "label"], whole[task, "prediction"], whole.get((task, "slices"))
+            )
+            for task, name in whole
+            if name == "label"
+        }
         return Evaluated(
-            {task: Judged(*(whole[task, name] for name in _JUDGED)) for task, name in whole if name == _JUDGED[0]},
+            events,
             {task: join_profiles(found) for task, found in profiles.items()},
-            {task: values for (task, name), values in whole.items() if name == "rank"},
+            {task: Ranked(whole[task, "user"], rank) for (task, name), rank in whole.items() if name == "rank"},
         )
 
     def _columns(self) -> Iterator[tuple[tuple[str, str], Array]]:
         for task, judged in self.events.items():
-            yield from (((task, name), getattr(judged, name)) for name in _JUDGED)
-        yield from (((task, "rank"), rank) for task, rank in self.ranks.items())
+            columns = {name: getattr(judged, name) for name in _JUDGED}
+            yield from (((task, name), values) for name, values in columns.items() if values is not None)
+        for task, ranked in self.ranks.items():
+            yield from (((task, name), getattr(ranked, name)) for name in ("user", "rank"))
 
 
 _JUDGED = tuple(field.name for field in fields(Judged))
@@ -92,16 +115,19 @@ _JUDGED = tuple(field.name for field in fields(Judged))
 class _Growing:
     """A column that grows in place: thousands of small arrays kept between large ones would hold on to the heap."""
 
-    def __init__(self, dtype: np.dtype) -> None:
-        self._values, self._size = np.empty(4096, dtype), 0
+    def __init__(self, like: Array) -> None:
+        self._values, self._size = np.empty((4096, *like.shape[1:]), like.dtype), 0
 
     def add(self, values: Array) -> None:
         size = self._size + len(values)
         if size > len(self._values):
-            self._values.resize(max(size, len(self._values) * 3 // 2), refcheck=False)
+            self._resize(max(size, len(self._values) * 3 // 2))
         self._values[self._size : size] = values
         self._size = size
 
     def done(self) -> Array:
-        self._values.resize(self._size, refcheck=False)
+        self._resize(self._size)
         return self._values
+
+    def _resize(self, size: int) -> None:
+        self._values.resize((size, *self._values.shape[1:]), refcheck=False)

@@ -26,7 +26,7 @@ def metrics_of(found: Evaluated, schema: DatasetSchema) -> dict[str, float]:
         if isinstance(task, MulticlassTask) and task.name in found.profiles:
             metrics[task.name] = profile_metrics(found.profiles[task.name])
         elif isinstance(task, RetrievalTask) and task.name in found.ranks:
-            metrics[task.name] = retrieval_metrics(found.ranks[task.name])
+            metrics[task.name] = retrieval_metrics(found.ranks[task.name].rank)
         elif task.name in found.events:
             judged = found.events[task.name]
             metrics[task.name] = binary_metrics(judged) if isinstance(task, BinaryTask) else regression_metrics(judged)

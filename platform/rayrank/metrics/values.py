@@ -76,7 +76,7 @@ def reliability(label: Array, prediction: Array, bins: int = 15) -> Reliability:
     keep = ~np.isnan(label)
     if not keep.any():
         return Reliability(np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
-    edges = np.quantile(prediction[keep], np.linspace(0.0, 1.0, bins + 1)[1:-1])
+    edges = quantile_bins(prediction[keep], bins)
     sums = np.zeros((3, bins))
     for label_S, said_S in _blocks(label, prediction):
         index = np.searchsorted(edges, said_S, side="left")
@@ -85,6 +85,11 @@ def reliability(label: Array, prediction: Array, bins: int = 15) -> Reliability:
     held = sums[2] > 0
     said, observed, count = sums[:, held]
     return Reliability(said / count, observed / count, count.astype(np.int64))
+
+
+def quantile_bins(prediction: Array, bins: int = 15) -> Array:
+    """Inner edges (bins − 1,) of bins of about equal mass; a prediction at an edge belongs to the bin below it."""
+    return np.quantile(prediction, np.linspace(0.0, 1.0, bins + 1)[1:-1]) if len(prediction) else np.zeros(bins - 1)
 
 
 def _average(label: Array, prediction: Array, value: Callable[[Array, Array], Array]) -> float:

@@ -1,6 +1,6 @@
 """Models, baselines and the champion on the same targets: scores, metrics and paired differences.
 
-What ``evaluate`` tabulates and ``promote`` judges. Knows bundles, datasets and metrics; writes nothing.
+What ``evaluate`` and ``compare`` tabulate and ``promote`` judges. Knows bundles, datasets and metrics; writes nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from rayrank.memory import release, releasing
 from rayrank.metrics.bootstrap import Interval, Resamples, interval
 from rayrank.metrics.evaluated import Evaluated, Judged
 from rayrank.metrics.order import by_user, gauc
+from rayrank.metrics.resampled import resampled
 from rayrank.metrics.scores import Array, ProfileScores, Scores
 from rayrank.metrics.summary import metrics_of
 from rayrank.metrics.values import Reliability, reliability
 from rayrank.pipeline.cost import Cost, measure_cost, one_thread
 from rayrank.pipeline.score_files import ScoreFiles
+from rayrank.pipeline.sliced import Sliced, sliced
+from rayrank.pipeline.slices import Slicing
 from rayrank.pipeline.targets import evaluated_users, fit_baselines
 from rayrank.schema import PARTS, BinaryTask, DatasetSchema, MulticlassTask, RetrievalTask
 from rayrank.sources.collate import collate
@@ -38,16 +41,17 @@ BOTH = "both"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What of the scores is kept for judging: the judged task's metrics on every resample, and its calibration."""
+    """What of the scores is kept for judging: metrics on every resample, and the judged task's calibration."""
 
-    samples: Mapping[Judging, Array]  # 'auc', 'gauc' -> float64 (R,)
+    samples: Mapping[str, Array]  # '<task>/<metric>' -> float64 (R,)
     curve: Reliability
+    slices: tuple[Sliced, ...] = ()
 
     @staticmethod
-    def of(judged: Judged, resamples: Resamples) -> Evidence:
+    def of(task: str, judged: Judged, resamples: Resamples) -> Evidence:
         """Resample the judged task once; differences between models are then differences of samples."""
-        samples: dict[Judging, Array] = {"auc": resamples.auc(judged), "gauc": resamples.means(by_user(judged, gauc))}
-        return Evidence(samples, reliability(judged.label, judged.prediction))
+        samples = {"auc": resamples.auc(judged), "gauc": resamples.means(by_user(judged, gauc))}
+        return Evidence({f"{task}/{n}": v for n, v in samples.items()}, reliability(judged.label, judged.prediction))
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,12 @@ class Comparison:
         """metric(first) − metric(second) on the judged task, with an interval over users, paired by resample."""
         name = f"{self.task}/{metric}"
         value = first.metrics[name] - second.metrics[name]
-        return interval(value, first.evidence.samples[metric] - second.evidence.samples[metric])
+        return interval(value, first.evidence.samples[name] - second.evidence.samples[name])
 
     def interval(self, metric: Judging, entry: Entry) -> Interval:
         """An entry's metric on the judged task, with an interval over users."""
-        return interval(entry.metrics[f"{self.task}/{metric}"], entry.evidence.samples[metric])
+        name = f"{self.task}/{metric}"
+        return interval(entry.metrics[name], entry.evidence.samples[name])
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,10 @@ class Asked:
     baselines: bool = True
     resamples: int = 500
     cost_candidates: int = 500
-    cost_requests: int = 40
+    cost_requests: int = 40  # 0: models are not timed
     seed: int = 0
+    every: bool = False  # resample every metric, not only what order is judged by
+    slicing: Slicing | None = None  # cut targets into slices too
 
 
 def compared(dataset: Dataset, asked: Asked, progress: Progress, files: ScoreFiles | None = None) -> Comparison:
@@ -129,7 +136,7 @@ def compared(dataset: Dataset, asked: Asked, progress: Progress, files: ScoreFil
     for path in asked.bundles.values():
         read_info(path)  # a bundle that there is not is told before the baselines are fitted
     resamples = Resamples.draw(evaluated_users(dataset, PARTS[asked.part]), asked.resamples, asked.seed)
-    judge = _Judge(dataset.schema, task, resamples, files)
+    judge = _Judge(dataset.schema, task, resamples, files, asked)
     entries: list[Entry] = []
     if asked.baselines:
         for found in fit_baselines(dataset, PARTS[asked.part], progress):
@@ -149,6 +156,7 @@ class _Judge:
     task: str
     resamples: Resamples
     files: ScoreFiles | None
+    asked: Asked
 
     def entry(
         self,
@@ -161,16 +169,27 @@ class _Judge:
         """An entry and its profiles, which are those given or come with the pieces."""
         name = file_name(*named)
         passing = self.files.through(name, pieces) if self.files else pieces
-        found = Evaluated.join(map(Evaluated.of, passing))
+        found = Evaluated.join(map(self._kept, passing))
         found = found if profiles is None else replace(found, profiles=profiles)
         if self.files:
             self.files.write_profiles(name, found.profiles)
         release()
-        evidence = Evidence.of(found.events[self.task], self.resamples)
+        evidence = self._evidence(found)
         metrics, profiles = metrics_of(found, self.schema), found.profiles
         del found
         release()
         return Entry(*named, metrics, parameters, evidence, **about), profiles
+
+    def _kept(self, scores: Scores) -> Evaluated:
+        return Evaluated.of(scores, self.asked.slicing.codes(scores) if self.asked.slicing else None)
+
+    def _evidence(self, found: Evaluated) -> Evidence:
+        judged = found.events[self.task]
+        if not self.asked.every:
+            return Evidence.of(self.task, judged, self.resamples)
+        slices = sliced(found, self.schema, self.resamples, self.asked.slicing) if self.asked.slicing else ()
+        curve = reliability(judged.label, judged.prediction)
+        return Evidence(resampled(found, self.schema, self.resamples), curve, slices)
 
 
 def check_data(bundle: Bundle, dataset: Dataset, name: str) -> None:
@@ -192,8 +211,10 @@ def _evaluate_bundle(
     named: tuple[str, Bundle], dataset: Dataset, asked: Asked, judge: _Judge, progress: Progress
 ) -> Iterator[Entry]:
     name, bundle = named
-    progress(f"timing {name}")
-    cost = measure_cost(bundle, dataset, asked.cost_candidates, asked.cost_requests)
+    cost = None
+    if asked.cost_requests:
+        progress(f"timing {name}")
+        cost = measure_cost(bundle, dataset, asked.cost_candidates, asked.cost_requests)
     about = {"cost": cost, "bundle_id": bundle.bundle_id}
     # A profile is told from the history before valid and test, so both protocols share it; such users lie anywhere.
     profiles, everywhere = None, bool(dataset.schema.of_kind(MulticlassTask))

@@ -6,7 +6,7 @@ Measures the very scorer that serving and batch scoring use, on real histories. 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ import torch
 
 from rayrank.batch import SequenceBatch
 from rayrank.bundle import Bundle
+from rayrank.bundle.info import ENCODER, GRAPH, WEIGHTS
 from rayrank.pipeline.percentile import percentile
 from rayrank.ranking.context import ColdItems, UserContext
 from rayrank.ranking.scorer import Scorer
@@ -44,17 +45,41 @@ class Cost:
 
 
 def measure_cost(bundle: Bundle, dataset: Dataset, candidates: int = 500, requests: int = 40) -> Cost:
-    """Time ``requests`` requests of random candidates by users of the dataset, after a short warm-up."""
-    scorer, generator = Scorer(bundle), np.random.default_rng(0)
-    contexts = request_contexts(dataset, bundle.info.window, requests)
-    seconds: list[float] = []
+    """:func:`measure_costs` of one bundle."""
+    return measure_costs([bundle], dataset, candidates, requests)[0]
+
+
+def measure_costs(
+    bundles: Sequence[Bundle], dataset: Dataset, candidates: int = 500, requests: int = 40
+) -> tuple[Cost, ...]:
+    """Time ``requests`` requests of random candidates by users of the dataset, after a short warm-up.
+
+    All bundles answer the same request before the next is asked, in an order that changes from request to request:
+    what else the machine does, and what the one before left in its caches, strikes all of them.
+    """
+    scorers, generator = [Scorer(bundle) for bundle in bundles], np.random.default_rng(0)
+    contexts = request_contexts(dataset, bundles[0].info.window, requests)
+    seconds: list[list[float]] = [[] for _ in bundles]
     with one_thread():
         for number in range(requests + _WARM_UP):
-            rows = generator.integers(1, max(len(bundle.items_NW), 2), candidates)
-            started = time.perf_counter()
-            scorer.score(contexts[number % len(contexts)], rows, ColdItems())
-            seconds.append(time.perf_counter() - started)
-    return Cost(candidates, tuple(seconds[_WARM_UP:]))
+            rows = generator.integers(1, max(len(bundles[0].items_NW), 2), candidates)
+            for turn in range(len(bundles)):
+                which = (number + turn) % len(bundles)
+                started = time.perf_counter()
+                scorers[which].score(contexts[number % len(contexts)], rows, ColdItems())
+                seconds[which].append(time.perf_counter() - started)
+    return tuple(Cost(candidates, tuple(found[_WARM_UP:])) for found in seconds)
+
+
+def weights_mb(bundle: Bundle) -> float:
+    """Megabytes of the model's own weights and of its exported encoder, on disk."""
+    files = (bundle.path / WEIGHTS, bundle.path / ENCODER / GRAPH)
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+
+
+def bundle_mb(bundle: Bundle) -> float:
+    """Megabytes of the whole bundle, tables of items and users included."""
+    return sum(file.stat().st_size for file in bundle.path.rglob("*") if file.is_file()) / 1e6
 
 
 @contextmanager

@@ -7,23 +7,23 @@ Knows bundles and datasets; judges nothing and writes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from rayrank.bundle import Bundle
-from rayrank.bundle.info import ENCODER, GRAPH, WEIGHTS
-from rayrank.compression.gate import kendall_tau, logloss_ratio, ndcg_drop, score_difference
+from rayrank.compression.gate import logloss_ratio, ndcg_drop, score_difference
 from rayrank.compression.texts import Texts
 from rayrank.learning.predict import Protocol, Wanted, predict
 from rayrank.learning.texts import encoder_of
 from rayrank.memory import releasing
+from rayrank.metrics.agreement import kendall_tau
 from rayrank.metrics.scores import Scores
 from rayrank.metrics.summary import evaluate_scores
 from rayrank.pipeline.comparison import Part
-from rayrank.pipeline.cost import one_thread, request_contexts
+from rayrank.pipeline.cost import one_thread, request_contexts, weights_mb
 from rayrank.ranking.context import ColdItems
 from rayrank.ranking.scorer import Scorer
 from rayrank.schema import PARTS
@@ -67,7 +67,8 @@ def side_by_side(
         "logloss_ratio": logloss_ratio(*metrics["streaming"], schema),
         **cosine,
     }
-    speeds = {**texts_per_s, "candidates per second": candidates_per_s, "megabytes of weights": _megabytes(bundles)}
+    sizes = (weights_mb(bundles[0]), weights_mb(bundles[1]))
+    speeds = {**texts_per_s, "candidates per second": candidates_per_s, "megabytes of weights": sizes}
     own = {f"{p}/{name}": value for p, (_, after) in metrics.items() for name, value in after.items()}
     return SideBySide(differences, speeds, own)
 
@@ -136,9 +137,3 @@ def _texts(bundles: tuple[Bundle, Bundle]) -> tuple[dict[str, tuple[float, float
         speeds[name] = (before, after)
     cosine = texts.cosine(encoders[1], texts.held_out)
     return speeds, {"mean_text_cosine": float(cosine.mean()), "least_text_cosine": float(cosine.min())}
-
-
-def _megabytes(bundles: Sequence[Bundle]) -> tuple[float, float]:
-    places = [[b.path / WEIGHTS, b.path / ENCODER / GRAPH] for b in bundles]
-    before, after = (sum(file.stat().st_size for file in files if file.is_file()) / 1e6 for files in places)
-    return before, after

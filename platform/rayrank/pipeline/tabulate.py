@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from rayrank.metrics.bootstrap import Interval
@@ -45,15 +46,21 @@ def _row(found: Comparison, entry: Entry) -> Row:
     return row
 
 
-def as_text(columns: tuple[str, ...], rows: list[Row]) -> list[str]:
-    """The table for a terminal, one string per line."""
+def as_text(columns: Sequence[str], rows: Sequence[Row], left: int = 2) -> list[str]:
+    """The table for a terminal, one string per line; the first ``left`` columns are words."""
     cells = [list(columns), *([cell(c, row.get(c)) for c in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    left = 2  # model and protocol are words
     return [
         "  ".join(v.ljust(w) if i < left else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths, strict=True)))
         for line in cells
     ]
+
+
+def as_markdown(columns: Sequence[str], rows: Sequence[Row], left: int = 2) -> list[str]:
+    """The same as a Markdown table."""
+    rule = [":--" if i < left else "--:" for i in range(len(columns))]
+    cells = [list(columns), rule, *([cell(c, row.get(c)) for c in columns] for row in rows)]
+    return [f"| {' | '.join(value.replace('|', '/') for value in line)} |" for line in cells]
 
 
 def verdict(found: Comparison) -> str:

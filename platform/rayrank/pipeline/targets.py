@@ -35,14 +35,14 @@ class Baseline:
 
 def evaluated_users(dataset: Dataset, part: int) -> Array:
     """Users with a target of ``part``, int32, sorted."""
-    found = [np.unique(block["user"]) for block in _columns(dataset, part, ["user"])]
+    found = [np.unique(block["user"]) for block in part_columns(dataset, part, ["user"])]
     return np.unique(np.concatenate(found))
 
 
 def read_targets(dataset: Dataset, part: int) -> Iterator[Scores]:
     """Every target of ``part`` with its labels and no predictions, in the order of the row groups."""
     tasks = [task.name for task in dataset.schema.event_tasks]
-    for block in _columns(dataset, part, ["row", "user", "request", "item", *(f"label_{t}" for t in tasks)]):
+    for block in part_columns(dataset, part, ["row", "user", "request", "item", *(f"label_{t}" for t in tasks)]):
         labels = {task: block[f"label_{task}"] for task in tasks}
         about = np.full(len(block["row"]), part, np.int8)
         user, item = block["user"].astype(np.int64), block["item"].astype(np.int64)
@@ -90,7 +90,7 @@ class _Kept:
         names = ["user", "item", "time", *labels]
         self._record = np.dtype(list(zip(names, ["<i4", "<i4", "<i8", *["<f4"] * len(labels)], strict=True)))
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
-        for block in _columns(dataset, part, names):
+        for block in part_columns(dataset, part, names):
             records = np.empty(len(block["item"]), self._record)
             for name in names:
                 records[name] = block[name]
@@ -118,7 +118,7 @@ class _Kept:
         return Targets.join(list(self.blocks(task)()))
 
 
-def _columns(dataset: Dataset, part: int, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+def part_columns(dataset: Dataset, part: int, names: Sequence[str]) -> Iterator[dict[str, Array]]:
     """The named columns of one part's targets, a block per row group; one empty block when there is none."""
     share = next(name for name, number in PARTS.items() if number == part)
     empty = True

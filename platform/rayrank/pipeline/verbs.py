@@ -33,6 +33,7 @@ VERBS: Mapping[str, Verb] = {
     "distill": Verb("Train the student on labels and cached teacher scores."),
     "compress": Verb("Make a bundle smaller and faster, or refuse it if its scores move too far."),
     "evaluate": Verb("Compare a model with baselines and the champion; ends in a verdict."),
+    "compare": Verb("Set two or more bundles side by side on the same rows: metrics, p-values, slices, speed, size."),
     "score": Verb("Score shards in batch with the code that serves (Ray Data)."),
     "promote": Verb("Make a release the champion if every gate passes."),
     "serve": Verb("Start the ranking graph of the promoted release over HTTP (Ray Serve)."),

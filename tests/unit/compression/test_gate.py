@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rayrank.compression.gate import checks, kendall_tau, logloss_ratio, ndcg_drop, score_difference
+from rayrank.compression.gate import checks, logloss_ratio, ndcg_drop, score_difference
 from rayrank.compression.spec import GateLimits
 from rayrank.metrics.scores import Scores
 from tests.tiny_models import SCHEMA
@@ -34,15 +34,6 @@ def test_a_limit_of_null_is_left_out_and_a_missing_number_fails() -> None:
         "logloss_ratio",
     ]
     assert not any(check.passed for check in checks({}, GateLimits()))
-
-
-def test_kendall_tau_by_hand() -> None:
-    first = np.array([1.0, 2.0, 3.0, 4.0])
-    assert kendall_tau(first, first * 3) == pytest.approx(1)
-    assert kendall_tau(first, -first) == pytest.approx(-1)
-    assert kendall_tau(first, np.array([2.0, 1.0, 3.0, 4.0])) == pytest.approx((5 - 1) / 6)
-    assert kendall_tau(first, np.array([1.0, 1.0, 3.0, 4.0])) == pytest.approx(5 / np.sqrt(6 * 5))
-    assert np.isnan(kendall_tau(first, np.ones(4)))
 
 
 def test_differences_are_shares_of_the_scale() -> None:

@@ -41,7 +41,7 @@ def entry(model, noise, shift=0.0, cost=FAST, baseline=False):
     judged = Judged.of(user, label, 1 / (1 + np.exp(-logit)))
     metrics = metrics_of(Evaluated({"like": judged}, {}, {}), SCHEMA)
     protocol = "both" if baseline else "streaming"
-    return Entry(model, protocol, metrics, 1, Evidence.of(judged, RESAMPLES), baseline, cost, f"id-{model}")
+    return Entry(model, protocol, metrics, 1, Evidence.of("like", judged, RESAMPLES), baseline, cost, f"id-{model}")
 
 
 def comparison(teacher=None, student=None, baseline=None):
