@@ -169,7 +169,7 @@ def write(result: CompareResult) -> None:
         lines += ["", f"## {title}", "", *tabulate.as_markdown(columns, rows, left)]
     lines += ["", *(f"![{name}]({name}.png)" for name in PLOTS), "", f"Measured {result.surroundings.line()}.", ""]
     storage.write_bytes(storage.join(result.output, "compare.md"), "\n".join(lines).encode())
-    text = json.dumps(_plain(as_json(result)), indent=1, allow_nan=False)
+    text = json.dumps(finite(as_json(result)), indent=1, allow_nan=False)
     storage.write_bytes(storage.join(result.output, "compare.json"), text.encode())
 
 
@@ -196,12 +196,12 @@ def as_json(result: CompareResult) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """NaN becomes null."""
+def finite(value: Any) -> Any:
+    """For JSON: what is no finite number becomes null."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

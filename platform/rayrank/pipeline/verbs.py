@@ -36,6 +36,9 @@ VERBS: Mapping[str, Verb] = {
     "compare": Verb("Set two or more bundles side by side on the same rows: metrics, p-values, slices, speed, size."),
     "score": Verb("Score shards in batch with the code that serves (Ray Data)."),
     "promote": Verb("Make a release the champion if every gate passes."),
+    "funnel": Verb(
+        "Measure what a release's cuts lose of the teacher's best, and find the cheapest pair within a latency budget."
+    ),
     "serve": Verb("Start the ranking graph of the promoted release over HTTP (Ray Serve)."),
     "load_state": Verb("Put the histories that exist already into the store of user state."),
     "export_served": Verb("Turn the served log and feedback into tables that prepare reads."),

@@ -22,7 +22,7 @@ from rayrank.messages import (
     RecommendRequest,
     TextItem,
 )
-from rayrank.ranking.context import ColdVectors
+from rayrank.ranking.context import ColdVectors, Prepared
 from rayrank.ranking.encode import ColdBuilder
 from rayrank.ranking.feedback import Accepted, FeedbackStage
 from rayrank.ranking.flow import Call, FlowParts, FlowSettings, Missed, Ranked, StageError, Terms, rank_flow
@@ -122,9 +122,15 @@ class RankingGraph:
         return cls(open_bundles(release), release, settings or FlowSettings(), store, policy, records)
 
     def answer(
-        self, request: Request, now: int | None = None, terms: Terms | None = None
+        self,
+        request: Request,
+        now: int | None = None,
+        terms: Terms | None = None,
+        prepared: Prepared | None = None,
     ) -> tuple[Ranked, dict[str, float]]:
         """Run the flow; returns its answer and milliseconds by stage. Without ``terms`` those of the policy file hold.
+
+        ``prepared`` is what the user stage would say, where the caller knows it already.
 
         Raises:
             RequestError: the request breaks a rule of this release.
@@ -142,7 +148,8 @@ class RankingGraph:
                 timings["total"] = (time.perf_counter() - began) * 1000
                 return done.value, timings
             start = time.perf_counter()
-            result = stages[call.stage](*call.arguments)
+            told = call.stage == "user" and prepared is not None
+            result = prepared if told else stages[call.stage](*call.arguments)
             timings[call.stage] = (time.perf_counter() - start) * 1000
             if isinstance(result, Rejected):
                 raise RequestError(result.fields)
