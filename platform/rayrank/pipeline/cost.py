@@ -58,7 +58,7 @@ def measure_costs(
     what else the machine does, and what the one before left in its caches, strikes all of them.
     """
     scorers, generator = [Scorer(bundle) for bundle in bundles], np.random.default_rng(0)
-    contexts = request_contexts(dataset, bundles[0].info.window, requests)
+    contexts = request_contexts(dataset, max(bundle.info.window for bundle in bundles), requests)
     seconds: list[list[float]] = [[] for _ in bundles]
     with one_thread():
         for number in range(requests + _WARM_UP):
