@@ -33,7 +33,9 @@ def behaviour_findings(source: Source, shown: TimeCheck, max_rows: int | None) -
             if max_rows is not None and checks.rows >= max_rows:
                 break
     except ConfigError as error:  # the files themselves: a column that no file has, a value of another type
-        return [Finding("error", f"{WHERE}.{error.path.rpartition(': ')[2]}", error.rule, 0, None, error.value, error.fix)]
+        return [
+            Finding("error", f"{WHERE}.{error.path.rpartition(': ')[2]}", error.rule, 0, None, error.value, error.fix)
+        ]
     wrong = checks.findings()
     return wrong if checks.times.findings() else wrong + _apart(checks.times, shown)
 
