@@ -104,7 +104,7 @@ def losses(by_run: Mapping[str, Mapping[str, Points]], palette: Palette) -> Figu
     tasks = list(dict.fromkeys(task for tasks in by_run.values() for task in tasks))
     columns = min(len(tasks), 5) or 1
     rows = -(-len(tasks) // columns)
-    figure, axes = _panels(rows, columns, palette, width=10.8, height=2.2 * rows + 0.1)
+    figure, axes = panels(rows, columns, palette, width=10.8, height=2.2 * rows + 0.1)
     for index, task in enumerate(tasks):
         axis = axes[index]
         axis.set_title(task, color=palette.ink, loc="left", fontsize=9.5)
@@ -121,13 +121,13 @@ def losses(by_run: Mapping[str, Mapping[str, Points]], palette: Palette) -> Figu
             axis.set_xlabel("step", color=palette.muted)
     for axis in axes[len(tasks) :]:
         axis.set_visible(False)
-    _legend(axes[0], palette)
+    legend(axes[0], palette)
     return figure
 
 
 def calibration(curves: Mapping[str, Curve], palette: Palette) -> Figure:
     """Reliability: how often the label came true against what was predicted."""
-    figure, (axis,) = _panels(1, 1, palette, width=3.6, height=3.2)
+    figure, (axis,) = panels(1, 1, palette, width=3.6, height=3.2)
     axis.plot([0, 1], [0, 1], color=palette.muted, linewidth=1, linestyle=(0, (4, 4)))
     for order, (name, curve) in enumerate(curves.items()):
         colour = palette.series[order % len(palette.series)]
@@ -139,13 +139,13 @@ def calibration(curves: Mapping[str, Curve], palette: Palette) -> Figure:
     axis.set_ylim(low, high)
     axis.set_xlabel("mean prediction", color=palette.muted)
     axis.set_ylabel("mean label", color=palette.muted)
-    _legend(axis, palette)
+    legend(axis, palette)
     return figure
 
 
 def quality_cost(spots: Sequence[Spot], floors: Mapping[str, float], palette: Palette) -> Figure:
     """AUC against candidates per second on one thread (log scale); baselines, which cost nothing, as lines."""
-    figure, (axis,) = _panels(1, 1, palette, width=3.6, height=3.2)
+    figure, (axis,) = panels(1, 1, palette, width=3.6, height=3.2)
     axis.set_xscale("log")
     costs = [s.candidates_per_s for s in spots] or [1.0, 10.0]
     axis.set_xlim(min(costs) / 4, max(costs) * 6)
@@ -184,7 +184,7 @@ def quality_cost(spots: Sequence[Spot], floors: Mapping[str, float], palette: Pa
 def latency(samples_ms: Mapping[str, Sequence[float]], palette: Palette) -> Figure:
     """Distribution of response times by kind of request, with the median and the 95th percentile."""
     names = list(samples_ms)
-    figure, axes = _panels(len(names) or 1, 1, palette, width=3.6, height=max(1.6 * len(names), 3.2))
+    figure, axes = panels(len(names) or 1, 1, palette, width=3.6, height=max(1.6 * len(names), 3.2))
     top = max((float(np.quantile(v, 0.99)) for v in samples_ms.values() if len(v)), default=1.0) * 1.25
     for order, (axis, name) in enumerate(zip(axes, names, strict=False)):
         values = np.asarray(samples_ms[name], dtype=np.float64)
@@ -211,7 +211,7 @@ def latency(samples_ms: Mapping[str, Sequence[float]], palette: Palette) -> Figu
 def timeline(steps_s: Mapping[str, float], palette: Palette) -> Figure:
     """Steps one after another, each bar as long as the step took."""
     names = list(steps_s)
-    figure, (axis,) = _panels(1, 1, palette, height=0.27 * len(names) + 0.7)
+    figure, (axis,) = panels(1, 1, palette, height=0.27 * len(names) + 0.7)
     starts = np.concatenate([[0.0], np.cumsum(list(steps_s.values()))])
     for row, name in enumerate(names):
         axis.barh(row, steps_s[name], left=starts[row], color=palette.series[0], height=0.62, linewidth=0)
@@ -229,9 +229,10 @@ def timeline(steps_s: Mapping[str, float], palette: Palette) -> Figure:
     return figure
 
 
-def _panels(
+def panels(
     rows: int, columns: int, palette: Palette, width: float = 10.8, height: float = 3.0
 ) -> tuple[Figure, list[Axes]]:
+    """A figure of empty plots in the palette's colours, row by row; sizes in inches."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor=palette.surface)
         axes = list(figure.subplots(max(rows, 1), max(columns, 1), squeeze=False).ravel())
@@ -245,7 +246,8 @@ def _panels(
     return figure, axes
 
 
-def _legend(axis: Axes, palette: Palette) -> None:
+def legend(axis: Axes, palette: Palette) -> None:
+    """The names of what is drawn, if anything has one."""
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, labelcolor=palette.ink, fontsize=8.5, handlelength=1.4, borderpad=0.2)
 
