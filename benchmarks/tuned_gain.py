@@ -85,7 +85,7 @@ def measure(runner: Runner, arm: str, seed: int, trials: int) -> dict[str, float
 
 
 def gains(rows: Sequence[Mapping[str, Mapping[str, float]]], schema: DatasetSchema) -> dict[str, list[float]]:
-    """Task -> what the tuned arm is better by in each seed, in points of a hundred; ``rows``: arm -> column -> value."""
+    """Task -> points of a hundred that the tuned arm is better by in each seed; ``rows``: arm -> column -> value."""
     return {
         task: [100 * factor * (row["tuned"][f"{task} {m}"] - row["default"][f"{task} {m}"]) for row in rows]
         for task, (m, factor) in judged_by(schema).items()

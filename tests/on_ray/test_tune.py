@@ -13,13 +13,14 @@ import pytest
 
 from rayrank.config import ConfigError, load, parse, replace
 from rayrank.on_ray.cluster import Cluster
+from rayrank.on_ray.patience import Limit
 from rayrank.on_ray.record import Finished, Record, Trial
 from rayrank.on_ray.search_spec import SearchSpec
 from rayrank.on_ray.space import parse_space
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.trial import CLOCK, EPOCH, EPOCHS, NOW, SCHEDULE, SCORE, TRAINING, WHOLE, Told, run_trial
 from rayrank.on_ray.tune import SearchTask, concurrent_trials, points, record_of
-from rayrank.on_ray.watch import Watch
+from rayrank.on_ray.watch import Watch, callback
 from rayrank.pipeline.distill import DistillConfig
 from rayrank.pipeline.label import LabelConfig, label
 from rayrank.pipeline.tune import TuneConfig, tune
@@ -103,22 +104,24 @@ def test_the_same_search_gives_the_same_scores_and_asha_stops_early(small, tmp_p
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_population_trades_weights_and_optuna_searches_for_a_front(small, tmp_path: Path) -> None:
-    rates = {"learning.learning_rate": {"kind": "choice", "values": [1e-6, 1e-2]}}
+    rates = {"learning.learning_rate": {"kind": "loguniform", "low": 1e-5, "high": 1e-2}}
     population = {
         "samplers": rates,
         "distill.learning.epochs": 3,
         "search.scheduler": {"kind": "pbt", "quantile": 0.5, "resample": 0.0},
-        "search.include_base": False,
-        "search.seed": 1,  # both rates are drawn
-        "trials": 3,
+        "search.max_concurrent": 1,  # both are under way all the same
+        "trials": 2,
     }
     members = tune(_config(small, tmp_path, **population), lambda _: None)
     assert all(len(t.history) == 3 and not t.stopped for t in members.trials)
-    traded = [t for t in members.trials if t.schedule]
+    traded = [[s["learning.learning_rate"] for s in t.schedule] for t in members.trials if t.schedule]
     assert traded
-    assert all(len(t.schedule) == 3 for t in traded)
+    for first, second, third in traded:  # the other's until the trade, then changed by a fifth
+        assert 0.79 < second / first < 1.21
+        assert 0.79 < third / second < 1.21
+    assert members.trials[0].history[0] == members.trials[1].history[0]
     front = {
-        "samplers": {**rates, "model.hidden": {"kind": "choice", "values": [8, 64]}},
+        "samplers": {"model.hidden": {"kind": "choice", "values": [8, 64]}},
         "distill.learning.epochs": 1,
         "search.goal": {"kind": "pareto", "objectives": [{"metric": AUC}, {"metric": ADDS}]},
         "search.algorithm.kind": "optuna",
@@ -145,6 +148,22 @@ def test_failed_trials_are_told_and_a_search_of_failures_is_an_error(small, tmp_
         tune(config, lines.append)
     assert len(lines) == 2
     assert not (tmp_path / "tune" / "trials").exists()  # failed trials are tried again
+
+
+def test_what_goes_wrong_while_a_trial_is_heard_ends_the_search() -> None:
+    """Tune logs some errors of callbacks and goes on; a record that cannot be written must not be lost so."""
+
+    def full(_trial: Finished) -> None:
+        raise OSError("no space left")
+
+    heard = callback(Watch(_goal("max"), [], full, lambda _: None), Limit("cluster.stall_s", 60, "result"))
+    trial: Any = SimpleNamespace(trial_id="x", config={"point": {"values": {}}})
+    said = {EPOCHS: [[{"m": 0.5}]], SCHEDULE: [], TRAINING: 1.0, WHOLE: True}
+    heard.on_trial_result(trial=trial, result=said)
+    heard.on_step_end(iteration=1, trials=[trial])
+    heard.on_trial_complete(trial=trial)
+    with pytest.raises(OSError, match="no space left"):
+        heard.on_step_end(iteration=2, trials=[trial])
 
 
 def _goal(mode: str) -> Any:

@@ -16,7 +16,7 @@ def front(values_PK: Array) -> Array:
 
     Equal points are in it together. A point with a value that is no number is never in it.
     """
-    usable_P: Array = np.isfinite(values_PK).all(axis=1)
+    usable_P: Array = np.asarray(np.isfinite(values_PK).all(axis=1))
     as_good_PP = (values_PK[:, None] >= values_PK[None]).all(2) & usable_P[:, None]
     better_PP = (values_PK[:, None] > values_PK[None]).any(2)
     return np.asarray(usable_P & ~(as_good_PP & better_PP).any(0))

@@ -100,23 +100,13 @@ def fit(
     if resume:
         lines.say(f"going on at {place_of(resume)}")
 
-    def keep(snapshot: Any) -> None:
-        epoch = int(snapshot.meta["epoch"])
-        _check_choice(task, snapshot.meta["history"][-1]["metrics"])
-        if checkpoints and collectives.rank == 0 and epoch < task.learning.epochs:
-            checkpoints.write(snapshot, model)
-        listeners.on_epoch(epoch, snapshot.meta["history"][-1]["metrics"])
-        listeners.on_snapshot(snapshot, model)
-
-    def keep_place(snapshot: Snapshot) -> None:
-        if checkpoints and collectives.rank == 0:
-            checkpoints.write(snapshot, model)
-
+    mine = checkpoints if collectives.rank == 0 else None
+    keeper = _Keeper(task, mine, listeners, model)
     hooks = Hooks(
         report=lines.report,
-        on_epoch=keep,
-        due=Due(task.checkpoint_s if checkpoints and collectives.rank == 0 else math.inf, listeners.alive),
-        on_snapshot=keep_place,
+        on_epoch=keeper.epoch,
+        due=Due(task.checkpoint_s if mine else math.inf, listeners.alive),
+        on_snapshot=keeper.place,
         on_used=Audit(task.audit, collectives.rank).write if task.audit else None,
         resume=resume and with_frozen(resume, model),
     )
@@ -232,6 +222,28 @@ def _fitted(result: TrainResult, model: Any, times: tuple[float, float, int], re
         parameters=sum(p.numel() for p in model.parameters()),
         resumed_from=int(resume.meta["epoch"]) if resume else None,
     )
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Writes the snapshots of a run, where it keeps any, and says that an epoch has ended."""
+
+    task: FitTask
+    checkpoints: Checkpoints | None
+    listeners: Listeners
+    model: Ranker
+
+    def epoch(self, snapshot: Snapshot) -> None:
+        epoch, metrics = int(snapshot.meta["epoch"]), snapshot.meta["history"][-1]["metrics"]
+        _check_choice(self.task, metrics)
+        if epoch < self.task.learning.epochs:
+            self.place(snapshot)
+        self.listeners.on_epoch(epoch, metrics)
+        self.listeners.on_snapshot(snapshot, self.model)
+
+    def place(self, snapshot: Snapshot) -> None:
+        if self.checkpoints:
+            self.checkpoints.write(snapshot, self.model)
 
 
 class _Lines:

@@ -128,24 +128,33 @@ def callback(watch: Watch, limit: Limit) -> Any:
     from ray import tune
 
     pulse = Pulse()
+    wrong: list[Exception] = []
+
+    def heard(listen: Callable[..., object], *told: Any) -> None:
+        # Some errors of a callback Tune only logs; those of a step end the search.
+        pulse.beat()
+        try:
+            listen(*told)
+        except Exception as error:
+            wrong.append(error)
 
     class Callback(tune.Callback):
         def on_step_end(self, **info: Any) -> None:  # type: ignore[override]  # noqa: ARG002
+            if wrong:
+                raise wrong[0]
             pulse.check(limit)  # Tune takes a step at least every second, whatever its trials do
 
         def on_trial_start(self, **info: Any) -> None:  # type: ignore[override]
-            pulse.beat()
-            watch.began(info["trial"])
+            heard(watch.began, info["trial"])
 
         def on_trial_result(self, **info: Any) -> None:  # type: ignore[override]
-            pulse.beat()
-            watch.told(info["trial"], info["result"])
+            heard(watch.told, info["trial"], info["result"])
 
         def on_trial_complete(self, **info: Any) -> None:  # type: ignore[override]
-            watch.ended(info["trial"])
+            heard(watch.ended, info["trial"])
 
         def on_trial_error(self, **info: Any) -> None:  # type: ignore[override]
-            watch.failed(info["trial"])
+            heard(watch.failed, info["trial"])
 
     return Callback()
 
