@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import pytest
 from rayrank.config import Config, ConfigError, parse
 from rayrank.learning.spec import LearningSpec
 from rayrank.on_ray.goal import AnyGoal, choose, judged, mode_of, name_of, resolved, score_of
+from rayrank.on_ray.record import Finished
 from rayrank.on_ray.search_spec import SearchSpec, number_of_trials
 from rayrank.on_ray.space import clipped, drawn, holds, own_values, parse_space, walked
+from rayrank.on_ray.task import FitTask
+from rayrank.on_ray.tune import SearchTask, proposals_of
 from rayrank.schema import BinaryTask, DatasetSchema, RegressionTask
 
 SCHEMA = DatasetSchema(
@@ -186,3 +190,49 @@ def test_a_population_changes_only_what_can_change_midway() -> None:
         number_of_trials(spec, {**rate, "learning.lanes": DRAWN["learning.lanes"]}, 4, "space")
     with pytest.raises(ConfigError, match="two members"):
         number_of_trials(spec, rate, 1, "space")
+
+
+def test_optuna_proposes_inside_the_space_and_goes_on_from_what_is_known() -> None:
+    optuna = pytest.importorskip("optuna")
+    sizes = {"model.hidden": {"kind": "choice", "values": [8, 64]}}
+    rate = {"learning.learning_rate": {"kind": "loguniform", "low": 1e-3, "high": 1e-2}}
+    space = parse_space({**sizes, **rate}, "space")
+    base = parse(FitTask, {"dataset": "d", "model": {"kind": "student", "hidden": 64}})
+    task = SearchTask(base, space, 6, "folder")
+    spec = parse(SearchSpec, {"goal": {"kind": "single", "metric": AUC, "mode": "max"}, "algorithm": {"kind": "optuna"}})
+
+    def proposed(known: list[Finished]) -> list[dict[str, Any]]:
+        proposals = proposals_of(task, spec, known, 2)
+        return [proposals.suggest(name)["point"]["values"] for name in ("a", "b")]
+
+    first = proposed([])
+    assert first == proposed([])
+    assert first[0] == {"model.hidden": 64, "learning.learning_rate": base.learning.learning_rate}
+    known = [Finished(1, first[0], first[0], [[{AUC: 0.8}]], 1.0, 1.0, False, [])]
+    later = proposed(known)
+    assert first[0] not in later
+    assert first[1] not in later  # another seed: not the same draws again
+    assert all(holds(space, values) for values in (*first, *later))
+    proposals = proposals_of(task, spec, known, 2)
+    study = proposals.searcher._ot_study
+    assert [trial.value for trial in study.trials] == [0.8]
+    assert study.trials[0].state == optuna.trial.TrialState.COMPLETE
+    assert proposals.suggest("a") is not None
+    assert proposals.suggest("b") is not None
+    assert "c" not in proposals.live_trials
+    proposals.suggest("c")
+    assert len(proposals.live_trials) == 2  # no more at a time
+    pareto = parse(SearchSpec, {"goal": PARETO, "algorithm": {"kind": "optuna", "sampler": "nsga2"}})
+    pareto = pareto.model_copy(update={"goal": resolved(pareto.goal, LearningSpec(), SCHEMA)})
+    both = [Finished(1, first[0], first[0], [[{AUC: 0.8, COST: 9.0}]], 1.0, 1.0, False, [])]
+    studied = proposals_of(task, pareto, both, 1).searcher._ot_study
+    assert [trial.values for trial in studied.trials] == [[0.8, 9.0]]
+    assert [way.name for way in studied.directions] == ["MAXIMIZE", "MINIMIZE"]
+
+
+def test_optuna_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    spec = parse(SearchSpec, {"goal": {"kind": "single", "metric": AUC, "mode": "max"}, "algorithm": {"kind": "optuna"}})
+    task = SearchTask(parse(FitTask, {"dataset": "d"}), DRAWN, 2, "folder")
+    with pytest.raises(ConfigError, match=r"search\.algorithm.*pip install 'rayrank\[optuna\]'"):
+        proposals_of(task, spec, [], 1)

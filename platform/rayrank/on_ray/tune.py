@@ -143,7 +143,7 @@ def _run(task: SearchTask, spec: SearchSpec, state: tuple[Sequence[Finished], in
             searcher, samples = _in_order(0 if population else concurrent), 1
             constant["point"] = tune.grid_search(left)
         case Optuna():
-            searcher, samples = _optuna(task, spec, known, concurrent), task.trials - len(known)
+            searcher, samples = proposals_of(task, spec, known, concurrent), task.trials - len(known)
         case _:
             assert_never(spec.algorithm)
     several = isinstance(spec.goal, Pareto)
@@ -180,7 +180,7 @@ def _in_order(concurrent: int) -> Any:
 _PREFIX = "point/values/"
 
 
-def _optuna(task: SearchTask, spec: SearchSpec, known: Sequence[Finished], concurrent: int) -> Any:
+def proposals_of(task: SearchTask, spec: SearchSpec, known: Sequence[Finished], concurrent: int) -> Any:
     """Optuna's proposals, from a study that holds the known trials; another seed with each of them."""
     try:
         import optuna
