@@ -133,16 +133,17 @@ def test_errors_of_the_work_come_through(error: BaseException) -> None:
 
 
 def test_a_search_whose_trials_never_report_is_ended() -> None:
-    from rayrank.on_ray.tune import SearchSpec, _watcher
+    from rayrank.on_ray.goal import Single
+    from rayrank.on_ray.watch import Watch, callback
 
-    watcher = _watcher(SearchSpec(), lambda _: None, SHORT)
-    trial: Any = SimpleNamespace(trial_id="x_00000", config={"values": {}})
+    heard = callback(Watch(Single(metric="m", mode="max"), [], lambda _: None, lambda _: None), SHORT)
+    trial: Any = SimpleNamespace(trial_id="x_00000", config={"point": {"number": 1, "values": {}}})
     time.sleep(0.7)
-    watcher.on_trial_start(trial=trial)
-    watcher.on_step_end(iteration=1, trials=[trial])
+    heard.on_trial_start(trial=trial)
+    heard.on_step_end(iteration=1, trials=[trial])
     time.sleep(0.7)
     with pytest.raises(ConfigError, match=r"cluster\.stall_s.*no block came"):
-        watcher.on_step_end(iteration=2, trials=[trial])
+        heard.on_step_end(iteration=2, trials=[trial])
 
 
 @pytest.mark.slow

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from rayrank.config import ConfigError, load
+from rayrank.on_ray.search_spec import SearchSpec, number_of_trials
 from rayrank.on_ray.space import check_space, parse_space, read_space
 from rayrank.pipeline.distill import DistillConfig
 from rayrank.pipeline.tune import TuneConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACES = sorted((ROOT / "tune_spaces").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*/tune*.yaml"))
 BASE = DistillConfig(dataset="d", output="o", labels="l", teacher="t")
 
 
@@ -22,11 +24,19 @@ def test_every_path_and_sample_fits_the_config(path: Path) -> None:
     check_space(read_space(str(path)), BASE, path.name)
 
 
-@pytest.mark.parametrize("source", ["synthetic", "movielens"])
-def test_tune_varies_the_distillation_of_the_same_dataset(source: str) -> None:
-    folder = ROOT / "jobs" / "configs" / source
-    tune, distill = load(TuneConfig, folder / "tune.yaml"), load(DistillConfig, folder / "distill.yaml")
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.relative_to(p.parents[1]).as_posix())
+def test_tune_varies_the_distillation_of_the_same_dataset(path: Path) -> None:
+    tune, distill = load(TuneConfig, path), load(DistillConfig, path.parent / "distill.yaml")
     assert tune.distill == distill
+    space = read_space(str(ROOT / str(tune.space)))
+    assert number_of_trials(tune.search, space, tune.trials, str(tune.space)) == tune.trials
+
+
+@pytest.mark.parametrize(("name", "kind"), [("distill_grid", "grid"), ("distill_population", "pbt")])
+def test_spaces_for_one_way_of_searching_go_with_it(name: str, kind: str) -> None:
+    part = {"algorithm": {"kind": "grid"}} if kind == "grid" else {"scheduler": {"kind": "pbt"}}
+    space = read_space(str(ROOT / "tune_spaces" / f"{name}.yaml"))
+    assert number_of_trials(SearchSpec.model_validate(part), space, None, name) == (12 if kind == "grid" else 8)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import pyarrow as pa
 from torch import Tensor
 
 from rayrank.batch import SequenceBatch
+from rayrank.learning.folds import evaluated, trained
 from rayrank.learning.plan import GroupInfo, GroupRef, micro_batches, plan, steps
-from rayrank.learning.spec import LearningSpec
+from rayrank.learning.spec import FoldSpec, LearningSpec
 from rayrank.memory import releasing
 from rayrank.sources.collate import collate
 from rayrank.sources.groups import LABELS, Group, Groups
@@ -54,12 +55,13 @@ class Feed:
         dealt = plan(train_groups(self._manifest), self._spec.seed, epoch, self._spec.lanes, self._spec.batch_events)
         mine = [left_over(lane, start) for lane in dealt.of_rank(self._rank, self._world)]
         batches = self._batches([Group(ref.shard, ref.group) for ref in first_need(mine)])
-        return steps([_lane(lane, batches) for lane in mine])
+        return steps([_lane(lane, batches, self._spec.fold) for lane in mine])
 
     def evaluated(self, part: str) -> Iterator[SequenceBatch]:
         """This rank's row groups that hold a target of ``part`` ('train', 'valid' or 'test'), one batch each."""
         groups = part_groups(self._manifest, part)[self._rank :: self._world]
-        return self._batches(groups)
+        batches = (evaluated(batch, self._spec.fold) for batch in self._batches(groups))
+        return (batch for batch in batches if len(batch.part_BT))
 
     def _batches(self, order: Sequence[Group]) -> Iterator[SequenceBatch]:
         """Collated row groups; reading starts now. What there is room for is remembered."""
@@ -148,6 +150,8 @@ def part_groups(manifest: Manifest, part: str) -> list[Group]:
     ]
 
 
-def _lane(rests: Sequence[Rest], batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
+def _lane(
+    rests: Sequence[Rest], batches: Iterator[SequenceBatch], fold: FoldSpec | None
+) -> Iterator[SequenceBatch | None]:
     for rest in rests:
-        yield from islice(micro_batches(next(batches), rest.ref), rest.done, None)
+        yield from islice(micro_batches(trained(next(batches), fold), rest.ref), rest.done, None)

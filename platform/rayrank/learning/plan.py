@@ -80,17 +80,20 @@ def plan(groups: Sequence[GroupInfo], seed: int, epoch: int, lanes: int, batch_e
     return Plan(tuple(tuple(lane) for lane in dealt))
 
 
-def micro_batches(batch: SequenceBatch, ref: GroupRef) -> Iterator[SequenceBatch]:
-    """The row group shuffled and cut as its reference says, each piece trimmed to what training can reach."""
+def micro_batches(batch: SequenceBatch, ref: GroupRef) -> Iterator[SequenceBatch | None]:
+    """The row group shuffled and cut as its reference says, each piece trimmed to what training can reach.
+
+    None for a piece without sequences: so many were left out that fewer are there than pieces (see learning.folds).
+    """
     size = batch.part_BT.shape[0]
     order = torch.from_numpy(np.random.default_rng(ref.seed).permutation(size))
     shuffled = take(batch, order)  # once; the pieces are views
     for piece in np.array_split(np.arange(size), ref.splits):
-        yield trim(shuffled, slice(int(piece[0]), int(piece[-1]) + 1))
+        yield trim(shuffled, slice(int(piece[0]), int(piece[-1]) + 1)) if len(piece) else None
 
 
-def steps(lanes: Sequence[Iterable[SequenceBatch]]) -> Iterator[list[SequenceBatch]]:
-    """Steps of one rank: the next micro-batch of each of its lanes; lanes that have ended are left out."""
+def steps(lanes: Sequence[Iterable[SequenceBatch | None]]) -> Iterator[list[SequenceBatch]]:
+    """Steps of one rank: the next micro-batch of each of its lanes; lanes that have none (any more) are left out."""
     for step in zip_longest(*lanes):
         yield [batch for batch in step if batch is not None]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayrank.config import Config
 
@@ -32,6 +32,20 @@ class RefreshSpec(Config):
         "need", description="need: the longer ago an item was encoded, the likelier; uniform: all alike"
     )
     max_age: int = Field(200, ge=1, description="steps after which a vector that is used is encoded anew in any case")
+
+
+class FoldSpec(Config):
+    """A part of the users, by a hash."""
+
+    number: int = Field(ge=0, description="which one, from 0")
+    count: int = Field(ge=2, description="into how many the users are divided")
+    seed: int = Field(0, ge=0, description="of the division")
+
+    @model_validator(mode="after")
+    def _among_them(self) -> FoldSpec:
+        if self.number >= self.count:
+            raise ValueError(f"number {self.number} must be below count {self.count}")
+        return self
 
 
 class LearningSpec(Config):
@@ -76,4 +90,7 @@ class LearningSpec(Config):
     choose_protocol: Literal["streaming", "snapshot"] = Field("streaming", description="protocol of that metric")
     lower_is_better: bool = Field(False, description="True for losses and errors")
     patience: int = Field(1, ge=1, description="epochs without a better metric before stopping")
+    fold: FoldSpec | None = Field(
+        None, description="cross-validation: users who are not trained on, and alone are evaluated; null: all are both"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 autocasts where the device supports it")

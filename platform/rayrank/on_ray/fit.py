@@ -27,6 +27,7 @@ from rayrank.learning.rows import FIRST_EPOCH
 from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
+from rayrank.models.ranker import Ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
 from rayrank.on_ray.items import Items, load_items
 from rayrank.on_ray.patience import alive_through
@@ -61,11 +62,18 @@ class Listeners:
 
     progress: Callable[[str], None] = lambda _: None  # lines for people, rank 0
     on_epoch: Callable[[int, dict[str, float]], None] = lambda _epoch, _metrics: None  # every rank
+    on_snapshot: Callable[[Snapshot, Ranker], None] = lambda _snapshot, _model: None  # after every epoch, every rank
     alive: Callable[[], None] = lambda: None  # often, while there is progress of any kind; every rank
 
 
-def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = None, device: str = "cpu") -> Fitted:
-    """Train as ``task`` says; rank 0 writes the bundle.
+def fit(
+    task: FitTask,
+    listeners: Listeners,
+    collectives: Collectives | None = None,
+    device: str = "cpu",
+    start: Snapshot | None = None,
+) -> Fitted:
+    """Train as ``task`` says; rank 0 writes the bundle. A run that leaves none may be given where to ``start``.
 
     Raises:
         ConfigError: a dataset, encoder, label folder or objective that does not fit, or a learning rate that diverges.
@@ -77,7 +85,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     dataset = Dataset.open(task.dataset)
     feed = Feed(stream, task.learning, (collectives.rank, collectives.world), task.stream.cache_mb)
     checkpoints = Checkpoints(task.output, run_key(task)) if task.output else None
-    resume = checkpoints.latest() if checkpoints else None
+    resume = checkpoints.latest() if checkpoints else start
     task = task.model_copy(update={"learning": with_choice(task.learning, dataset.schema)})
     feed.begin(*_first_steps(task, resume))  # reading starts while texts are encoded
     lines = _Lines(listeners, task.learning.epochs, collectives)
@@ -92,22 +100,13 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     if resume:
         lines.say(f"going on at {place_of(resume)}")
 
-    def keep(snapshot: Any) -> None:
-        epoch = int(snapshot.meta["epoch"])
-        _check_choice(task, snapshot.meta["history"][-1]["metrics"])
-        if checkpoints and collectives.rank == 0 and epoch < task.learning.epochs:
-            checkpoints.write(snapshot, model)
-        listeners.on_epoch(epoch, snapshot.meta["history"][-1]["metrics"])
-
-    def keep_place(snapshot: Snapshot) -> None:
-        if checkpoints and collectives.rank == 0:
-            checkpoints.write(snapshot, model)
-
+    mine = checkpoints if collectives.rank == 0 else None
+    keeper = _Keeper(task, mine, listeners, model)
     hooks = Hooks(
         report=lines.report,
-        on_epoch=keep,
-        due=Due(task.checkpoint_s if checkpoints and collectives.rank == 0 else math.inf, listeners.alive),
-        on_snapshot=keep_place,
+        on_epoch=keeper.epoch,
+        due=Due(task.checkpoint_s if mine else math.inf, listeners.alive),
+        on_snapshot=keeper.place,
         on_used=Audit(task.audit, collectives.rank).write if task.audit else None,
         resume=resume and with_frozen(resume, model),
     )
@@ -223,6 +222,28 @@ def _fitted(result: TrainResult, model: Any, times: tuple[float, float, int], re
         parameters=sum(p.numel() for p in model.parameters()),
         resumed_from=int(resume.meta["epoch"]) if resume else None,
     )
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Writes the snapshots of a run, where it keeps any, and says that an epoch has ended."""
+
+    task: FitTask
+    checkpoints: Checkpoints | None
+    listeners: Listeners
+    model: Ranker
+
+    def epoch(self, snapshot: Snapshot) -> None:
+        epoch, metrics = int(snapshot.meta["epoch"]), snapshot.meta["history"][-1]["metrics"]
+        _check_choice(self.task, metrics)
+        if epoch < self.task.learning.epochs:
+            self.place(snapshot)
+        self.listeners.on_epoch(epoch, metrics)
+        self.listeners.on_snapshot(snapshot, self.model)
+
+    def place(self, snapshot: Snapshot) -> None:
+        if self.checkpoints:
+            self.checkpoints.write(snapshot, self.model)
 
 
 class _Lines:

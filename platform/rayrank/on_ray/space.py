@@ -6,6 +6,7 @@ Knows samplers and how Ray Tune draws from them. Knows nothing about what the pa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Annotated, Any, Literal, assert_never
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -65,14 +66,15 @@ class Choice(Config):
 
 
 class Grid(Config):
-    """Every value in turn, combined with every value of the other grids; num_trials repeats the whole grid."""
+    """Every value in turn, combined with every value of the other grids; for search.algorithm grid."""
 
     kind: Literal["grid"] = "grid"
     values: tuple[Value, ...] = Field(description="what is gone through", min_length=1)
 
 
-Sampler = Annotated[Uniform | LogUniform | RandInt | Choice | Grid, Field(discriminator="kind")]
-Space = Mapping[str, Uniform | LogUniform | RandInt | Choice | Grid]
+AnySampler = Uniform | LogUniform | RandInt | Choice | Grid
+Sampler = Annotated[AnySampler, Field(discriminator="kind")]
+Space = Mapping[str, AnySampler]
 
 
 def parse_space(raw: Mapping[str, Any], origin: str) -> Space:
@@ -130,10 +132,10 @@ def check_space(space: Space, base: Config, origin: str) -> None:
 
 
 def draws(space: Space) -> dict[str, Any]:
-    """What Ray Tune draws from, by path."""
+    """What Ray Tune draws from, by path; of a grid the list of its values."""
     from ray import tune
 
-    def draw(sampler: Uniform | LogUniform | RandInt | Choice | Grid) -> Any:
+    def draw(sampler: AnySampler) -> Any:
         match sampler:
             case Uniform():
                 return tune.uniform(sampler.low, sampler.high)
@@ -144,14 +146,57 @@ def draws(space: Space) -> dict[str, Any]:
             case Choice():
                 return tune.choice(list(sampler.values))
             case Grid():
-                return tune.grid_search(list(sampler.values))
+                return list(sampler.values)
             case _:
                 assert_never(sampler)
 
     return {path: draw(sampler) for path, sampler in space.items()}
 
 
-def _extremes(sampler: Uniform | LogUniform | RandInt | Choice | Grid) -> Iterator[Value]:
+def drawn(space: Space, count: int, seed: int) -> list[dict[str, Value]]:
+    """``count`` settings; the first ones are the same for any count."""
+    import numpy as np
+
+    domains, generator = draws(space), np.random.RandomState(seed)
+    settings = [{path: d.sample(random_state=generator) for path, d in domains.items()} for _ in range(count)]
+    return [{path: getattr(value, "item", lambda v=value: v)() for path, value in one.items()} for one in settings]
+
+
+def walked(space: Space) -> list[dict[str, Value]]:
+    """Every combination of grids; the last path turns fastest."""
+    values = [sampler.values for sampler in space.values() if isinstance(sampler, Grid)]
+    return [dict(zip(space, combination, strict=True)) for combination in product(*values)]
+
+
+def own_values(space: Space, base: Config) -> dict[str, Value] | None:
+    """What ``base`` itself has at the paths; None when one has nothing there."""
+    own = {path: _at(base, path) for path in space}
+    return None if any(value is None for value in own.values()) else own
+
+
+def holds(space: Space, values: Mapping[str, Value]) -> bool:
+    """Whether the samplers could draw these values."""
+    return all(_holds(sampler, values.get(path)) for path, sampler in space.items())
+
+
+def clipped(space: Space, values: Mapping[str, Value]) -> dict[str, Value]:
+    """The values, numbers moved into the range of their sampler."""
+    ranges = {path: s for path, s in space.items() if isinstance(s, Uniform | LogUniform | RandInt)}
+    return {
+        path: min(max(value, ranges[path].low), ranges[path].high)
+        if path in ranges and isinstance(value, int | float)
+        else value
+        for path, value in values.items()
+    }
+
+
+def _holds(sampler: AnySampler, value: Value) -> bool:
+    if isinstance(sampler, Choice | Grid):
+        return value in sampler.values
+    return isinstance(value, int | float) and sampler.low <= value <= sampler.high
+
+
+def _extremes(sampler: AnySampler) -> Iterator[Value]:
     if isinstance(sampler, Choice | Grid):
         yield from sampler.values
     else:
@@ -160,7 +205,8 @@ def _extremes(sampler: Uniform | LogUniform | RandInt | Choice | Grid) -> Iterat
 
 
 def _at(config: Config, dotted: str) -> Any:
+    """What is there; None for a path that ends at nothing."""
     node: Any = config
     for part in dotted.split("."):
-        node = node[part] if isinstance(node, Mapping) else getattr(node, part)
+        node = node.get(part) if isinstance(node, Mapping) else getattr(node, part, None)
     return node

@@ -1,127 +1,98 @@
 """A search with Ray Tune whose trials train in the trial's own process.
 
 A trial is the plain training run with another reporter: no Ray Train inside (its start-up would cost more than a
-student's training, and Tune would admit more trials than there is room for). Knows samplers and trials; knows nothing
-about what is searched.
+student's training, and Tune would admit more trials than there is room for). Finished trials are kept on disk and
+found again. Knows samplers, schedulers and trials; knows nothing about what is searched.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, assert_never
 
-from pydantic import Field
-
-from rayrank.config import Config, ConfigError, parse, replace
+from rayrank.config import ConfigError
+from rayrank.on_ray.checkpoint import run_key
 from rayrank.on_ray.cluster import Cluster, check_capacity
-from rayrank.on_ray.patience import Limit, Pulse
-from rayrank.on_ray.space import Grid, Space, draws
+from rayrank.on_ray.goal import Choice, Pareto, choose, judged, mode_of, terms_of
+from rayrank.on_ray.patience import Limit
+from rayrank.on_ray.record import Finished, Record, Trial
+from rayrank.on_ray.search_spec import Asha, Fifo, GridWalk, Optuna, Pbt, Random, SearchSpec
+from rayrank.on_ray.space import Choice as ChoiceSampler
+from rayrank.on_ray.space import Grid, Space, clipped, drawn, draws, holds, own_values, walked
 from rayrank.on_ray.task import FitTask
+from rayrank.on_ray.trial import CLOCK, EPOCH, NOW, SCORE, objective_key, run_trial
+from rayrank.on_ray.watch import Watch, callback
 from rayrank.sources import storage
-
-SCORE, EPOCH, WHOLE = "score", "epoch", "whole"
-
-
-class SearchSpec(Config):
-    """How is searched."""
-
-    num_trials: int = Field(8, ge=1, description="samples; with grid samplers: repeats of the whole grid")
-    metric: str | None = Field(
-        None,
-        description="valid metric that ranks trials, '<protocol>/<task>/<metric>'; null: AUC of the first binary task",
-    )
-    mode: Literal["max", "min"] = Field("max", description="whether more is better")
-    scheduler: Literal["fifo", "asha"] = Field(
-        "fifo", description="asha stops trials that lag behind (Li et al., 2020)"
-    )
-    grace_epochs: int = Field(1, ge=1, description="epochs before asha may stop a trial")
-    include_base: bool = Field(True, description="the first trial has the base config's own values")
-    time_budget_s: float | None = Field(None, gt=0, description="no new results after this time, s")
-    trial_cpus: float = Field(1.0, gt=0, description="logical CPUs that a trial holds")
-    max_concurrent: int | None = Field(None, ge=1, description="trials at a time; None: what the cluster has room for")
-    seed: int = Field(0, ge=0, description="of the samples; trials differ in the sampled values only")
 
 
 @dataclass(frozen=True)
 class SearchTask:
-    """What is varied on top of what."""
+    """What is varied on top of what, how often, and where finished trials are kept."""
 
     base: FitTask
     space: Space
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One sampled setting and how it did."""
-
-    number: int
-    params: dict[str, Any]
-    score: float | None  # best epoch; None: failed before any, or never a number
-    metrics: dict[str, float]  # of the best epoch
-    history: list[dict[str, float]]  # one entry per epoch
-    seconds: float
-    stopped: bool = False  # by the scheduler or the time budget, before its last epoch
-    error: str | None = None
+    trials: int
+    folder: str
+    again: bool = False  # forget the finished trials of an earlier search
 
 
 @dataclass(frozen=True)
 class Found:
-    """All trials, best first; failed ones last."""
+    """All trials, best first; failed ones last; and the one that is taken."""
 
     trials: list[Trial]
+    choice: Choice
     concurrent: int
     seconds: float
+
+    @property
+    def winner(self) -> Trial:
+        """The trial that the choice names."""
+        return next(trial for trial in self.trials if trial.number == self.choice.number)
 
 
 def search(
     task: SearchTask, spec: SearchSpec, cluster: Cluster, progress: Callable[[str], None], stall_s: float = 1800.0
 ) -> Found:
-    """Train one model per sample of the task's space on top of its base; none is kept.
+    """Train one model per setting of the task's space on top of its base; none is kept. ``spec.goal`` is resolved.
 
     Raises:
-        ConfigError: a trial needs more CPUs than there are, or no trial begins or ends an epoch for ``stall_s``.
+        ConfigError: a trial needs more CPUs than there are, no trial begins or ends an epoch for ``stall_s``, or
+            Optuna is asked for and not installed.
         RuntimeError: every trial failed; the message holds the first error.
     """
-    from ray import tune
-
-    began, base, space = time.monotonic(), task.base, task.space
+    began, concurrent = time.monotonic(), concurrent_trials(spec, cluster)
     check_capacity(cluster, spec.trial_cpus, "search.trial_cpus")
-    concurrent = concurrent_trials(spec, cluster)
-    watcher = _watcher(spec, progress, Limit("cluster.stall_s", stall_s, "result of a trial"))
-    folder = f"{base.output.rstrip('/')}.search" if base.output else None
-    tuner = tune.Tuner(
-        tune.with_resources(_trial, {"cpu": spec.trial_cpus}),
-        param_space={
-            "base": base.model_copy(update={"output": None}).model_dump(mode="json"),
-            "metric": spec.metric,
-            "mode": spec.mode,
-            "values": draws(space),
-        },
-        tune_config=tune.TuneConfig(
-            metric=SCORE,
-            mode=spec.mode,
-            num_samples=spec.num_trials,
-            search_alg=_sampler(base, space, spec, concurrent),
-            scheduler=_scheduler(spec, base.learning.epochs),
-            time_budget_s=spec.time_budget_s,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(name="search", storage_path=folder, verbose=0, callbacks=[watcher]),
-    )
-    try:
-        tuner.fit()
-    finally:
-        if folder:
-            storage.remove(folder)
-    trials = watcher.ranked()
-    if all(trial.score is None for trial in trials):
+    record = record_of(task, spec)
+    if task.again:
+        record.clear()
+    known = [trial for trial in record.known() if trial.number <= task.trials]
+    if known:
+        progress(f"{len(known)} of {task.trials} trials are there already ({record.folder})")
+
+    def keep(trial: Finished) -> None:
+        over = time.monotonic() - began >= (spec.time_budget_s or math.inf)
+        if not trial.stopped or (isinstance(spec.scheduler, Asha) and not over):  # else the budget cut it off
+            record.keep(trial)
+
+    watch = Watch(spec.goal, known, keep, progress)
+    if len(known) < task.trials:
+        _run(task, spec, (known, concurrent, cluster.cpus), callback(watch, Limit("cluster.stall_s", stall_s, _SIGN)))
+    trials = watch.ranked()
+    scores = {trial.number: trial.score for trial in trials if trial.score is not None}
+    if not scores:
         raise RuntimeError(f"every trial failed; the first one with: {trials[0].error if trials else 'no trial ran'}")
-    return Found(trials, concurrent, time.monotonic() - began)
+    choice = choose(spec.goal, {t.number: t.values for t in trials if t.score is not None}, scores)
+    return Found(trials, choice, concurrent, time.monotonic() - began)
+
+
+_SIGN = "result of a trial"
 
 
 def concurrent_trials(spec: SearchSpec, cluster: Cluster) -> int:
@@ -132,140 +103,169 @@ def concurrent_trials(spec: SearchSpec, cluster: Cluster) -> int:
     return min(room, spec.max_concurrent or room)
 
 
-def _trial(config: dict[str, Any]) -> None:
-    """What runs in a trial's process."""
-    base = parse(FitTask, config["base"], "trial")
+def record_of(task: SearchTask, spec: SearchSpec) -> Record:
+    """Where this search keeps its trials: what decides a trial's numbers, not how many there are or run at a time.
+
+    The goal is among that only when a scheduler acts on it: whole trials can be judged anew.
+    """
+    place = {"time_budget_s", "trial_cpus", "max_concurrent"}
+    asked = spec.model_dump(mode="json", exclude=place | ({"goal"} if isinstance(spec.scheduler, Fifo) else set()))
+    space = {path: sampler.model_dump(mode="json") for path, sampler in task.space.items()}
+    return Record(task.folder, run_key(task.base.model_copy(update={"output": None})), space, asked)
+
+
+def points(task: SearchTask, spec: SearchSpec) -> list[dict[str, Any]]:
+    """Numbered settings of a search that knows them beforehand; the first ones are the same for any ``task.trials``."""
+    if isinstance(spec.algorithm, GridWalk):
+        settings = walked(task.space)
+    else:
+        own = own_values(task.space, task.base) if spec.include_base else None
+        first = [] if own is None else [own]
+        settings = [*first, *drawn(task.space, task.trials - len(first), spec.seed)]
+    return [{"number": number, "values": values} for number, values in enumerate(settings, 1)]
+
+
+def _run(task: SearchTask, spec: SearchSpec, state: tuple[Sequence[Finished], int, float], heard: Any) -> None:
     from ray import tune
 
-    from rayrank.on_ray.fit import Listeners, fit
+    known, concurrent, cpus = state
+    held, population = spec.trial_cpus, isinstance(spec.scheduler, Pbt)
+    if population:  # all members are under way, some of them paused: what limits them is what each holds
+        held = max(held, round(cpus / (concurrent + 1) + 0.001, 3))
+    constant = {
+        "base": task.base.model_copy(update={"output": None}).model_dump(mode="json"),
+        "search": spec.model_dump(mode="json"),
+    }
+    match spec.algorithm:
+        case Random() | GridWalk():
+            numbers = {trial.number for trial in known}
+            left = [point for point in points(task, spec) if point["number"] not in numbers]
+            searcher, samples = _in_order(0 if population else concurrent), 1
+            constant["point"] = tune.grid_search(left)
+        case Optuna():
+            searcher, samples = proposals_of(task, spec, known, concurrent), task.trials - len(known)
+        case _:
+            assert_never(spec.algorithm)
+    several = isinstance(spec.goal, Pareto)
+    work = f"{task.folder.rstrip('/')}.work"
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, {"cpu": held}),
+        param_space=constant,
+        tune_config=tune.TuneConfig(
+            metric=None if several else NOW if population else SCORE,
+            mode=None if several else mode_of(spec.goal),
+            num_samples=samples,
+            search_alg=searcher,
+            scheduler=_scheduler(spec, task),
+            time_budget_s=spec.time_budget_s,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(name="search", storage_path=work, verbose=0, callbacks=[heard]),
+    )
+    try:
+        with _seeded(spec.seed):
+            tuner.fit()
+    finally:
+        storage.remove(work)
 
-    direct = {"stream.through": "direct"}
-    task = replace(base, {**config["values"], **direct})
-    better = max if config["mode"] == "max" else min
-    worst = float("-inf") if config["mode"] == "max" else float("inf")  # no number compares with anything
-    best: list[float] = []
 
-    def report(epoch: int, metrics: dict[str, float]) -> None:
-        if config["metric"] not in metrics:
-            known = ", ".join(sorted(metrics))
-            raise ConfigError("search.metric", config["metric"], f"valid gives: {known}", "use one of those")
-        score = float(metrics[config["metric"]])
-        best[:] = [better([*best, score if math.isfinite(score) else worst])]
-        tune.report({SCORE: best[0], EPOCH: epoch, "metrics": metrics})
-
-    fitted = fit(task, Listeners(on_epoch=report))
-    last = {"metrics": fitted.history[-1]["metrics"], WHOLE: True}  # ended by itself, by its own patience perhaps
-    tune.report({SCORE: best[0], EPOCH: len(fitted.history), **last})
-
-
-def _sampler(base: FitTask, space: Space, spec: SearchSpec, concurrent: int) -> Any:
+def _in_order(concurrent: int) -> Any:
     from ray.tune.search import BasicVariantGenerator
 
-    own = {path: _value(base, path) for path, sampler in space.items() if not isinstance(sampler, Grid)}
-    usable = spec.include_base and len(own) == len(space) and all(value is not None for value in own.values())
-    points = [{"values": own}] if usable else None
     # TuneConfig.max_concurrent_trials is not applied to a generator that is given.
-    return BasicVariantGenerator(points_to_evaluate=points, random_state=spec.seed, max_concurrent=concurrent)
+    return BasicVariantGenerator(max_concurrent=concurrent)
 
 
-def _scheduler(spec: SearchSpec, epochs: int) -> Any:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-    if spec.scheduler == "fifo":
-        return FIFOScheduler()
-    return ASHAScheduler(time_attr=EPOCH, max_t=epochs, grace_period=min(spec.grace_epochs, epochs), reduction_factor=2)
+_PREFIX = "point/values/"
 
 
-def _value(config: Config, dotted: str) -> Any:
-    node: Any = config
-    for part in dotted.split("."):
-        node = node.get(part) if isinstance(node, dict) else getattr(node, part, None)
-    return node
+def proposals_of(task: SearchTask, spec: SearchSpec, known: Sequence[Finished], concurrent: int) -> Any:
+    """Optuna's proposals, from a study that holds the known trials; another seed with each of them."""
+    try:
+        import optuna
+    except ImportError:
+        rule = "Optuna is not installed here"
+        raise ConfigError("search.algorithm", "optuna", rule, "pip install 'rayrank[optuna]'") from None
+    from ray.tune.search import ConcurrencyLimiter
+    from ray.tune.search.optuna import OptunaSearch
 
-
-@dataclass
-class _Seen:
-    number: int
-    params: dict[str, Any]
-    history: list[dict[str, float]] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    whole: bool = False
-    error: str | None = None
-
-
-def _watcher(spec: SearchSpec, progress: Callable[[str], None], limit: Limit) -> Any:
-    """A Tune callback that remembers the trials and tells people about them."""
-    from ray import tune
-
-    sign = 1.0 if spec.mode == "max" else -1.0
-
-    class Watcher(tune.Callback):
-        def __init__(self) -> None:
-            self.seen: dict[str, _Seen] = {}
-            self.pulse = Pulse()
-
-        def of(self, trial: Any) -> _Seen:
-            number = int(str(trial.trial_id).rsplit("_", 1)[-1]) + 1  # in the order of the samples
-            return self.seen.setdefault(trial.trial_id, _Seen(number, dict(trial.config["values"])))
-
-        def on_step_end(self, **info: Any) -> None:  # type: ignore[override]  # noqa: ARG002
-            self.pulse.check(limit)  # Tune takes a step at least every second, whatever its trials do
-
-        def on_trial_start(self, **info: Any) -> None:  # type: ignore[override]
-            self.pulse.beat()
-            self.of(info["trial"])
-
-        def on_trial_result(self, **info: Any) -> None:  # type: ignore[override]
-            self.pulse.beat()
-            seen, result = self.of(info["trial"]), info["result"]
-            if len(seen.history) < int(result.get(EPOCH, 0)):
-                seen.history.append(dict(result["metrics"]))
-                seen.scores.append(float(result["metrics"][spec.metric]))
-            seen.whole = bool(result.get(WHOLE, False))
-            seen.seconds = float(result.get("time_total_s", 0.0))
-
-        def on_trial_complete(self, **info: Any) -> None:  # type: ignore[override]
-            seen = self.of(info["trial"])
-            made = _trial_of(seen, sign)
-            found = made.error if made.score is None else f"{spec.metric} {made.score:.4f}"
-            values = ", ".join(f"{path.rsplit('.', 1)[-1]} {_short(v)}" for path, v in seen.params.items())
-            progress(f"trial {seen.number}: {found} after {seen.seconds:.1f} s ({values})")
-
-        def on_trial_error(self, **info: Any) -> None:  # type: ignore[override]
-            seen = self.of(info["trial"])
-            seen.error = _last_line(info["trial"])
-            progress(f"trial {seen.number} failed: {seen.error}")
-
-        def ranked(self) -> list[Trial]:
-            made = [_trial_of(seen, sign) for seen in self.seen.values()]
-            return sorted(made, key=lambda t: (t.score is None, -sign * (t.score or 0.0), t.number))
-
-    return Watcher()
-
-
-def _trial_of(seen: _Seen, sign: float) -> Trial:
-    numbers = [i for i, score in enumerate(seen.scores) if math.isfinite(score)]
-    best = max(numbers, key=lambda i: sign * seen.scores[i], default=None)
-    lost = "the metric is not a number in any epoch" if seen.scores and best is None else None
-    return Trial(
-        number=seen.number,
-        params=seen.params,
-        score=None if best is None else seen.scores[best],
-        metrics={} if best is None else seen.history[best],
-        history=seen.history,
-        seconds=seen.seconds,
-        stopped=seen.error is None and not seen.whole,
-        error=seen.error or lost,
+    assert isinstance(spec.algorithm, Optuna)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    several, terms = isinstance(spec.goal, Pareto), terms_of(spec.goal)
+    modes: list[str] = [term.mode for term in terms] if several else [mode_of(spec.goal)]
+    ways = [getattr(optuna.study.StudyDirection, "MAXIMIZE" if mode == "max" else "MINIMIZE") for mode in modes]
+    distributions = OptunaSearch.convert_search_space({"point": {"values": draws(task.space)}})
+    name, stored, seed = "search", optuna.storages.InMemoryStorage(), spec.seed + len(known)
+    study = optuna.create_study(storage=stored, study_name=name, directions=ways)
+    for trial in known:
+        found = judged(spec.goal, trial.epochs)
+        score = math.nan if found.score is None else found.score
+        values = [found.values.get(term.metric, math.nan) for term in terms] if several else [score]
+        if all(map(math.isfinite, values)):
+            params = {f"{_PREFIX}{path}": value for path, value in trial.start.items()}
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, values=values))
+    own = own_values(task.space, task.base) if spec.include_base and not known else None
+    first = [{f"{_PREFIX}{path}": value for path, value in own.items()}] if own and holds(task.space, own) else None
+    samplers = {"tpe": optuna.samplers.TPESampler, "nsga2": optuna.samplers.NSGAIISampler}
+    proposals = OptunaSearch(
+        distributions,
+        metric=[objective_key(place) for place in range(len(terms))] if several else SCORE,
+        mode=modes if several else modes[0],
+        points_to_evaluate=first,
+        sampler=samplers[spec.algorithm.sampler](seed=seed),
+        study_name=name,
+        storage=stored,
     )
+    return ConcurrencyLimiter(proposals, max_concurrent=concurrent)
 
 
-def _last_line(trial: Any) -> str:
-    """What went wrong, from the end of the trial's error file."""
-    place = getattr(trial, "error_file", None)
-    lines = Path(place).read_text(errors="replace").strip().splitlines() if place and Path(place).is_file() else []
-    return lines[-1][:500] if lines else "unknown error"
+def _scheduler(spec: SearchSpec, task: SearchTask) -> Any:
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
+
+    epochs = task.base.learning.epochs
+    match spec.scheduler:
+        case Fifo():
+            return FIFOScheduler()
+        case Asha(grace_epochs=grace):
+            return ASHAScheduler(time_attr=EPOCH, max_t=epochs, grace_period=min(grace, epochs), reduction_factor=2)
+        case Pbt(every_epochs=every, quantile=quantile, resample=resample):
+            # Not synchronous: there a member that fails while others wait for it is waited for in vain.
+            return PopulationBasedTraining(
+                time_attr=CLOCK,
+                perturbation_interval=every,
+                quantile_fraction=quantile,
+                resample_probability=resample,
+                hyperparam_mutations={"point": {"values": mutations(task.space)}},
+                custom_explore_fn=lambda config: _inside(config, task.space),
+                log_config=False,
+            )
+        case _:
+            assert_never(spec.scheduler)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def mutations(space: Space) -> dict[str, Any]:
+    """What a population changes: numbers by a factor or anew, listed values to a neighbour or anew."""
+    listed = {path: list(s.values) for path, s in space.items() if isinstance(s, ChoiceSampler | Grid)}
+    return {**draws(space), **listed}
+
+
+def _inside(config: dict[str, Any], space: Space) -> dict[str, Any]:
+    """Changed by a factor, a number may have left the range of its sampler."""
+    point = config["point"]
+    return {**config, "point": {**point, "values": clipped(space, point["values"])}}
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The global generators that Tune's population draws from, seeded inside and as they were afterwards."""
+    import numpy as np
+
+    before, before_numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(before_numpy)

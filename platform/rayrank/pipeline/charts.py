@@ -232,7 +232,7 @@ def timeline(steps_s: Mapping[str, float], palette: Palette) -> Figure:
 def panels(
     rows: int, columns: int, palette: Palette, width: float = 10.8, height: float = 3.0
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of empty axes in the style of all plots."""
+    """A figure of empty plots in the palette's colours, row by row; sizes in inches."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor=palette.surface)
         axes = list(figure.subplots(max(rows, 1), max(columns, 1), squeeze=False).ravel())
@@ -247,7 +247,7 @@ def panels(
 
 
 def legend(axis: Axes, palette: Palette) -> None:
-    """The legend, where anything has a label."""
+    """The names of what is drawn, if anything has one."""
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, labelcolor=palette.ink, fontsize=8.5, handlelength=1.4, borderpad=0.2)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,10 +13,13 @@ from rayrank.config import Config, ConfigError, DataPath, digest, replace, to_ya
 from rayrank.learning.choice import chosen
 from rayrank.objectives.losses import task_weights
 from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
+from rayrank.on_ray.goal import AnyGoal, Choice, Pareto, name_of, resolved, terms_of
 from rayrank.on_ray.items import bundle_id
+from rayrank.on_ray.record import Trial
+from rayrank.on_ray.search_spec import DEFAULT_TRIALS, SearchSpec, number_of_trials
 from rayrank.on_ray.space import LogUniform, Sampler, Space, check_space, read_space
 from rayrank.on_ray.task import FitTask
-from rayrank.on_ray.tune import Found, SearchSpec, SearchTask, Trial, search
+from rayrank.on_ray.tune import Found, SearchTask, search
 from rayrank.pipeline.distill import DistillConfig
 from rayrank.pipeline.training import tracked_run
 from rayrank.schema import DatasetSchema
@@ -35,10 +38,13 @@ class TuneConfig(Config):
     output: DataPath = Field(description="folder of the trials' table and the winner")
     space: DataPath | None = Field(None, description="search space file; null: samplers, or weights and distillation")
     samplers: dict[str, Sampler] = Field({}, description="the search space itself: dotted path of distill -> sampler")
-    trials: int = Field(8, ge=1, description="samples")
+    trials: int | None = Field(
+        None, ge=1, description=f"settings that are tried; null: {DEFAULT_TRIALS}, or all combinations of a grid"
+    )
     search: SearchSpec = Field(default_factory=SearchSpec, description="how is searched")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="which Ray the trials run on")
     tracking: TrackingConfig = Field(default_factory=MlflowTracking, description="where sweep and trials are recorded")
+    again: bool = Field(False, description="train all trials, even those that are there from this very search")
 
     @model_validator(mode="after")
     def _one_space(self) -> TuneConfig:
@@ -56,6 +62,7 @@ class TuneResult:
     best_score: float
     metric: str
     trials: list[Trial]  # best first
+    choice: Choice  # which trial is the winner, by which rule, and the Pareto set that it is from
     concurrent: int
     seconds: float
     best_yaml: str  # the complete winning distill config
@@ -64,14 +71,37 @@ class TuneResult:
 
     def summary(self) -> list[str]:
         """The lines a person wants to read."""
-        rows = [f"  {i}. {_score(t)}  {_values(t.params)}  ({t.seconds:.1f} s)" for i, t in enumerate(self.trials, 1)]
+        rows = [
+            f"  {i}. {_score(t)}  {_values(t.params)}  ({'found' if t.found else f'{t.seconds:.1f} s'})"
+            for i, t in enumerate(self.trials, 1)
+        ]
         ran = f"{counted(len(self.trials), 'trial')}, {self.concurrent} at a time"
         head = f"{ran} ({self.seconds:.1f} s); valid {self.metric}:"
-        return [head, *rows, f"winner: {self.best_yaml} (run it with distill)"]
+        return [head, *rows, *self._front(), f"winner: {self.best_yaml} (run it with distill)"]
+
+    def _front(self) -> list[str]:
+        """The Pareto set and what was taken of it; nothing where there is one score."""
+        choice = self.choice
+        if not choice.front:
+            return []
+        by_number = {trial.number: trial for trial in self.trials}
+        share = "" if choice.hypervolume_share is None else f" ({choice.hypervolume_share:.1%} of its box)"
+        lines = [
+            f"  {'*' if number == choice.number else ' '} trial {number}: "
+            + ", ".join(f"{name} {value:.6g}" for name, value in by_number[number].values.items())
+            for number in choice.front
+        ]
+        return [
+            f"Pareto set of {counted(len(choice.front), 'trial')}, hypervolume {choice.hypervolume:.6g}{share}:",
+            *lines,
+            f"taken: trial {choice.number} by {choice.rule} ({choice.reason})",
+        ]
 
 
 def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
-    """Search, record sweep and trials, write ``trials.json``, ``best.yaml`` and nothing else; models are not kept.
+    """Search, record sweep and trials, write ``best.yaml``, ``trials.json`` and plots; models are not kept.
+
+    Run again after it was killed, or with more trials, it finds the trials that ended.
 
     Raises:
         ConfigError: a path of the space that the distillation does not have, inputs that do not fit.
@@ -86,30 +116,57 @@ def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
     check_space(space, base, origin)
     _check_tasks(space, manifest.dataset_schema, origin)
     task = FitTask(**{name: getattr(base, name) for name in FitTask.model_fields})
-    task = task.model_copy(update={"output": storage.join(config.output, "work")})
-    protocol: str = base.learning.choose_protocol
-    metric = config.search.metric
-    if metric is not None:
-        protocol, _, metric = metric.partition("/")
-    metric, less = chosen(metric, manifest.dataset_schema, "search.metric")
-    metric, mode = f"{protocol}/{metric}", "min" if less else config.search.mode
-    spec = config.search.model_copy(update={"num_trials": config.trials, "metric": metric, "mode": mode})
+    goal = resolved(config.search.goal, base.learning, manifest.dataset_schema)
+    spec = config.search.model_copy(update={"goal": goal})
+    trials = number_of_trials(spec, space, config.trials, origin)
+    folder = storage.join(config.output, "trials")
     with ensure_cluster(config.cluster) as cluster:
-        found = search(SearchTask(task, space), spec, cluster, progress, config.cluster.stall_s)
-    run_id, winner_run = _record(config, found)
-    best = {**_own_weights(base), **found.trials[0].params}
-    best_yaml = storage.join(config.output, "best.yaml")
-    head = f"# Winner of {counted(len(found.trials), 'trial')}: {metric} {_score(found.trials[0])} on valid.\n"
-    winner = replace(base, {**best, "parent_run": winner_run})
-    storage.write_bytes(best_yaml, (head + to_yaml(winner)).encode())
-    score = found.trials[0].score
-    assert score is not None
-    seconds = time.monotonic() - began
+        asked = SearchTask(task, space, trials, folder, config.again)
+        found = search(asked, spec, cluster, progress, config.cluster.stall_s)
+    charts = _draw(config.output, goal, found)
+    run_id, winner_run = _record(config, found, charts)
     result = TuneResult(
-        config.output, best, score, metric, found.trials, found.concurrent, seconds, best_yaml, run_id, winner_run
+        output=config.output,
+        best={**_own_weights(base), **found.winner.params},
+        best_score=found.winner.score or 0.0,
+        metric=name_of(goal),
+        trials=found.trials,
+        choice=found.choice,
+        concurrent=found.concurrent,
+        seconds=time.monotonic() - began,
+        best_yaml=storage.join(config.output, "best.yaml"),
+        run_id=run_id,
+        winner_run=winner_run,
     )
+    winner = replace(base, {**result.best, "parent_run": winner_run})
+    storage.write_bytes(result.best_yaml, (_head(result, found.winner) + to_yaml(winner)).encode())
     storage.write_json(storage.join(config.output, "trials.json"), {"config": digest(config), **asdict(result)})
     return result
+
+
+def _head(result: TuneResult, winner: Trial) -> str:
+    """What a reader of best.yaml should know of where it comes from."""
+    lines = [
+        f"Winner of {counted(len(result.trials), 'trial')}: {result.metric} {_score(winner)} on valid.",
+        f"Trial {winner.number}, by {result.choice.rule}: {result.choice.reason}.",
+    ]
+    if winner.schedule:
+        lines.append("A population's member: these are its last settings; trials.json has those of every epoch.")
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _draw(output: str, goal: AnyGoal, found: Found) -> list[str]:
+    """Files of the plots."""
+    from rayrank.pipeline.charts import LIGHT, to_png
+    from rayrank.pipeline.search_charts import pareto_front, search_history
+
+    figures = {"search": search_history(found.trials, found.choice, name_of(goal), LIGHT)}
+    if isinstance(goal, Pareto) and found.choice.front:
+        figures["front"] = pareto_front(found.trials, found.choice, terms_of(goal), LIGHT)
+    paths = {storage.join(output, f"{name}.png"): figure for name, figure in figures.items()}
+    for path, figure in paths.items():
+        storage.write_bytes(path, to_png(figure))
+    return list(paths)
 
 
 def space_of(config: TuneConfig, schema: DatasetSchema) -> Space:
@@ -151,7 +208,7 @@ def _check_tasks(space: Space, schema: DatasetSchema, origin: str) -> None:
             )
 
 
-def _record(config: TuneConfig, found: Found) -> tuple[str | None, str | None]:
+def _record(config: TuneConfig, found: Found, charts: Sequence[str] = ()) -> tuple[str | None, str | None]:
     """Run ids of the sweep and of its best trial."""
     tracker = open_tracker(config.tracking)
     tags, winner = _teacher_tags(config.distill.teacher), None
@@ -159,15 +216,21 @@ def _record(config: TuneConfig, found: Found) -> tuple[str | None, str | None]:
         sweep.log_config(config)
         for trial in found.trials:
             with tracker.run(f"trial-{trial.number}", "trial", sweep.run_id, tags) as run:
-                winner = run.run_id if trial is found.trials[0] else winner
+                winner = run.run_id if trial.number == found.choice.number else winner
                 run.log_config(trial.params)
                 for epoch, metrics in enumerate(trial.history):
                     run.log_metrics(metrics, epoch)
-                run.log_metrics(
-                    {"seconds": trial.seconds, **({"score": trial.score} if trial.score is not None else {})}
-                )
-        top = found.trials[0]
-        sweep.log_metrics({"best_score": float("nan") if top.score is None else top.score, "trials": len(found.trials)})
+                scores = {"score": trial.score, "score_spread": trial.spread}
+                run.log_metrics({"seconds": trial.seconds, **{n: v for n, v in scores.items() if v is not None}})
+                in_front = "yes" if trial.number in found.choice.front else "no"
+                run.set_tags({"pareto": in_front} if found.choice.front else {})
+        best, volume = found.winner.score, found.choice.hypervolume
+        sweep.log_metrics({"best_score": float("nan") if best is None else best, "trials": len(found.trials)})
+        sweep.log_metrics({} if volume is None else {"hypervolume": volume})
+        sweep.set_tags({"winner": f"trial-{found.choice.number}", "winner_by": found.choice.rule})
+        for path in charts:
+            if "://" not in path:
+                sweep.log_artifact(path)
         return sweep.run_id, winner
 
 
@@ -180,7 +243,8 @@ def _teacher_tags(teacher: str | None) -> dict[str, str]:
 
 
 def _score(trial: Trial) -> str:
-    return "failed" if trial.score is None else f"{trial.score:.4f}"
+    spread = "" if trial.spread is None else f" ± {trial.spread:.4f}"
+    return "failed" if trial.score is None else f"{trial.score:.4f}{spread}"
 
 
 def _values(params: Mapping[str, Any]) -> str:
