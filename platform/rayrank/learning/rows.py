@@ -132,8 +132,9 @@ class _Rows:
         flat, targets = torch.zeros(len(self.names) + 1, device=device), None
         if batch is not None:
             batch = batch.to(device)
-            unseen = noise.uniform("unseen", batch.row_BT) if objective.distillation else None
-            targets = training_targets(batch, torch.full_like(batch.valid_from_B, FAR), unseen)
+            nothing_B, told = torch.full_like(batch.valid_from_B, FAR), objective.distillation
+            unseen = noise.uniform("unseen", batch.row_BT) if told else None
+            targets = training_targets(batch, nothing_B, unseen, told.unseen_items if told else 1)
             found = label_counts(targets, model.schema, objective)
             flat[:-1] = torch.stack([found[name] for name in self.names])
         flat[-1] = float(self.hooks.due())

@@ -205,8 +205,9 @@ class _Run:
             (self.model.trained_items_N, batch.events.item_BT[batch.part_BT == TRAIN]),
         ):
             buffer[ids[ids < len(buffer)]] = 1.0
-        unseen_BT = noise.uniform("unseen", batch.row_BT) if self.objective.distillation else None
-        return batch, training_targets(batch, horizon_B, unseen_BT)
+        told = self.objective.distillation
+        unseen_BT = noise.uniform("unseen", batch.row_BT) if told else None
+        return batch, training_targets(batch, horizon_B, unseen_BT, told.unseen_items if told else 1)
 
     def _counts(self, targets: list[Targets], mine: bool) -> tuple[dict[str, Tensor], bool] | None:
         """Label counts of all ranks, snapshot or not; None when no rank has a batch (one message says it all)."""

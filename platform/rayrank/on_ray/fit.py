@@ -32,6 +32,7 @@ from rayrank.on_ray.items import Items, load_items
 from rayrank.on_ray.patience import alive_through
 from rayrank.on_ray.stream import GroupStream
 from rayrank.on_ray.task import FitTask
+from rayrank.on_ray.teachers import Panel
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.groups import Shards
 from rayrank.wording import counted
@@ -73,9 +74,7 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
     began = time.monotonic()
     collectives = collectives or Solo()
     torch.set_num_threads(task.threads)
-    stream = GroupStream(Shards(task.dataset, task.labels), task.stream)
-    dataset = Dataset.open(task.dataset)
-    feed = Feed(stream, task.learning, (collectives.rank, collectives.world), task.stream.cache_mb)
+    dataset, feed = Dataset.open(task.dataset), _feed(task, collectives)
     checkpoints = Checkpoints(task.output, run_key(task)) if task.output else None
     resume = checkpoints.latest() if checkpoints else None
     task = task.model_copy(update={"learning": with_choice(task.learning, dataset.schema)})
@@ -124,6 +123,13 @@ def fit(task: FitTask, listeners: Listeners, collectives: Collectives | None = N
         assert checkpoints
         checkpoints.remove()
     return _fitted(result, model, (began, seconds_items, collectives.world), resume)
+
+
+def _feed(task: FitTask, collectives: Collectives) -> Feed:
+    """The batches of this rank, with the labels on disk or those of teachers in the loop, if there are any."""
+    stream = GroupStream(Shards(task.dataset, task.labels), task.stream)
+    teach = Panel.of(task.asked, task.online).label if task.online else None
+    return Feed(stream, task.learning, (collectives.rank, collectives.world), task.stream.cache_mb, teach)
 
 
 def _first_steps(task: FitTask, resume: Snapshot | None) -> tuple[int, int]:
