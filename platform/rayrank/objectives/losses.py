@@ -29,6 +29,7 @@ class Outputs:
     logits_BQ: Mapping[str, Tensor]  # event task -> (B, Q)
     profiles: Mapping[str, Tensor] = field(default_factory=dict)  # multiclass task -> (B, classes)
     retrieval: Mapping[str, Retrieval] = field(default_factory=dict)  # retrieval task -> queries and items
+    auxiliary_BQ: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> logits that soft terms are about
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def compute(outputs: Outputs, targets: Targets, schema: DatasetSchema, spec: Obj
     sums: dict[Key, Tensor] = {}
     for task in schema.event_tasks:
         if task.name in outputs.logits_BQ:
-            found = event_losses(outputs.logits_BQ[task.name], targets, task, spec)
+            logits_BQ = outputs.logits_BQ[task.name]
+            found = event_losses((logits_BQ, outputs.auxiliary_BQ.get(task.name)), targets, task, spec)
             sums |= {(task.name, term): value for term, value in found.items()}
     for name, logits_BC in outputs.profiles.items():
         found = profile_losses(logits_BC, targets, name, spec.distillation)
@@ -98,20 +100,25 @@ def label_counts(targets: Targets, schema: DatasetSchema, spec: ObjectiveSpec) -
     return counts
 
 
-def event_losses(logits_BQ: Tensor, targets: Targets, task: EventTask, spec: ObjectiveSpec) -> dict[str, Tensor]:
-    """Mixed sums by term.
+def event_losses(
+    outputs: tuple[Tensor, Tensor | None], targets: Targets, task: EventTask, spec: ObjectiveSpec
+) -> dict[str, Tensor]:
+    """Mixed sums by term, of logits and, if there are any, auxiliary logits (B, Q).
 
     A target with both labels weighs (1 - mix, mix), one without a soft label (1, 0); the unseen items of a target weigh
-    (0, unseen) together.
+    (0, unseen) together. Where auxiliary logits learn the soft labels, the hard ones always weigh 1.
     """
+    logits_BQ, auxiliary_BQ = outputs
     label_BQ = targets.labels_BQ[task.name]
     known_BQ = ~torch.isnan(label_BQ)
     weight_BQ = torch.ones_like(label_BQ)
     sums: dict[str, Tensor] = {}
     if spec.distillation and task.name in targets.soft_BQ:
         taught_BQ = ~torch.isnan(targets.soft_BQ[task.name])
-        weight_BQ = torch.where(taught_BQ, 1.0 - spec.distillation.mix, weight_BQ)
-        sums = _soft_sums(logits_BQ, targets, task, (spec, spec.distillation))
+        if auxiliary_BQ is None:
+            weight_BQ = torch.where(taught_BQ, 1.0 - spec.distillation.mix, weight_BQ)
+        heard_BQ = logits_BQ if auxiliary_BQ is None else auxiliary_BQ
+        sums = _soft_sums(heard_BQ, targets, task, (spec, spec.distillation))
     values = hard_loss(logits_BQ[known_BQ], label_BQ[known_BQ], task, spec)
     return {"hard": (weight_BQ[known_BQ] * values).sum(), **sums}
 

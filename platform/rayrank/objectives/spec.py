@@ -64,6 +64,12 @@ class DistillationSpec(Config):
         description="soft terms weigh 1 / (1 + this * variance of the teachers' logits); 0, or one teacher: all alike",
     )
 
+    auxiliary: bool = Field(
+        False,
+        description="the soft terms of event tasks train a second output layer that is dropped afterwards; what is "
+        "served learns from hard labels, and shares all layers below",
+    )
+
     @property
     def lists(self) -> bool:
         """Whether any term compares the candidates of a request."""

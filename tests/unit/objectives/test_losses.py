@@ -231,3 +231,15 @@ def test_the_unseen_items_of_a_target_count_as_one() -> None:
     soft = 0.4 * (cross_entropy(sigmoid(1.5), -1.0) + cross_entropy(sigmoid(-0.5), 0.7))
     assert terms.sums["like", "soft"].item() == pytest.approx(soft, rel=1e-5)
     assert terms.counts["like"].item() == 2
+
+
+def test_auxiliary_logits_take_the_soft_terms_and_leave_hard_labels_their_weight() -> None:
+    given = targets({"like": [1.5, NAN, -0.5]})
+    said = outputs(torch.tensor([[2.0, -1.0, 0.7]]), torch.zeros(1, 3))
+    said = replace(said, auxiliary_BQ={"like": torch.tensor([[0.4, 0.0, -0.2]])})
+    spec = ObjectiveSpec(distillation=DistillationSpec(mix=0.3, temperature=1.0))
+    sums = compute(said, given, SCHEMA, spec).sums
+    hard, soft = cross_entropy(1, 2.0) + cross_entropy(0, -1.0), cross_entropy(sigmoid(1.5), 0.4)
+    soft += cross_entropy(sigmoid(-0.5), -0.2)
+    assert sums["like", "hard"].item() == pytest.approx(hard, rel=1e-5)
+    assert sums["like", "soft"].item() == pytest.approx(0.3 * soft, rel=1e-5)
