@@ -1,8 +1,8 @@
 """A second output layer that learns from the teacher in place of the first, and is dropped when training ends.
 
-The layers below are shared, so they learn from both; the logits that are served have seen hard labels alone, and what a
-teacher gets wrong on average stays in the layer that goes (auxiliary distillation; Khani et al., RecSys 2024). The layer
-listens to what the path's own last layer reads, so a model need not know of it.
+The layers below are shared, so they learn from both; the logits that are served have seen hard labels alone, and what
+a teacher gets wrong on average stays in the layer that goes (auxiliary distillation; Khani et al., RecSys 2024). The
+layer listens to what the path's own last layer reads, so a model need not know of it.
 """
 
 from __future__ import annotations

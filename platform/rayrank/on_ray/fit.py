@@ -28,7 +28,8 @@ from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
-from rayrank.on_ray.items import Items, load_items
+from rayrank.on_ray.items import Items, bundle_id, load_items
+from rayrank.on_ray.label import read_label_key
 from rayrank.on_ray.patience import alive_through
 from rayrank.on_ray.stream import GroupStream
 from rayrank.on_ray.task import FitTask
@@ -205,12 +206,20 @@ def _save(task: FitTask, model: Any, result: TrainResult, dataset: Dataset, item
         data_fingerprint=dataset.manifest.data_fingerprint,
         window=dataset.manifest.window,
         metrics=result.metrics,
-        parents=(Parent(role="teacher", bundle_id=items.teacher_id),) if items.teacher_id else (),
+        parents=tuple(Parent(role="teacher", bundle_id=one) for one in _teachers(task, items)),
         encoder=items.encoder_info,
         tokenizer=items.tokenizer_files,
         config=task.model_dump(mode="json"),
     )
     save_bundle(task.output, model.to("cpu"), parts)
+
+
+def _teachers(task: FitTask, items: Items) -> list[str]:
+    """Ids of the bundles that the run learns from: the one whose item table it takes, then those of the soft labels."""
+    ids = [items.teacher_id] if items.teacher_id else []
+    ids += sorted(read_label_key(task.labels).teachers) if task.labels else []
+    ids += [bundle_id(member.bundle) for member in task.asked]
+    return list(dict.fromkeys(ids))
 
 
 def _fitted(result: TrainResult, model: Any, times: tuple[float, float, int], resume: Any) -> Fitted:

@@ -12,6 +12,7 @@ import torch
 from rayrank.batch import FAR
 from rayrank.bundle import load_bundle
 from rayrank.config import ConfigError, replace
+from rayrank.on_ray.items import bundle_id
 from rayrank.pipeline.distill import DistillConfig, distill
 from rayrank.pipeline.label import LabelConfig, label
 
@@ -89,6 +90,8 @@ def test_a_student_of_teachers_in_the_loop_is_that_of_their_labels(world, tmp_pa
     offline = distill(config, lambda _: None)
     changes = {"labels": None, "online": {"samples": 4}, "output": str(tmp_path / "online")}
     online = distill(replace(config, changes), lambda _: None)
+    parents = [[one.bundle_id for one in load_bundle(made.bundle).info.parents] for made in (offline, online)]
+    assert parents[0] == parents[1] == [bundle_id(world.teacher)]
     losses = [[step["loss"] for step in made.curve] for made in (offline, online)]
     assert len(losses[0]) > 10
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
