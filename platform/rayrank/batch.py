@@ -79,6 +79,9 @@ class SequenceBatch(_Movable):
     soft_BT: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> float32 teacher logits
     unseen_item_BTS: Tensor | None = None  # int64: other items that the teacher scored at each train target
     unseen_soft_BTS: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> its logits of those
+    spread_BT: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> std of several teachers' logits
+    unseen_spread_BTS: Mapping[str, Tensor] = field(default_factory=dict)  # the same of their logits of other items
+    profile_soft_BC: Mapping[str, Tensor] = field(default_factory=dict)  # multiclass task -> (B, classes) logits
     mined_item_BTM: Tensor | None = None  # int64: hard negatives of each positive train target, best first; 0 none
     mined_log_q_BTM: Tensor | None = None  # float32: log of how often each was to be expected in its pool; NaN none
 

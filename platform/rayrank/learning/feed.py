@@ -6,7 +6,7 @@ plan depends on seed, epoch and lanes only, so the numbers do not depend on how 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import islice
 
@@ -18,6 +18,7 @@ from rayrank.learning.folds import evaluated, trained
 from rayrank.learning.plan import GroupInfo, GroupRef, micro_batches, plan, steps
 from rayrank.learning.spec import FoldSpec, LearningSpec
 from rayrank.memory import releasing
+from rayrank.schema import TRAIN
 from rayrank.sources.collate import collate
 from rayrank.sources.groups import LABELS, Group, Groups
 from rayrank.sources.manifest import Manifest
@@ -31,11 +32,20 @@ class Feed:
         spec: seed, lanes and sizes.
         place: this rank, and how many there are.
         cache_mb: collated row groups that are kept between epochs, MB.
+        teach: adds soft labels to a row group (teachers in the loop); None: they are read, if there are any.
     """
 
-    def __init__(self, groups: Groups, spec: LearningSpec, place: tuple[int, int] = (0, 1), cache_mb: int = 0) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        spec: LearningSpec,
+        place: tuple[int, int] = (0, 1),
+        cache_mb: int = 0,
+        teach: Callable[[SequenceBatch], SequenceBatch] | None = None,
+    ) -> None:
         self._groups, self._manifest, self._spec = groups, groups.manifest, spec
         self._rank, self._world = place
+        self._teach = teach
         self._kept: dict[Group, SequenceBatch] = {}
         self._room = cache_mb * 2**20
         self._begun: tuple[tuple[int, int], Iterator[list[SequenceBatch]]] | None = None
@@ -83,7 +93,8 @@ class Feed:
     def _collate(self, table: pa.Table) -> SequenceBatch:
         soft = [name for name in table.column_names if name.startswith(LABELS)]
         labels = table.select(["key", *soft]) if soft else None
-        return collate(table.drop_columns(soft), self._manifest.dataset_schema, labels)
+        batch = collate(table.drop_columns(soft), self._manifest.dataset_schema, labels)
+        return self._teach(batch) if self._teach and bool((batch.part_BT == TRAIN).any()) else batch
 
 
 @dataclass(frozen=True)

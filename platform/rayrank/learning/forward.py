@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rayrank.batch import Catalogue, SequenceBatch
+from rayrank.learning.auxiliary import Auxiliary
 from rayrank.learning.negatives import Negatives, Positives
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker, take_rows
@@ -40,9 +42,12 @@ def forward(
     events = replace(batch.events, item_BT=torch.searchsorted(rows, batch.events.item_BT.contiguous()))
     queries = replace(targets.queries, item_BQ=torch.searchsorted(rows, targets.queries.item_BQ.contiguous()))
     state = model.user_state(events, items_RW, step.noise)
-    logits = {}
+    logits, auxiliary = dict[str, Tensor](), dict[str, Tensor]()
     if model.has_sequence:
-        logits = model.by_task(model.sequence_logits(state, queries, items_RW, step.noise))
+        with step.auxiliary.listening() if step.auxiliary else nullcontext():
+            logits_BQK = model.sequence_logits(state, queries, items_RW, step.noise)
+        logits = model.by_task(logits_BQK)
+        auxiliary = model.by_task(step.auxiliary.instead(logits_BQK)) if step.auxiliary else {}
     profiles = model.profiles(state, targets.profile_before_B, step.noise) if model.profile_classes else {}
     retrieval = {}
     if negatives is not None:
@@ -52,15 +57,16 @@ def forward(
             positive_BQ = targets.labels_BQ[task.positive] == 1.0
             found = Positives.of(batch, targets, positive_BQ)
             retrieval[task.name] = negatives.against(found, users_BQR[positive_BQ], rows, table_RX)
-    return Outputs(logits, profiles, retrieval)
+    return Outputs(logits, profiles, retrieval, auxiliary)
 
 
 @dataclass(frozen=True)
 class StepNoise:
-    """What a step adds to a forward pass: dropout, freshly encoded texts."""
+    """What a step adds to a forward pass: dropout, freshly encoded texts, a second output layer."""
 
     noise: Noise | None
     fresh: Fresh | None = None
+    auxiliary: Auxiliary | None = None
 
 
 def with_fresh(part: Catalogue, rows: Tensor, fresh: Fresh | None) -> Catalogue:

@@ -48,7 +48,10 @@ class Held:
         taken = {name: column[rows] for name, column in self.columns.items()}
         one = {name: value if value.is_floating_point() else value.long() for name, value in taken.items()}
         row_B, nothing_B = one["row"], torch.full_like(rows, FAR, dtype=torch.int32)
-        unseen = {name: value_BS.unsqueeze(1) for name, value_BS in _group(one, "unseen_soft").items()}
+        unseen, apart = (
+            {name: value_BS.unsqueeze(1) for name, value_BS in _group(one, field).items()}
+            for field in ("unseen_soft", "unseen_spread")
+        )
         profiles = [task.name for task in self.schema.of_kind(MulticlassTask)]
         return SequenceBatch(
             events=Events(
@@ -70,6 +73,8 @@ class Held:
             soft_BT={name: value_B.unsqueeze(1) for name, value_B in _group(one, "soft").items()},
             unseen_item_BTS=one["unseen_item"].unsqueeze(1) if "unseen_item" in one else None,
             unseen_soft_BTS=unseen,
+            spread_BT={name: value_B.unsqueeze(1) for name, value_B in _group(one, "spread").items()},
+            unseen_spread_BTS=apart,
         )
 
 
@@ -85,6 +90,8 @@ def _columns(batch: SequenceBatch) -> Iterator[tuple[str, Tensor]]:
         **{f"soft/{name}": value for name, value in batch.soft_BT.items()},
         **({} if batch.unseen_item_BTS is None else {"unseen_item": batch.unseen_item_BTS}),
         **{f"unseen_soft/{name}": value for name, value in batch.unseen_soft_BTS.items()},
+        **{f"spread/{name}": value for name, value in batch.spread_BT.items()},
+        **{f"unseen_spread/{name}": value for name, value in batch.unseen_spread_BTS.items()},
     }
     by_sequence = {"user": events.user_B, **{f"user/{name}": value for name, value in events.user_features.items()}}
     for name, value in by_position.items():

@@ -7,13 +7,13 @@ distillation on unobserved items, Tang & Wang, KDD 2018; data-set expansion, Buc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from rayrank.batch import Catalogue, Queries, SequenceBatch
+from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.plan import piece_rows, take
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker, UserState
@@ -60,40 +60,124 @@ class Sampler:
         return place.clamp_max(len(self._edges) - 1)
 
 
-def taught(teachers: Sequence[Teacher], batch: SequenceBatch, sampler: Sampler | None) -> SequenceBatch:
-    """The batch with the teachers' mean streaming logits at every target, and at sampled items of train targets."""
-    names = teachers[0].model.event_tasks
+def taught(
+    teachers: Sequence[Teacher],
+    batch: SequenceBatch,
+    sampler: Sampler | None,
+    views: Sequence[SequenceBatch] | None = None,
+) -> SequenceBatch:
+    """The batch with the teachers' mean streaming logits at every target, and at sampled items of train targets.
+
+    Beside them how far several teachers are apart (weighted standard deviation), and their mean logits of profiles,
+    given the events before valid and test. A task is told by the teachers that have it.
+
+    Args:
+        teachers: who is asked.
+        batch: sequences.
+        sampler: draws the other items; None: there are none.
+        views: the same sequences as each teacher reads them, where features differ; None: as they are in ``batch``.
+    """
+    views = views or [batch] * len(teachers)
+    names = [n for n in batch.events.labels_BT if any(n in teacher.model.event_tasks for teacher in teachers)]
     target_BT, train_BT = batch.part_BT > 0, batch.part_BT == TRAIN
-    soft_BT = {name: torch.full(batch.part_BT.shape, torch.nan) for name in names}
-    item_BTS, unseen_BTS = None, dict[str, Tensor]()
+    found = _Heard.empty(names, tuple(batch.part_BT.shape), len(teachers) > 1)
+    item_BTS, others = None, None
     if sampler is not None and sampler.samples:
         item_BTS = sampler.draw(batch.row_BT) * train_BT.unsqueeze(-1)
-        unseen_BTS = {name: torch.full(item_BTS.shape, torch.nan) for name in names}
+        others = _Heard.empty(names, tuple(item_BTS.shape), len(teachers) > 1)
+    profiles: list[dict[str, Tensor]] = []
     with torch.inference_mode():
         for rows in piece_rows(batch):
-            piece = take(batch, rows)
-            states = [teacher.model.user_state(piece.events, teacher.items_NW) for teacher in teachers]
-            heard = list(zip(teachers, states, strict=True))
-            _put(soft_BT, rows, target_BT[rows], _say(heard, piece.streaming(), target_BT[rows]))
+            heard = [_Asked.of(teacher, take(view, rows)) for teacher, view in zip(teachers, views, strict=True)]
+            found.put(rows, target_BT[rows], _say(heard, names, target_BT[rows]))
             for number in range(0 if item_BTS is None else item_BTS.shape[-1]):
                 assert item_BTS is not None
-                asked = replace(piece.streaming(), item_BQ=item_BTS[rows, :, number])
-                said = _say(heard, asked, train_BT[rows])
-                _put({n: v[..., number] for n, v in unseen_BTS.items()}, rows, train_BT[rows], said)
-    return replace(batch, soft_BT=soft_BT, unseen_item_BTS=item_BTS, unseen_soft_BTS=unseen_BTS)
+                assert others is not None
+                said = _say(heard, names, train_BT[rows], item_BTS[rows, :, number])
+                others.put(rows, train_BT[rows], said, number)
+            profiles.append(_profiles(heard, batch.profile_B))
+    return replace(
+        batch,
+        soft_BT=found.mean,
+        spread_BT=found.spread,
+        unseen_item_BTS=item_BTS,
+        unseen_soft_BTS=others.mean if others else {},
+        unseen_spread_BTS=others.spread if others else {},
+        profile_soft_BC={n: torch.cat([told[n] for told in profiles]) for n in profiles[0]} if profiles else {},
+    )
 
 
-def _say(heard: Sequence[tuple[Teacher, UserState]], asked: Queries, keep_BT: Tensor) -> dict[str, Tensor]:
-    """Event task -> mean logits of the kept positions, flat."""
-    queries, asked_BQ, _ = pack(asked, keep_BT)
-    whole, found = sum(teacher.weight for teacher, _ in heard), dict[str, Tensor]()
-    for teacher, state in heard:
-        for name, value in teacher.model.score(state, queries, teacher.items_NW).items():
-            found[name] = found.get(name, 0.0) + value[asked_BQ].float() * (teacher.weight / whole)
-    return found
+@dataclass(frozen=True)
+class _Heard:
+    """What was said, event task by event task; NaN where nothing was asked."""
+
+    mean: dict[str, Tensor]
+    spread: dict[str, Tensor]  # empty with one teacher
+
+    @staticmethod
+    def empty(names: Sequence[str], shape: tuple[int, ...], several: bool) -> _Heard:
+        """Nothing yet."""
+        mean, spread = ({n: torch.full(shape, torch.nan) for n in names} for _ in range(2))
+        return _Heard(mean, spread if several else {})
+
+    def put(self, rows: Tensor, keep_BT: Tensor, said: _Said, number: int | None = None) -> None:
+        """Write down what was said at the kept positions of some rows (of sampled item ``number``)."""
+        sequence, position = keep_BT.nonzero(as_tuple=True)
+        for into, values in ((self.mean, said.mean), (self.spread, said.spread)):
+            for name, table in into.items():
+                (table if number is None else table[..., number])[rows[sequence], position] = values[name]
 
 
-def _put(into: dict[str, Tensor], rows: Tensor, keep_BT: Tensor, said: dict[str, Tensor]) -> None:
-    sequence, place = keep_BT.nonzero(as_tuple=True)
-    for name, value in said.items():
-        into[name][rows[sequence], place] = value
+@dataclass(frozen=True)
+class _Said:
+    """Weighted mean and standard deviation of the teachers' logits by event task, flat."""
+
+    mean: dict[str, Tensor]
+    spread: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A teacher, some sequences as it reads them, and what it keeps of them."""
+
+    teacher: Teacher
+    batch: SequenceBatch
+    state: UserState
+
+    @staticmethod
+    def of(teacher: Teacher, batch: SequenceBatch) -> _Asked:
+        """Read."""
+        return _Asked(teacher, batch, teacher.model.user_state(batch.events, teacher.items_NW))
+
+
+def _say(asked: Sequence[_Asked], names: Sequence[str], keep_BT: Tensor, item_BT: Tensor | None = None) -> _Said:
+    """What is said of the kept positions, or of other items there."""
+    heard: dict[str, list[tuple[float, Tensor]]] = {name: [] for name in names}
+    for one in asked:
+        streaming = one.batch.streaming()
+        queries, asked_BQ, _ = pack(streaming if item_BT is None else replace(streaming, item_BQ=item_BT), keep_BT)
+        said = one.teacher.model.score(one.state, queries, one.teacher.items_NW)
+        for name in names:
+            if name in said:
+                heard[name].append((one.teacher.weight, said[name][asked_BQ].float()))
+    mean = {name: _mean(told) for name, told in heard.items()}
+    if len(asked) == 1:
+        return _Said(mean, {})
+    squares = {n: [(weight, (value - mean[n]).square()) for weight, value in told] for n, told in heard.items()}
+    return _Said(mean, {name: _mean(told).sqrt() for name, told in squares.items()})
+
+
+def _profiles(asked: Sequence[_Asked], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Multiclass task -> mean logits (B, classes) by the teachers that have it."""
+    heard: dict[str, list[tuple[float, Tensor]]] = {}
+    for one in asked:
+        before_B = torch.minimum(one.batch.valid_from_B, one.batch.test_from_B)
+        for name, value_BC in one.teacher.model.profiles(one.state, before_B).items():
+            if name in wanted:
+                heard.setdefault(name, []).append((one.teacher.weight, value_BC.float()))
+    return {name: _mean(told) for name, told in heard.items()}
+
+
+def _mean(told: Sequence[tuple[float, Tensor]]) -> Tensor:
+    whole = sum(weight for weight, _ in told)
+    return torch.stack([value * (weight / whole) for weight, value in told]).sum(0)

@@ -27,28 +27,38 @@ _CHUNK = 1024
 """Positives whose pools are scored at once."""
 
 
-def mined(teachers: Sequence[Teacher], batch: SequenceBatch, pool: Sampler, keep: int) -> SequenceBatch:
+def mined(
+    teachers: Sequence[Teacher],
+    batch: SequenceBatch,
+    pool: Sampler,
+    keep: int,
+    views: Sequence[SequenceBatch] | None = None,
+) -> SequenceBatch:
     """The batch with ``keep`` hard negatives (M) of every train target that is the positive of a retrieval task.
 
     They are those of the pool of its row with the highest scores of the teachers' retrieval heads, averaged, given what
-    streaming shows the target; never an item that the user likes in the training rows of the sequence.
+    streaming shows the target; never an item that the user likes in the training rows of the sequence. ``views``: the
+    same sequences as each teacher reads them; None: as they are in ``batch``.
     """
+    views = views or [batch] * len(teachers)
     item_BTM = batch.events.item_BT.new_zeros(*batch.part_BT.shape, keep)
     with torch.inference_mode():
         for rows in piece_rows(batch):
-            item_BTM[rows] = _hardest(teachers, take(batch, rows), pool, keep)
+            heard = [(teacher, take(view, rows)) for teacher, view in zip(teachers, views, strict=True)]
+            item_BTM[rows] = _hardest(heard, take(batch, rows), pool, keep)
     log_q_BTM = torch.where(item_BTM > 0, pool.log_count_N[item_BTM], torch.nan)
     return replace(batch, mined_item_BTM=item_BTM, mined_log_q_BTM=log_q_BTM)
 
 
-def _hardest(teachers: Sequence[Teacher], batch: SequenceBatch, pool: Sampler, keep: int) -> Tensor:
+def _hardest(heard: Sequence[tuple[Teacher, SequenceBatch]], batch: SequenceBatch, pool: Sampler, keep: int) -> Tensor:
     """int64 (B, T, M), best first; 0 where there is none."""
+    teachers = [teacher for teacher, _ in heard]
     liked_BT = liked(batch, teachers[0].model.schema)
     asked_BT = liked_BT & (batch.part_BT == TRAIN)
     queries, asked_BQ, _ = pack(batch.streaming(), asked_BT)
     users = []
-    for teacher in teachers:
-        state = teacher.model.user_state(batch.events, teacher.items_NW)
+    for teacher, view in heard:
+        state = teacher.model.user_state(view.events, teacher.items_NW)
         users.append(teacher.model.retrieval(state, queries.visible_before_BQ)[asked_BQ])
     sequence_P, place_P = asked_BT.nonzero(as_tuple=True)
     own = liked_BT.nonzero()[:, 0] * pool.rows + batch.events.item_BT[liked_BT]

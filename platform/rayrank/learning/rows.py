@@ -8,6 +8,7 @@ the sequence path.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from rayrank.batch import FAR, Catalogue, SequenceBatch
+from rayrank.learning.auxiliary import of_static_path
 from rayrank.learning.collectives import Collectives
+from rayrank.learning.forward import StepNoise
 from rayrank.learning.held import Held
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, Step, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Rates, schedule, split_parameters
@@ -49,7 +52,8 @@ class _Rows:
         self.model, self.data, self.spec, self.hooks, self.collectives = model, data, spec, hooks, collectives
         rows, parameters = spec.learning.rows, split_parameters(model)[0]
         rates = Rates(rows.learning_rate, rows.learning_rate, rows.weight_decay, rows.weight_decay)
-        self.state = StageState.of(model, parameters, rates, rows.ema, spec.learning.dense_rows)
+        self.auxiliary = of_static_path(model, spec.objective)
+        self.state = StageState.of(model, parameters, rates, (rows.ema, spec.learning.dense_rows), self.auxiliary)
         self.names = [task.name for task in model.schema.event_tasks]
         self.step, self.epoch, self.begin = 0, 0, (0, 0)
 
@@ -132,8 +136,9 @@ class _Rows:
         flat, targets = torch.zeros(len(self.names) + 1, device=device), None
         if batch is not None:
             batch = batch.to(device)
-            unseen = noise.uniform("unseen", batch.row_BT) if objective.distillation else None
-            targets = training_targets(batch, torch.full_like(batch.valid_from_B, FAR), unseen)
+            nothing_B, told = torch.full_like(batch.valid_from_B, FAR), objective.distillation
+            unseen = noise.uniform("unseen", batch.row_BT) if told else None
+            targets = training_targets(batch, nothing_B, unseen, told.unseen_items if told else 1)
             found = label_counts(targets, model.schema, objective)
             flat[:-1] = torch.stack([found[name] for name in self.names])
         flat[-1] = float(self.hooks.due())
@@ -141,7 +146,7 @@ class _Rows:
         counts = dict(zip(self.names, flat[:-1].unbind(), strict=True))
         sums = torch.zeros(len(self.names), device=device)
         if batch is not None and targets is not None:
-            said = _static_outputs(model, batch, targets, self.data.catalogue, noise)
+            said = _static_outputs(model, batch, targets, self.data.catalogue, StepNoise(noise, None, self.auxiliary))
             terms = compute(said, targets, model.schema, objective)
             every = {task.name: counts.get(task.name, flat.new_ones(())) for task in model.schema.tasks}
             terms.total(every, objective).backward()
@@ -155,10 +160,14 @@ class _Rows:
 
 
 def _static_outputs(
-    model: Ranker, batch: SequenceBatch, targets: Targets, catalogue: Catalogue, noise: Noise
+    model: Ranker, batch: SequenceBatch, targets: Targets, catalogue: Catalogue, step: StepNoise
 ) -> Outputs:
+    noise, auxiliary = step.noise, step.auxiliary
     rows = torch.unique(torch.cat([targets.queries.item_BQ.flatten(), targets.queries.item_BQ.new_zeros(1)]))
     static_RW = model.static_items(take_rows(catalogue, rows), rows, noise)
     queries = replace(targets.queries, item_BQ=torch.searchsorted(rows, targets.queries.item_BQ))
     state = model.static_state(batch.events, noise)
-    return Outputs(model.by_task(model.static_logits(state, queries, static_RW)))
+    with auxiliary.listening() if auxiliary else nullcontext():
+        logits_BQK = model.static_logits(state, queries, static_RW)
+    second = model.by_task(auxiliary.instead(logits_BQK)) if auxiliary else {}
+    return Outputs(model.by_task(logits_BQK), auxiliary_BQ=second)

@@ -25,16 +25,33 @@ class StageState:
     optimiser: torch.optim.AdamW
     average: Average
     tables: LazyTables
+    dropped: nn.Module | None = None
 
     @staticmethod
-    def of(model: Ranker, parameters: list[nn.Parameter], rates: Rates, ema: float, dense_rows: int) -> StageState:
-        """Before the first step; id tables of more than ``dense_rows`` rows are large."""
+    def of(
+        model: Ranker,
+        parameters: list[nn.Parameter],
+        rates: Rates,
+        kept: tuple[float, int],
+        dropped: nn.Module | None = None,
+    ) -> StageState:
+        """Before the first step.
+
+        Args:
+            model: the ranker.
+            parameters: those of it that the stage trains.
+            rates: peak learning rates and decays.
+            kept: decay of the averages; rows from which on an id table is large.
+            dropped: what is trained beside the model and dropped at the end.
+        """
+        ema, dense_rows = kept
+        parameters = [*parameters, *(dropped.parameters() if dropped else ())]
         own = {id(p) for p in parameters}
         large = [t for t in model.id_tables() if t.num_embeddings > dense_rows and id(t.weight) in own]
         own -= {id(table.weight) for table in large}
         rest = [p for p in parameters if id(p) in own]
         tables = LazyTables(large, rates.id_rate, rates.id_decay)
-        return StageState(model, rest, build_optimiser(model, rest, rates), Average(rest, ema), tables)
+        return StageState(model, rest, build_optimiser(model, rest, rates), Average(rest, ema), tables, dropped)
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -73,6 +90,7 @@ class StageState:
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, as views: copy before the next step."""
         found = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        found |= {f"dropped/{n}": value for n, value in (self.dropped.state_dict() if self.dropped else {}).items()}
         found |= {f"average/{i}": value for i, value in enumerate(self.average.values)}
         for i, parameter in enumerate(self.parameters):
             for name, value in self.optimiser.state[parameter].items():
@@ -82,6 +100,8 @@ class StageState:
     def put_back(self, saved: Snapshot) -> None:
         """Go on from what :meth:`tensors` gave; the number of averages' updates is in the meta."""
         self.model.load_state_dict(under(saved.tensors, "model/"))
+        if self.dropped:
+            self.dropped.load_state_dict(under(saved.tensors, "dropped/"))
         self.average.updates = int(saved.meta["updates"])
         self.tables.put_back(under(saved.tensors, "tables/"))
         for i, parameter in enumerate(self.parameters):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rayrank.batch import Catalogue, SequenceBatch
+from rayrank.learning.auxiliary import of_sequence_path
 from rayrank.learning.blend import choose_share
 from rayrank.learning.choice import with_choice
 from rayrank.learning.collectives import Collectives, Solo
@@ -75,6 +76,7 @@ class _Run:
         catalogue = with_tokens(model, catalogue)
         self._catalogue = encode_catalogue(model, catalogue) if catalogue.vectors_ND is None else catalogue
         self.sampler = NegativeSampler.of(catalogue, self.objective)
+        self.auxiliary = of_sequence_path(model, self.objective)
         self.encoder = trained_encoder(model)
         cached = self.encoder if not model.item_tokens else None  # tokens are read with the texts that they are part of
         self.texts = TextCache(cached, self._catalogue, self.spec, self.collectives) if cached else None
@@ -96,7 +98,8 @@ class _Run:
         if not goes_on:
             self._first_stage()
         parameters, rates = split_parameters(self.model)[1], Rates.of(self.spec)
-        self.state = StageState.of(self.model, parameters, rates, self.spec.ema, self.spec.dense_rows)
+        kept = (self.spec.ema, self.spec.dense_rows)
+        self.state = StageState.of(self.model, parameters, rates, kept, self.auxiliary)
         if resume is not None and goes_on:
             self._restore(resume)
         while self.epoch < self.spec.epochs and not self._exhausted():
@@ -162,8 +165,9 @@ class _Run:
         if retrieval_tasks(self.model.schema):
             negatives = self.sampler.draw(self.spec.seed * 1_000_003 + self.step)
         fresh = self.texts.encode(self.texts.choose(lanes, negatives, noise)) if self.texts else None
+        noised = StepNoise(noise, fresh, self.auxiliary)
         with self.state.collecting():
-            sums = self._backward(list(zip(lanes, targets, strict=True)), counts, negatives, StepNoise(noise, fresh))
+            sums = self._backward(list(zip(lanes, targets, strict=True)), counts, negatives, noised)
         if self.texts:
             self.texts.learn(fresh, self.step)
         self._update()
@@ -205,8 +209,9 @@ class _Run:
             (self.model.trained_items_N, batch.events.item_BT[batch.part_BT == TRAIN]),
         ):
             buffer[ids[ids < len(buffer)]] = 1.0
-        unseen_BT = noise.uniform("unseen", batch.row_BT) if self.objective.distillation else None
-        return batch, training_targets(batch, horizon_B, unseen_BT)
+        told = self.objective.distillation
+        unseen_BT = noise.uniform("unseen", batch.row_BT) if told else None
+        return batch, training_targets(batch, horizon_B, unseen_BT, told.unseen_items if told else 1)
 
     def _counts(self, targets: list[Targets], mine: bool) -> tuple[dict[str, Tensor], bool] | None:
         """Label counts of all ranks, snapshot or not; None when no rank has a batch (one message says it all)."""

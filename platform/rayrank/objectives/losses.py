@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,12 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from rayrank.config import ConfigError
-from rayrank.objectives.spec import ObjectiveSpec
+from rayrank.objectives.lists import Lists, listwise, margins, relaxed
+from rayrank.objectives.spec import DistillationSpec, ObjectiveSpec
 from rayrank.objectives.targets import Targets
 from rayrank.schema import BinaryTask, DatasetSchema, EventTask, MulticlassTask, RegressionTask, RetrievalTask
 
 Key = tuple[str, str]
-"""(task, term); terms are ``hard`` and ``soft``."""
+"""(task, term); terms are ``hard``, ``soft``, ``margin``, ``listwise`` and ``relaxed``."""
+LOGITS = 8.0
+"""Values of regression tasks, 0..1, count as logits -4..4 where a term wants logits of them."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Outputs:
     logits_BQ: Mapping[str, Tensor]  # event task -> (B, Q)
     profiles: Mapping[str, Tensor] = field(default_factory=dict)  # multiclass task -> (B, classes)
     retrieval: Mapping[str, Retrieval] = field(default_factory=dict)  # retrieval task -> queries and items
+    auxiliary_BQ: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> logits that soft terms are about
 
 
 @dataclass(frozen=True)
@@ -62,54 +67,139 @@ def compute(outputs: Outputs, targets: Targets, schema: DatasetSchema, spec: Obj
     sums: dict[Key, Tensor] = {}
     for task in schema.event_tasks:
         if task.name in outputs.logits_BQ:
-            hard, soft = event_losses(outputs.logits_BQ[task.name], targets, task, spec)
-            sums[task.name, "hard"] = hard
-            if soft is not None:
-                sums[task.name, "soft"] = soft
+            logits_BQ = outputs.logits_BQ[task.name]
+            found = event_losses((logits_BQ, outputs.auxiliary_BQ.get(task.name)), targets, task, spec)
+            sums |= {(task.name, term): value for term, value in found.items()}
     for name, logits_BC in outputs.profiles.items():
-        label_B = targets.profile_B[name]
-        sums[name, "hard"] = functional.cross_entropy(logits_BC, label_B, ignore_index=-1, reduction="sum")
+        found = profile_losses(logits_BC, targets, name, spec.distillation)
+        sums |= {(name, term): value for term, value in found.items()}
     for name, retrieval in outputs.retrieval.items():
         sums[name, "hard"] = sampled_softmax(retrieval)
     return Terms(sums, label_counts(targets, schema, spec))
 
 
 def label_counts(targets: Targets, schema: DatasetSchema, spec: ObjectiveSpec) -> dict[str, Tensor]:
-    """Labels (hard or soft) by task, float32 scalars in schema order; known before any forward pass."""
+    """Labels (hard or soft) by task, float32 scalars in schema order; known before any forward pass.
+
+    The unseen items of a target count as one.
+    """
     counts: dict[str, Tensor] = {}
     for task in schema.tasks:
         if isinstance(task, MulticlassTask):
             found = targets.profile_B[task.name] >= 0
+            if (taught_B := _taught_profiles(targets, task.name, spec.distillation)) is not None:
+                found = found | taught_B
         elif isinstance(task, RetrievalTask):
             found = targets.labels_BQ[task.positive] == 1.0
         else:
             found = ~torch.isnan(targets.labels_BQ[task.name])
             if spec.distillation and task.name in targets.soft_BQ:
-                found = found | ~torch.isnan(targets.soft_BQ[task.name])
+                taught_BQ = ~torch.isnan(targets.soft_BQ[task.name])
+                found = (found | taught_BQ) * targets.share_BQ
         counts[task.name] = found.sum().float()
     return counts
 
 
 def event_losses(
-    logits_BQ: Tensor, targets: Targets, task: EventTask, spec: ObjectiveSpec
-) -> tuple[Tensor, Tensor | None]:
-    """Mixed (hard, soft) sums.
+    outputs: tuple[Tensor, Tensor | None], targets: Targets, task: EventTask, spec: ObjectiveSpec
+) -> dict[str, Tensor]:
+    """Mixed sums by term, of logits and, if there are any, auxiliary logits (B, Q).
 
-    A target with both labels weighs (1 - mix, mix), one without a soft label (1, 0), an unseen item (0, unseen).
+    A target with both labels weighs (1 - mix, mix), one without a soft label (1, 0); the unseen items of a target weigh
+    (0, unseen) together. Where auxiliary logits learn the soft labels, the hard ones always weigh 1.
     """
+    logits_BQ, auxiliary_BQ = outputs
     label_BQ = targets.labels_BQ[task.name]
     known_BQ = ~torch.isnan(label_BQ)
     weight_BQ = torch.ones_like(label_BQ)
-    soft = None
+    sums: dict[str, Tensor] = {}
     if spec.distillation and task.name in targets.soft_BQ:
-        soft_BQ = targets.soft_BQ[task.name]
-        taught_BQ = ~torch.isnan(soft_BQ)
-        weight_BQ = torch.where(taught_BQ, 1.0 - spec.distillation.mix, weight_BQ)
-        said_BQ = torch.where(targets.unseen_BQ, spec.distillation.unseen, spec.distillation.mix)
-        values = soft_loss(logits_BQ[taught_BQ], soft_BQ[taught_BQ], task, spec)
-        soft = (said_BQ[taught_BQ] * values).sum()
+        taught_BQ = ~torch.isnan(targets.soft_BQ[task.name])
+        if auxiliary_BQ is None:
+            weight_BQ = torch.where(taught_BQ, 1.0 - spec.distillation.mix, weight_BQ)
+        heard_BQ = logits_BQ if auxiliary_BQ is None else auxiliary_BQ
+        sums = _soft_sums(heard_BQ, targets, task, (spec, spec.distillation))
     values = hard_loss(logits_BQ[known_BQ], label_BQ[known_BQ], task, spec)
-    return (weight_BQ[known_BQ] * values).sum(), soft
+    return {"hard": (weight_BQ[known_BQ] * values).sum(), **sums}
+
+
+def _soft_sums(
+    logits_BQ: Tensor, targets: Targets, task: EventTask, specs: tuple[ObjectiveSpec, DistillationSpec]
+) -> dict[str, Tensor]:
+    """What the teacher's labels add, by term."""
+    spec, distillation = specs
+    soft_BQ = targets.soft_BQ[task.name]
+    taught_BQ = ~torch.isnan(soft_BQ)
+    said, soft = logits_BQ[taught_BQ], soft_BQ[taught_BQ]
+    trust = teacher_trust(soft, _spread(targets, task, taught_BQ), task, distillation)
+    share_BQ = torch.where(targets.unseen_BQ, distillation.unseen, distillation.mix) * targets.share_BQ
+    sums = {"soft": (share_BQ[taught_BQ] * trust * soft_loss(said, soft, task, spec)).sum()}
+    if not distillation.lists:
+        return sums
+    user_BQ = torch.arange(len(soft_BQ), device=soft_BQ.device).unsqueeze(1) << 32
+    list_X = (user_BQ + targets.request_BQ)[taught_BQ]
+    lists = Lists.of(said, soft, trust, list_X)
+    if distillation.margin:
+        scale = spec.regression_scale if isinstance(task, RegressionTask) else 1.0
+        sums["margin"] = distillation.margin.weight * scale * margins(lists)
+    lists, tau = Lists.of(as_logits(said, task), as_logits(soft, task), trust, list_X), distillation.temperature
+    if distillation.listwise:
+        sums["listwise"] = distillation.listwise.weight * listwise(lists, distillation.listwise, tau)
+    if distillation.relaxed:
+        sums["relaxed"] = distillation.relaxed.weight * relaxed(lists, distillation.relaxed.top, tau)
+    return sums
+
+
+def profile_losses(logits_BC: Tensor, targets: Targets, name: str, spec: DistillationSpec | None) -> dict[str, Tensor]:
+    """Mixed sums by term: a user with both labels weighs (1 - profiles, profiles), one without a soft label (1, 0)."""
+    label_B = targets.profile_B[name]
+    taught_B = _taught_profiles(targets, name, spec)
+    if spec is None or taught_B is None:
+        return {"hard": functional.cross_entropy(logits_BC, label_B, ignore_index=-1, reduction="sum")}
+    hard_B = functional.cross_entropy(logits_BC, label_B, ignore_index=-1, reduction="none")
+    tau, soft_XC = spec.temperature, targets.profile_soft_BC[name][taught_B]
+    soft_X = functional.cross_entropy(logits_BC[taught_B] / tau, (soft_XC / tau).softmax(1), reduction="none")
+    trust = confidence(soft_XC.log_softmax(1), spec.confidence)
+    hard = (torch.where(taught_B, 1.0 - spec.profiles, 1.0) * hard_B).sum()
+    return {"hard": hard, "soft": spec.profiles * tau**2 * (trust * soft_X).sum()}
+
+
+def _taught_profiles(targets: Targets, name: str, spec: DistillationSpec | None) -> Tensor | None:
+    """bool (B,): users of whose profile the teacher has told; None when that does not count."""
+    if spec is None or spec.profiles == 0 or name not in targets.profile_soft_BC:
+        return None
+    return ~targets.profile_soft_BC[name].isnan().any(1)
+
+
+def teacher_trust(soft: Tensor, spread: Tensor | None, task: EventTask, spec: DistillationSpec) -> Tensor:
+    """Weight of each soft label, 0..1: by the teacher's confidence, and by how far several teachers agree.
+
+    ``spread``: standard deviation of the teachers' outputs; None: one teacher.
+    """
+    trust = torch.ones_like(soft)
+    if spec.confidence and isinstance(task, BinaryTask):
+        trust = confidence(torch.stack([functional.logsigmoid(soft), functional.logsigmoid(-soft)], 1), spec.confidence)
+    if spec.agreement and spread is not None:
+        apart = spread * (LOGITS if isinstance(task, RegressionTask) else 1.0)
+        trust = trust / (1.0 + spec.agreement * apart.square())
+    return trust
+
+
+def confidence(log_p_XC: Tensor, power: float) -> Tensor:
+    """(X,): (1 - entropy / log C) ** power of distributions over C classes."""
+    if power == 0:
+        return torch.ones_like(log_p_XC[:, 0])
+    entropy_X = -(log_p_XC.exp() * log_p_XC).sum(1)
+    return (1.0 - entropy_X / math.log(log_p_XC.shape[1])).clamp_min(0.0) ** power
+
+
+def _spread(targets: Targets, task: EventTask, taught_BQ: Tensor) -> Tensor | None:
+    return targets.spread_BQ[task.name][taught_BQ] if task.name in targets.spread_BQ else None
+
+
+def as_logits(values: Tensor, task: EventTask) -> Tensor:
+    """Outputs of a task as logits: those of regression tasks are 0..1."""
+    return (values - 0.5) * LOGITS if isinstance(task, RegressionTask) else values
 
 
 def hard_loss(logits: Tensor, label: Tensor, task: EventTask, spec: ObjectiveSpec) -> Tensor:

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from rayrank.config import Config
+
+
+class MarginSpec(Config):
+    """MarginMSE: squared differences of the teacher's and the student's margins (Hofstätter et al., 2020)."""
+
+    weight: float = Field(0.3, ge=0, description="of the term; margins have no temperature: it would cancel")
+
+
+class ListwiseSpec(Config):
+    """A distribution over the candidates of a request, learnt from the teacher's."""
+
+    weight: float = Field(0.5, ge=0, description="of the term")
+    form: Literal["softmax", "sigmoid"] = Field(
+        "softmax",
+        description="softmax of logits, blind to their common shift; sigmoid: shares of the probabilities themselves "
+        "(Bai et al., 2023), blind to their common factor",
+    )
+
+
+class RelaxedSpec(Config):
+    """The teacher's best candidates in order, before the others in any order (relaxed ranking; Kang et al., 2020)."""
+
+    weight: float = Field(0.1, ge=0, description="of the term")
+    top: int = Field(2, ge=1, description="candidates of a request whose order counts")
 
 
 class DistillationSpec(Config):
@@ -14,9 +40,40 @@ class DistillationSpec(Config):
     unseen: float = Field(
         0.8, ge=0, description="weight of the soft term at sampled other items, where the labels hold any"
     )
-    temperature: float = Field(
-        2.0, gt=0, description="divides both logits of binary tasks; the term is scaled by its square"
+    unseen_items: int = Field(
+        1, ge=1, description="sampled items that a step asks at each target; together they weigh ``unseen``"
     )
+    profiles: float = Field(
+        0.0, ge=0, le=1, description="share of the soft term in the loss of user profiles (multiclass tasks)"
+    )
+    temperature: float = Field(
+        2.0, gt=0, description="divides the logits of teacher and student; terms are scaled up accordingly"
+    )
+    margin: MarginSpec | None = Field(None, description="learn margins between the candidates of a request")
+    listwise: ListwiseSpec | None = Field(None, description="learn a distribution over the candidates of a request")
+    relaxed: RelaxedSpec | None = Field(None, description="learn the order of the teacher's best of a request")
+    confidence: float = Field(
+        0.0,
+        ge=0,
+        description="soft terms weigh (1 - entropy / its maximum) to this power: less where the teacher is in doubt; "
+        "0: all alike, and so do regression tasks",
+    )
+    agreement: float = Field(
+        0.0,
+        ge=0,
+        description="soft terms weigh 1 / (1 + this * variance of the teachers' logits); 0, or one teacher: all alike",
+    )
+
+    auxiliary: bool = Field(
+        False,
+        description="the soft terms of event tasks train a second output layer that is dropped afterwards; what is "
+        "served learns from hard labels, and shares all layers below",
+    )
+
+    @property
+    def lists(self) -> bool:
+        """Whether any term compares the candidates of a request."""
+        return bool(self.margin or self.listwise or self.relaxed)
 
 
 class ObjectiveSpec(Config):

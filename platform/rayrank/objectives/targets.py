@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,9 +21,13 @@ class Targets:
     soft_BQ: Mapping[str, Tensor]  # event task -> float32 teacher logits, NaN missing
     asked_BQ: Tensor  # bool: real queries
     unseen_BQ: Tensor  # bool: queries of items that only the teacher has judged
+    share_BQ: Tensor  # float32: 1; of the unseen items of a target each its part of 1
+    request_BQ: Tensor  # int64: request of each query; the queries of one are its candidates
     place_BQ: Tensor  # int64: position of each query in the batch's events
     profile_B: Mapping[str, Tensor]  # multiclass task -> int64 class, -1 not asked
     profile_before_B: Tensor  # int32: the events that profile heads may see
+    spread_BQ: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> how far teachers' logits are apart
+    profile_soft_BC: Mapping[str, Tensor] = field(default_factory=dict)  # multiclass task -> teacher logits, NaN none
 
 
 def pack(queries: Queries, keep_BT: Tensor) -> tuple[Queries, Tensor, Tensor]:
@@ -37,11 +41,13 @@ def pack(queries: Queries, keep_BT: Tensor) -> tuple[Queries, Tensor, Tensor]:
     return Queries(item_BQ, time_BQ, before_BQ, context), asked_BQ, place_BQ
 
 
-def training_targets(batch: SequenceBatch, horizon_B: Tensor, unseen_BT: Tensor | None = None) -> Targets:
+def training_targets(
+    batch: SequenceBatch, horizon_B: Tensor, unseen_BT: Tensor | None = None, unseen_items: int = 1
+) -> Targets:
     """The train targets of a batch. ``horizon_B`` (int32 request numbers) hides events at or after it.
 
-    ``unseen_BT`` (0..1 per position) draws one of the other items that the teacher judged there, if there are any:
-    each target is then asked a second time, of that item, with soft labels only.
+    ``unseen_BT`` (0..1 per position) draws some of the other items that the teacher judged there, if there are any:
+    each target is then asked again, of those items, with soft labels only.
     """
     streaming = batch.streaming()
     before_BT = torch.minimum(streaming.visible_before_BQ, horizon_B.unsqueeze(1))
@@ -58,40 +64,80 @@ def training_targets(batch: SequenceBatch, horizon_B: Tensor, unseen_BT: Tensor 
         take(batch.soft_BT),
         asked_BQ,
         torch.zeros_like(asked_BQ),
+        torch.ones(asked_BQ.shape, device=before_BT.device),
+        batch.events.request_BT.gather(1, place_BQ).long(),
         place_BQ,
         profile_B,
         torch.minimum(batch.valid_from_B, batch.test_from_B),
+        take(batch.spread_BT),
+        _profile_labels(batch),
     )
     if unseen_BT is None or batch.unseen_item_BTS is None:
         return targets
-    drawn_BT1 = (unseen_BT * batch.unseen_item_BTS.shape[-1]).long().unsqueeze(-1)
-    item_BT = batch.unseen_item_BTS.gather(-1, drawn_BT1).squeeze(-1)
-    said = {n: v.gather(-1, drawn_BT1).squeeze(-1) for n, v in batch.unseen_soft_BTS.items()}
-    return _with_unseen(targets, item_BT.gather(1, place_BQ) * asked_BQ, take(said))
+    samples = batch.unseen_item_BTS.shape[-1]
+    first_BT1 = (unseen_BT * samples).long().unsqueeze(-1)
+    asked = []
+    for number in range(min(unseen_items, samples)):
+        drawn_BT1 = (first_BT1 + number) % samples
+        item_BT = batch.unseen_item_BTS.gather(-1, drawn_BT1).squeeze(-1)
+        said, apart = (
+            take({n: v.gather(-1, drawn_BT1).squeeze(-1) for n, v in values.items()})
+            for values in (batch.unseen_soft_BTS, batch.unseen_spread_BTS)
+        )
+        asked.append(_Unseen(item_BT.gather(1, place_BQ) * asked_BQ, said, apart))
+    return _with_unseen(targets, asked)
 
 
-def _with_unseen(targets: Targets, item_BQ: Tensor, soft_BQ: Mapping[str, Tensor]) -> Targets:
-    """Every query once more, of other items."""
-    first = targets.queries
+def _profile_labels(batch: SequenceBatch) -> dict[str, Tensor]:
+    """What the teacher says of the profiles of users that training may know, where the sequence has a train target."""
+    asked_B = (batch.part_BT == TRAIN).any(1)
+    return {
+        name: value_BC.masked_fill((batch.profile_hidden_B[name] | ~asked_B).unsqueeze(1), float("nan"))
+        for name, value_BC in batch.profile_soft_BC.items()
+    }
 
-    def twice(value: Tensor) -> Tensor:
-        return torch.cat([value, value], dim=1)
+
+@dataclass(frozen=True)
+class _Unseen:
+    """One other item at every target."""
+
+    item_BQ: Tensor
+    soft_BQ: Mapping[str, Tensor]
+    spread_BQ: Mapping[str, Tensor]
+
+
+def _with_unseen(targets: Targets, asked: Sequence[_Unseen]) -> Targets:
+    """Every query again, of other items."""
+    first, times = targets.queries, 1 + len(asked)
+
+    def again(value: Tensor) -> Tensor:
+        return value.repeat(1, times)
+
+    def joined(values: Mapping[str, Tensor], others: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        names = others[0] if others else values
+        nothing = torch.full_like(first.item_BQ, float("nan"), dtype=torch.float32)
+        return {n: torch.cat([values.get(n, nothing), *(v.get(n, nothing) for v in others)], dim=1) for n in names}
 
     queries = Queries(
-        torch.cat([first.item_BQ, item_BQ], dim=1),
-        twice(first.time_BQ),
-        twice(first.visible_before_BQ),
-        {name: twice(value) for name, value in first.context.items()},
+        torch.cat([first.item_BQ, *(other.item_BQ for other in asked)], dim=1),
+        again(first.time_BQ),
+        again(first.visible_before_BQ),
+        {name: again(value) for name, value in first.context.items()},
     )
-    nothing = {n: torch.full_like(v, float("nan")) for n, v in targets.labels_BQ.items()}
+    unseen_BQ = again(targets.asked_BQ)
+    unseen_BQ[:, : first.item_BQ.shape[1]] = False
+    unknown = {n: torch.full_like(v, float("nan")) for n, v in targets.labels_BQ.items()}
     return replace(
         targets,
         queries=queries,
-        labels_BQ={n: torch.cat([v, nothing[n]], dim=1) for n, v in targets.labels_BQ.items()},
-        soft_BQ={n: torch.cat([targets.soft_BQ.get(n, nothing[n]), v], dim=1) for n, v in soft_BQ.items()},
-        asked_BQ=twice(targets.asked_BQ),
-        unseen_BQ=torch.cat([torch.zeros_like(targets.asked_BQ), targets.asked_BQ], dim=1),
-        place_BQ=twice(targets.place_BQ),
+        labels_BQ=joined(targets.labels_BQ, [unknown for _ in asked]),
+        soft_BQ=joined(targets.soft_BQ, [other.soft_BQ for other in asked]),
+        spread_BQ=joined(targets.spread_BQ, [other.spread_BQ for other in asked]),
+        asked_BQ=again(targets.asked_BQ),
+        unseen_BQ=unseen_BQ,
+        share_BQ=torch.where(unseen_BQ, 1.0 / len(asked), again(targets.share_BQ)),
+        request_BQ=again(targets.request_BQ),
+        place_BQ=again(targets.place_BQ),
     )
 
 

@@ -29,10 +29,12 @@ from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
 from rayrank.models.ranker import Ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
-from rayrank.on_ray.items import Items, load_items
+from rayrank.on_ray.items import Items, bundle_id, load_items
+from rayrank.on_ray.label import read_label_key
 from rayrank.on_ray.patience import alive_through
 from rayrank.on_ray.stream import GroupStream
 from rayrank.on_ray.task import FitTask
+from rayrank.on_ray.teachers import Panel
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.groups import Shards
 from rayrank.wording import counted
@@ -81,9 +83,7 @@ def fit(
     began = time.monotonic()
     collectives = collectives or Solo()
     torch.set_num_threads(task.threads)
-    stream = GroupStream(Shards(task.dataset, task.labels), task.stream)
-    dataset = Dataset.open(task.dataset)
-    feed = Feed(stream, task.learning, (collectives.rank, collectives.world), task.stream.cache_mb)
+    dataset, feed = Dataset.open(task.dataset), _feed(task, collectives)
     checkpoints = Checkpoints(task.output, run_key(task)) if task.output else None
     resume = checkpoints.latest() if checkpoints else start
     task = task.model_copy(update={"learning": with_choice(task.learning, dataset.schema)})
@@ -123,6 +123,13 @@ def fit(
         assert checkpoints
         checkpoints.remove()
     return _fitted(result, model, (began, seconds_items, collectives.world), resume)
+
+
+def _feed(task: FitTask, collectives: Collectives) -> Feed:
+    """The batches of this rank, with the labels on disk or those of teachers in the loop, if there are any."""
+    stream = GroupStream(Shards(task.dataset, task.labels), task.stream)
+    teach = Panel.of(task.asked, task.online).label if task.online else None
+    return Feed(stream, task.learning, (collectives.rank, collectives.world), task.stream.cache_mb, teach)
 
 
 def _first_steps(task: FitTask, resume: Snapshot | None) -> tuple[int, int]:
@@ -198,12 +205,20 @@ def _save(task: FitTask, model: Any, result: TrainResult, dataset: Dataset, item
         data_fingerprint=dataset.manifest.data_fingerprint,
         window=dataset.manifest.window,
         metrics=result.metrics,
-        parents=(Parent(role="teacher", bundle_id=items.teacher_id),) if items.teacher_id else (),
+        parents=tuple(Parent(role="teacher", bundle_id=one) for one in _teachers(task, items)),
         encoder=items.encoder_info,
         tokenizer=items.tokenizer_files,
         config=task.model_dump(mode="json"),
     )
     save_bundle(task.output, model.to("cpu"), parts)
+
+
+def _teachers(task: FitTask, items: Items) -> list[str]:
+    """Ids of the bundles that the run learns from: the one whose item table it takes, then those of the soft labels."""
+    ids = [items.teacher_id] if items.teacher_id else []
+    ids += sorted(read_label_key(task.labels).teachers) if task.labels else []
+    ids += [bundle_id(member.bundle) for member in task.asked]
+    return list(dict.fromkeys(ids))
 
 
 def _fitted(result: TrainResult, model: Any, times: tuple[float, float, int], resume: Any) -> Fitted:

@@ -18,37 +18,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from rayrank.config import Config, ConfigError, parse
-from rayrank.learning.labels import Sampler, taught
-from rayrank.learning.labels import Teacher as TeacherModel
-from rayrank.learning.mining import POOL_SEED, mined
+from rayrank.batch import SequenceBatch
+from rayrank.config import ConfigError, parse
 from rayrank.memory import release
+from rayrank.on_ray.label_spec import LabelKey, LabelTask
 from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.on_ray.stream import chunked, mark, ordered_items, places_of, split_by_place
+from rayrank.on_ray.teachers import Panel, Views
 from rayrank.schema import TRAIN
 from rayrank.sources import storage
-from rayrank.sources.groups import Group, Place, Shards, label_file, read_place
+from rayrank.sources.groups import Group, Place, Shards, label_file
 from rayrank.sources.manifest import Manifest
 
 FILE = "manifest.json"
 KEY = "key.json"
-
-
-class LabelKey(Config):
-    """What labels are of; other labels in the same folder are replaced."""
-
-    format: int = Field(2, description="version of the layout")
-    bundle_id: str = Field(description="the teacher")
-    data_fingerprint: str = Field(description="the shards")
-    tasks: tuple[str, ...] = Field(description="event tasks, each a soft_<task> column")
-    code: str = Field(description="digest of the code that decides numbers")
-    samples: int = Field(description="unseen items labelled at each train target")
-    sample_power: float = Field(description="they are drawn in proportion to (training count + 1) to this power")
-    mined: int = Field(0, description="hard negatives of each positive train target")
-    pool: int = Field(0, description="items drawn for each such target, of which they are the hardest")
 
 
 def read_label_key(folder: str) -> LabelKey:
@@ -72,22 +57,6 @@ def labels_exist(folder: str, key: LabelKey) -> bool:
     if not storage.exists(place) or read_label_key(folder) != key:
         return False
     return all(storage.exists(storage.join(folder, name)) for name in json.loads(storage.read_bytes(place))["files"])
-
-
-class LabelTask(Config):
-    """What is to be labelled, by whom, into where."""
-
-    dataset: str = Field(description="folder of the prepared dataset")
-    teacher: str = Field(description="folder of the teacher's bundle")
-    output: str = Field(description="folder of the labels")
-    actors: int = Field(description="teacher processes; 0: in this process")
-    threads: int = Field(1, description="torch threads of each")
-    samples: int = Field(0, description="unseen items labelled at each train target")
-    sample_power: float = Field(0.5, description="how they are drawn")
-    mined: int = Field(0, description="hard negatives of each positive train target")
-    pool: int = Field(0, description="items drawn for each such target")
-    groups_per_task: int = Field(4, description="row groups scored per call")
-    stall_s: float = Field(1800.0, description="longest wait for the next labels, s")
 
 
 @dataclass(frozen=True)
@@ -114,7 +83,7 @@ def label_shards(task: LabelTask, key: LabelKey, progress: Callable[[str], None]
     if order:
         places = [shards.place(group) for group in order]
         if task.actors == 0:
-            tables: Iterator[pa.Table] = map(Teacher(task.model_dump(mode="json")).label, places)
+            tables: Iterator[pa.Table] = map(Labeller(task.model_dump(mode="json")).label, places)
         else:
             tables = _through_actors(task, places)
         for shard, written in _write(task.output, order, tables):
@@ -128,51 +97,38 @@ def label_shards(task: LabelTask, key: LabelKey, progress: Callable[[str], None]
     return Labelled(task.output, len(manifest.shards), len(done), targets)
 
 
-class Teacher:
-    """A loaded teacher that labels row groups; one per process."""
+class Labeller:
+    """Loaded teachers that label row groups; one per process."""
 
     def __init__(self, task: dict[str, Any]) -> None:
-        from rayrank.bundle import load_bundle
-
         spec = parse(LabelTask, task, "label worker")
         torch.set_num_threads(spec.threads)
-        self._bundle = load_bundle(spec.teacher, verify=False)
-        self._teacher = TeacherModel(self._bundle.model, self._bundle.items_NW)
-        count_N = self._bundle.catalogue().count_N
-        self._sampler = Sampler(count_N, spec.samples, spec.sample_power)
-        self._pool, self._mined = Sampler(count_N, spec.pool, spec.sample_power, POOL_SEED), spec.mined
+        self._panel = Panel.of(spec.teachers, spec, verify=False)
+        self._views = Views(spec.dataset, spec.teachers)
 
     def label(self, place: Place) -> pa.Table:
         """The columns of labels of a row group.
 
-        ``key``; aligned with ``item``, ``soft_<task>`` logits of every target (NaN elsewhere); for each train target in
-        turn S unseen items (``unseen_item``) and their logits (``unseen_<task>``), and M hard negatives
-        (``mined_item``, 0 where there is none) and their corrections (``mined_log_q``, NaN).
+        ``key``; aligned with ``item``, ``soft_<task>`` logits of every target (NaN elsewhere); ``class_<task>`` logits
+        of profiles; for each train target in turn S unseen items (``unseen_item``) and their logits
+        (``unseen_<task>``), and M hard negatives (``mined_item``, 0 where there is none) and their corrections
+        (``mined_log_q``, NaN). Of several teachers also how far they are apart: ``spread_<task>``,
+        ``spread_unseen_<task>``.
         """
-        from rayrank.sources.collate import collate
-
-        table = read_place(place)
-        batch = collate(table, self._bundle.info.data_schema)
-        found = taught([self._teacher], batch, self._sampler)
+        table, batch, views = self._views.read(place)
+        found = self._panel.label(batch, views)
         offsets = _offsets(pa.compute.list_value_length(table.column("item")).to_numpy())
         columns = {"key": table.column("key").combine_chunks()}
-        for name, logits_BT in found.soft_BT.items():
-            columns[f"soft_{name}"] = _lists(logits_BT[found.row_BT >= 0], offsets)
+        for prefix, values in (("soft", found.soft_BT), ("spread", found.spread_BT)):
+            for name, value_BT in values.items():
+                columns[f"{prefix}_{name}"] = _lists(value_BT[found.row_BT >= 0], offsets)
+        for name, value_BC in found.profile_soft_BC.items():
+            each = _offsets(np.full(len(value_BC), value_BC.shape[1]))
+            columns[f"class_{name}"] = _lists(value_BC.flatten(), each)
         train_BT = batch.part_BT == TRAIN
-
-        def by_target(values_BTS: Tensor) -> pa.ListArray:
-            return _lists(values_BTS[train_BT].flatten(), _offsets(train_BT.sum(1).numpy() * values_BTS.shape[-1]))
-
-        if found.unseen_item_BTS is not None:
-            columns["unseen_item"] = by_target(found.unseen_item_BTS.int())
-            for name, logits_BTS in found.unseen_soft_BTS.items():
-                columns[f"unseen_{name}"] = by_target(logits_BTS)
-        if self._mined:
-            found = mined([self._teacher], batch, self._pool, self._mined)
-            assert found.mined_item_BTM is not None
-            assert found.mined_log_q_BTM is not None
-            columns["mined_item"] = by_target(found.mined_item_BTM.int())
-            columns["mined_log_q"] = by_target(found.mined_log_q_BTM)
+        for name, value_BTS in _by_target(found).items():
+            each = _offsets(train_BT.sum(1).numpy() * value_BTS.shape[-1])
+            columns[name] = _lists(value_BTS[train_BT].flatten(), each)
         return pa.table(columns)
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
@@ -180,6 +136,18 @@ class Teacher:
         found = pa.concat_tables([mark(self.label(place), number) for number, place in places_of(chunk)])
         release()  # groups of ever new sizes: an actor grew to twice its size over 10M rows
         return found
+
+
+def _by_target(found: SequenceBatch) -> dict[str, Tensor]:
+    """Column -> what there are several of at each train target."""
+    columns: dict[str, Tensor] = {}
+    if found.unseen_item_BTS is not None:
+        columns["unseen_item"] = found.unseen_item_BTS.int()
+        columns |= {f"unseen_{name}": value for name, value in found.unseen_soft_BTS.items()}
+        columns |= {f"spread_unseen_{name}": value for name, value in found.unseen_spread_BTS.items()}
+    if found.mined_item_BTM is not None and found.mined_log_q_BTM is not None:
+        columns |= {"mined_item": found.mined_item_BTM.int(), "mined_log_q": found.mined_log_q_BTM}
+    return columns
 
 
 def _claim(folder: str, key: LabelKey, manifest: Manifest) -> set[int]:
@@ -205,7 +173,7 @@ def _through_actors(task: LabelTask, order: Sequence[Place]) -> Iterator[pa.Tabl
         # own restarts warn about every actor in the driver's output; their off switch is marked as deprecated.
         warnings.simplefilter("ignore")
         labelled = ordered_items(chunks).map_batches(
-            Teacher,
+            Labeller,
             fn_constructor_args=(task.model_dump(mode="json"),),
             batch_size=None,
             batch_format="pyarrow",

@@ -8,6 +8,7 @@ from rayrank.config import Config, DataPath
 from rayrank.learning.spec import LearningSpec
 from rayrank.models.spec import RankerSpec, StudentSpec
 from rayrank.objectives.spec import ObjectiveSpec
+from rayrank.on_ray.label_spec import Member, Online
 from rayrank.on_ray.stream import StreamSpec
 from rayrank.sources.encoders import EncoderSpec
 
@@ -20,6 +21,7 @@ class FitTask(Config):
     model: RankerSpec = Field(default_factory=StudentSpec, description="what the ranker is made of")
     encoder: EncoderSpec | None = Field(None, description="text encoder; None: no item texts, or a teacher's vectors")
     labels: DataPath | None = Field(None, description="folder of teacher labels of the same dataset")
+    online: Online | None = Field(None, description="instead of labels: teachers that are asked while training")
     teacher: DataPath | None = Field(None, description="teacher bundle whose text vectors become the item table")
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec, description="what is minimised")
     learning: LearningSpec = Field(default_factory=LearningSpec, description="how it is learned")
@@ -30,6 +32,13 @@ class FitTask(Config):
     audit: DataPath | None = Field(
         None, description="local folder for the row numbers behind every optimiser step; None: not kept"
     )
+
+    @property
+    def asked(self) -> tuple[Member, ...]:
+        """Teachers in the loop."""
+        if self.online is None:
+            return ()
+        return self.online.teachers or ((Member(bundle=self.teacher),) if self.teacher else ())
 
 
 PLACES = ("stream", "cache", "threads", "checkpoint_s", "audit")

@@ -26,10 +26,15 @@ class DistillConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> DistillConfig:
-        if self.objective.distillation and not self.labels:
+        if self.objective.distillation and not self.labels and not self.online:
             raise ValueError(
-                "objective.distillation needs labels: the folder that the label job wrote, or set it to null"
+                "objective.distillation needs labels: the folder that the label job wrote (or online: {}, the teacher "
+                "in the loop), or set it to null"
             )
+        if self.labels and self.online:
+            raise ValueError("labels and online are two ways to the same numbers: keep one of them")
+        if self.online and not self.asked:
+            raise ValueError("online needs somebody to ask: teacher, or online.teachers")
         return self
 
 

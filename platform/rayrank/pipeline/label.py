@@ -2,54 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pydantic import Field, model_validator
 
 from rayrank.bundle import load_bundle, read_info
-from rayrank.config import Config, ConfigError, DataPath
+from rayrank.config import ConfigError, DataPath
 from rayrank.learning.code import code_digest
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.items import bundle_id
-from rayrank.on_ray.label import LabelKey, Labelled, LabelTask, label_shards, labels_exist
+from rayrank.on_ray.label import Labelled, label_shards, labels_exist
+from rayrank.on_ray.label_spec import Asked, LabelKey, LabelTask, Member, TeacherKey
 from rayrank.schema import RetrievalTask
-from rayrank.sources.manifest import read_manifest
+from rayrank.sources.dataset import Dataset
+from rayrank.sources.manifest import Manifest, read_manifest
 from rayrank.wording import counted
 
 
-class LabelConfig(Config):
-    """Which teacher labels which dataset."""
+class LabelConfig(Asked):
+    """Which teachers label which dataset."""
 
     dataset: DataPath = Field(description="folder of the prepared dataset")
-    teacher: DataPath = Field(description="folder of the teacher's bundle")
+    teacher: DataPath | None = Field(None, description="folder of the teacher's bundle")
+    teachers: tuple[Member, ...] = Field(
+        (), description="instead of ``teacher``: several, each with a weight; their logits are averaged"
+    )
     output: DataPath = Field(description="folder of the labels; those of another teacher or dataset are replaced")
     actors: int = Field(2, ge=0, description="teacher processes, one logical CPU each; 0: this process, without Ray")
     threads: int = Field(1, ge=1, description="torch threads of each")
-    samples: int = Field(
-        4, ge=0, description="items sampled from the catalogue and labelled too at each train target; 0: none"
-    )
-    sample_power: float = Field(
-        0.5, ge=0, description="they are drawn in proportion to (training count + 1) to this power"
-    )
-    mined: int = Field(
-        0,
-        ge=0,
-        description="hard negatives at each positive of a retrieval task: the teacher's best of the pool; 0: none",
-    )
-    pool: int = Field(256, ge=1, description="items drawn for that at each positive, as the samples are drawn")
     groups_per_task: int = Field(4, ge=1, description="row groups that one call scores")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="which Ray they run on")
 
     @model_validator(mode="after")
-    def _enough_to_mine_from(self) -> LabelConfig:
-        if self.mined > self.pool:
-            raise ValueError(
-                f"mined ({self.mined}) items are the best of pool ({self.pool}): raise pool, or lower mined"
-            )
+    def _somebody_to_ask(self) -> LabelConfig:
+        if bool(self.teacher) == bool(self.teachers):
+            raise ValueError("give one teacher (teacher: folder) or several (teachers: [{bundle: folder}, …])")
+        bundles = [member.bundle for member in self.teachers]
+        if len(set(bundles)) < len(bundles):
+            raise ValueError("teachers names a bundle twice: give it one weight instead")
         return self
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All teachers."""
+        return (Member(bundle=self.teacher),) if self.teacher else self.teachers
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,49 @@ def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
             more actors than there is room for.
     """
     began = time.monotonic()
-    manifest, info = read_manifest(config.dataset), read_info(config.teacher)
-    if info.schema_fingerprint != manifest.fingerprint:
-        rule = f"the teacher's schema must be that of the dataset ({manifest.fingerprint[:16]})"
-        raise ConfigError("teacher", info.schema_fingerprint[:16], rule, "train a teacher on this dataset")
+    manifest = read_manifest(config.dataset)
+    for number, member in enumerate(config.members):
+        _check_member(member, (config.dataset, manifest), "teacher" if config.teacher else f"teachers.{number}")
     if config.mined and not manifest.dataset_schema.of_kind(RetrievalTask):
         rule = "hard negatives are mined by the teacher's retrieval head, and this dataset has no retrieval task"
         raise ConfigError("mined", config.mined, rule, "set it to 0, or add a retrieval task to the dataset")
-    key = LabelKey(
-        bundle_id=bundle_id(config.teacher),
+    key = _key(config, manifest)
+    named = {name: getattr(config, name) for name in LabelTask.model_fields if name not in ("teachers", "stall_s")}
+    task = LabelTask(**named, teachers=config.members, stall_s=config.cluster.stall_s)
+    if labels_exist(config.output, key):
+        done = label_shards(task, key, progress)
+    elif config.actors == 0:
+        _verify(config.members)
+        done = label_shards(task, key, progress)
+    else:
+        with ThreadPoolExecutor(1) as helper:  # Ray starts meanwhile
+            verified = helper.submit(_verify, config.members)
+            with ensure_cluster(config.cluster) as cluster:
+                check_capacity(cluster, config.actors, "actors")
+                verified.result()
+                done = label_shards(task, key, progress)
+    return _result(done, key, time.monotonic() - began)
+
+
+def _verify(members: Sequence[Member]) -> None:
+    """Once, here: the teacher processes trust the bundles."""
+    for member in members:
+        load_bundle(member.bundle)
+
+
+def _key(config: LabelConfig, manifest: Manifest) -> LabelKey:
+    ensemble = tuple(
+        TeacherKey(
+            bundle_id=bundle_id(member.bundle),
+            weight=member.weight,
+            data_fingerprint=(read_manifest(member.dataset) if member.dataset else manifest).data_fingerprint,
+        )
+        for member in config.members
+    )
+    alone = len(ensemble) == 1 and config.members[0].dataset is None
+    return LabelKey(
+        bundle_id=ensemble[0].bundle_id if alone else _joint_id(ensemble),
+        ensemble=() if alone else ensemble,
         data_fingerprint=manifest.data_fingerprint,
         tasks=tuple(task.name for task in manifest.dataset_schema.event_tasks),
         code=code_digest(),
@@ -97,21 +131,40 @@ def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
         mined=config.mined,
         pool=config.pool if config.mined else 0,
     )
-    named = {name: getattr(config, name) for name in LabelTask.model_fields if name != "stall_s"}
-    task = LabelTask(**named, stall_s=config.cluster.stall_s)
-    if labels_exist(config.output, key):
-        done = label_shards(task, key, progress)
-    elif config.actors == 0:
-        load_bundle(config.teacher)  # verified here, once; the teacher processes trust it
-        done = label_shards(task, key, progress)
-    else:
-        with ThreadPoolExecutor(1) as helper:  # Ray starts meanwhile
-            verified = helper.submit(load_bundle, config.teacher)
-            with ensure_cluster(config.cluster) as cluster:
-                check_capacity(cluster, config.actors, "actors")
-                verified.result()
-                done = label_shards(task, key, progress)
-    return _result(done, key, time.monotonic() - began)
+
+
+def _joint_id(ensemble: Sequence[TeacherKey]) -> str:
+    return hashlib.sha256("\n".join(one.model_dump_json() for one in ensemble).encode()).hexdigest()[:16]
+
+
+def _check_member(member: Member, main: tuple[str, Manifest], where: str) -> None:
+    """Whether a teacher can read its dataset, and whether that one holds the same sequences and tasks."""
+    info, own = read_info(member.bundle), main[1]
+    if member.dataset:
+        own = read_manifest(member.dataset)
+        _check_same((member.dataset, own), main, f"{where}.dataset")
+    if info.schema_fingerprint != own.fingerprint:
+        rule = f"the teacher's schema must be that of the dataset ({own.fingerprint[:16]})"
+        fix = "train a teacher on this dataset, or name the one that it reads in teachers: [{bundle: …, dataset: …}]"
+        raise ConfigError(where, info.schema_fingerprint[:16], rule, fix)
+
+
+def _check_same(there: tuple[str, Manifest], main: tuple[str, Manifest], where: str) -> None:
+    """Events themselves are compared when they are read."""
+    (folder, own), (_, manifest) = there, main
+    ours, theirs = (
+        [[(g.sequences, g.events, g.train) for g in shard.row_groups] for shard in found.shards]
+        for found in (manifest, own)
+    )
+    items = [Dataset(path, found).catalogue_table().column("item_id") for path, found in ((folder, own), main)]
+    if ours != theirs or not items[0].equals(items[1]):
+        rule, fix = "must hold the same items and sequences, in the same row groups", "prepare the same log and split"
+        raise ConfigError(where, folder, rule, fix)
+    known = {task.name: task for task in own.dataset_schema.event_tasks}
+    for task in manifest.dataset_schema.event_tasks:
+        if known.setdefault(task.name, task) != task:
+            rule = "a task of both datasets must be the same in both"
+            raise ConfigError(where, task.name, rule, "rename one of them")
 
 
 def _result(done: Labelled, key: LabelKey, seconds: float) -> LabelResult:

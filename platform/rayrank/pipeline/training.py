@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from rayrank.bundle import local_folder
+from rayrank.bundle import local_folder, read_info
 from rayrank.config import ConfigError, DataPath
 from rayrank.learning.choice import chosen
 from rayrank.on_ray.checkpoint import run_key
@@ -23,6 +23,7 @@ from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import read_label_key
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.train import Workers, run_distributed, run_in_process
+from rayrank.schema import RetrievalTask
 from rayrank.sources import storage
 from rayrank.sources.manifest import read_manifest
 from rayrank.tracking import MlflowTracking, NullRun, NullTracker, TrackingConfig, check_tracking, open_tracker
@@ -81,6 +82,7 @@ def train_bundle(config: TrainingConfig, role: str, progress: Callable[[str], No
     task = FitTask(**{name: getattr(config, name) for name in FitTask.model_fields})
     chosen(config.learning.choose, read_manifest(config.dataset).dataset_schema)  # told now, not by a worker
     _check_labels(config)
+    _check_online(config)
     key = run_key(task)
     known = None if config.again else _known(config.output, key)
     if known is not None:
@@ -105,12 +107,25 @@ def train_bundle(config: TrainingConfig, role: str, progress: Callable[[str], No
 
 
 def _check_labels(config: TrainingConfig) -> None:
-    """The soft labels must be those of the teacher whose item table is used."""
+    """The soft labels must be those of the teacher whose item table is used, alone or among others."""
     if config.labels and config.teacher:
-        taught, teacher = read_label_key(config.labels).bundle_id, bundle_id(config.teacher)
-        if taught != teacher:
-            rule = f"these labels are of teacher {taught}, the config names teacher {teacher}"
+        taught, teacher = read_label_key(config.labels).teachers, bundle_id(config.teacher)
+        if teacher not in taught:
+            rule = f"these labels are of teacher {', '.join(sorted(taught))}, the config names teacher {teacher}"
             raise ConfigError("labels", config.labels, rule, "run label with this teacher again")
+
+
+def _check_online(config: TrainingConfig) -> None:
+    """Teachers in the loop must read this dataset, and have what they are asked for."""
+    manifest = read_manifest(config.dataset)
+    if config.online and config.online.mined and not manifest.dataset_schema.of_kind(RetrievalTask):
+        rule = "hard negatives are mined by a retrieval head, and this dataset has no retrieval task"
+        raise ConfigError("online.mined", config.online.mined, rule, "set it to 0")
+    for member in config.asked:
+        found = read_info(member.bundle).schema_fingerprint
+        if found != manifest.fingerprint:
+            rule = f"a teacher in the loop must have the schema of the dataset ({manifest.fingerprint[:16]})"
+            raise ConfigError("online", found[:16], rule, "train one on it, or let the label job ask this one")
 
 
 def tracked_run(output: str) -> str | None:

@@ -26,8 +26,9 @@ def collate(table: pa.Table, schema: DatasetSchema, labels: pa.Table | None = No
         table: rows of a shard (all columns).
         schema: of the dataset.
         labels: the same rows of the teacher's label files, or None: ``key``, ``soft_<task>`` aligned with ``item``,
-            and for each train target in turn S unseen items (``unseen_item``, ``unseen_<task>``) and M hard negatives
-            (``mined_item``, ``mined_log_q``).
+            ``class_<task>`` of each profile, and for each train target in turn S unseen items (``unseen_item``,
+            ``unseen_<task>``) and M hard negatives (``mined_item``, ``mined_log_q``); of several teachers also
+            ``spread_<task>`` and ``spread_unseen_<task>``.
 
     Raises:
         ConfigError: ``labels`` belong to other rows.
@@ -93,21 +94,30 @@ class _Soft:
     def fields(self) -> dict[str, Any]:
         """The batch's fields that hold soft labels."""
         width, names = self.train_BT.shape[1], self.labels.column_names
-        soft = {
-            n.removeprefix("soft_"): torch.from_numpy(pad_list_array(_one(self.labels[n]), width, np.float32, np.nan))
-            for n in names
-            if n.startswith("soft_")
+        tasks = [n.removeprefix("soft_") for n in names if n.startswith("soft_")]
+        several = [n for n in tasks if f"spread_{n}" in names]
+        found: dict[str, Any] = {
+            "soft_BT": {n: self._lists(f"soft_{n}", width) for n in tasks},
+            "spread_BT": {n: self._lists(f"spread_{n}", width) for n in several},
+            "profile_soft_BC": {n.removeprefix("class_"): self._lists(n) for n in names if n.startswith("class_")},
         }
-        found: dict[str, Any] = {"soft_BT": soft}
         if "unseen_item" in names:
-            found["unseen_item_BTS"] = self._spread("unseen_item", torch.int64, 0)
-            found["unseen_soft_BTS"] = {n: self._spread(f"unseen_{n}", torch.float32, float("nan")) for n in soft}
+            found["unseen_item_BTS"] = self._by_target("unseen_item", torch.int64, 0)
+            found["unseen_soft_BTS"] = {n: self._by_target(f"unseen_{n}") for n in tasks}
+            found["unseen_spread_BTS"] = {n: self._by_target(f"spread_unseen_{n}") for n in several}
         if "mined_item" in names:
-            found["mined_item_BTM"] = self._spread("mined_item", torch.int64, 0)
-            found["mined_log_q_BTM"] = self._spread("mined_log_q", torch.float32, float("nan"))
+            found["mined_item_BTM"] = self._by_target("mined_item", torch.int64, 0)
+            found["mined_log_q_BTM"] = self._by_target("mined_log_q")
         return found
 
-    def _spread(self, name: str, dtype: torch.dtype, fill: float) -> Tensor:
+    def _lists(self, name: str, width: int | None = None) -> Tensor:
+        """(B, width) of lists; by default they are all as long as the first."""
+        lists = _one(self.labels[name])
+        if width is None:
+            width = len(lists[0]) if len(lists) else 0
+        return torch.from_numpy(pad_list_array(lists, width, np.float32, np.nan))
+
+    def _by_target(self, name: str, dtype: torch.dtype = torch.float32, fill: float = float("nan")) -> Tensor:
         """(B, T, S) from S (or M) values for each train target, in order."""
         values = torch.from_numpy(pc.list_flatten(_one(self.labels[name])).to_numpy(zero_copy_only=False).copy())
         targets = int(self.train_BT.sum())

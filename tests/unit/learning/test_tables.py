@@ -41,7 +41,7 @@ class Two(torch.nn.Module):
 
 def stage_of(model: Two, dense_rows: int) -> StageState:
     rates = Rates(0.02, 0.03, 0.01, 0.5)
-    return StageState.of(model, list(model.parameters()), rates, 0.98, dense_rows)  # type: ignore[arg-type]
+    return StageState.of(model, list(model.parameters()), rates, (0.98, dense_rows))  # type: ignore[arg-type]
 
 
 def learn(model: Two, state: StageState, steps: range) -> None:

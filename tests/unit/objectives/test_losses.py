@@ -42,6 +42,8 @@ def targets(soft: dict[str, list[float]] | None = None) -> Targets:
         soft_BQ={name: torch.tensor([value]) for name, value in (soft or {}).items()},
         asked_BQ=torch.ones(size, dtype=torch.bool),
         unseen_BQ=torch.zeros(size, dtype=torch.bool),
+        share_BQ=torch.ones(size),
+        request_BQ=torch.zeros(size).long(),
         place_BQ=torch.arange(3).unsqueeze(0),
         profile_B={"age": torch.tensor([1])},
         profile_before_B=torch.tensor([5], dtype=torch.int32),
@@ -154,3 +156,90 @@ def test_unseen_items_weigh_what_is_asked_for() -> None:
     assert float(terms.sums["like", "hard"]) == pytest.approx(cross_entropy(1, 0.3) + cross_entropy(0, -0.2), rel=1e-5)
     assert float(terms.sums["like", "soft"]) == pytest.approx(0.7 * cross_entropy(sigmoid(-1.5), 0.9), rel=1e-5)
     assert float(terms.counts["like"]) == 3
+
+
+def test_terms_over_a_request_weigh_what_is_asked_for_and_know_the_scale() -> None:
+    """Queries 0 and 1 are of one request, query 2 of another; a value 0..1 counts as a logit -4..4."""
+    given = replace(targets({"like": [1.5, 0.5, -0.5], "stars": [0.8, 0.2, 0.1]}), request_BQ=torch.tensor([[4, 4, 9]]))
+    said = outputs(torch.tensor([[2.0, -1.0, 0.7]]), torch.tensor([[0.5, 0.2, 0.0]]))
+    about = {"temperature": 2.0, "margin": {"weight": 0.3}, "listwise": {"weight": 0.5}, "relaxed": {"weight": 0.1}}
+    spec = ObjectiveSpec(distillation=DistillationSpec.model_validate(about), regression_scale=4.0)
+    sums = compute(said, given, SCHEMA, spec).sums
+    assert sums["like", "margin"].item() == pytest.approx(0.3 * 2 * (3.0 - 1.0) ** 2, rel=1e-5)
+    assert sums["stars", "margin"].item() == pytest.approx(0.3 * 4.0 * 2 * (0.3 - 0.6) ** 2, rel=1e-4)
+    p, q = sigmoid(3.0 / 2), sigmoid(1.0 / 2)  # shares of the first of two
+    divergence = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+    assert sums["like", "listwise"].item() == pytest.approx(0.5 * 4.0 * 2 * divergence, rel=1e-4)
+    p, q = sigmoid(8 * 0.3 / 2), sigmoid(8 * 0.6 / 2)
+    divergence = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+    assert sums["stars", "listwise"].item() == pytest.approx(0.5 * 4.0 * 2 * divergence, rel=1e-4)
+    assert sums["like", "relaxed"].item() == pytest.approx(0.1 * 2.0 * 2 * -math.log(sigmoid(1.5)), rel=1e-4)
+
+
+def test_doubt_and_disagreement_lower_the_weight_of_soft_labels() -> None:
+    given = replace(targets({"like": [1.5, 0.0, -0.5]}), spread_BQ={"like": torch.tensor([[0.5, 1.0, 2.0]])})
+    said = torch.tensor([[2.0, -1.0, 0.7]])
+    spec = ObjectiveSpec(
+        distillation=DistillationSpec(mix=1.0, temperature=1.0, confidence=0.5, agreement=2.0), weights={"like": 1.0}
+    )
+
+    def sure(logit: float) -> float:
+        p = sigmoid(logit)
+        return 1 + (p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(2)
+
+    first = math.sqrt(sure(1.5)) / (1 + 2 * 0.25) * cross_entropy(sigmoid(1.5), 2.0)
+    third = math.sqrt(sure(-0.5)) / (1 + 2 * 4.0) * cross_entropy(sigmoid(-0.5), 0.7)
+    sums = compute(outputs(said, torch.zeros(1, 3)), given, SCHEMA, spec).sums  # even odds weigh nothing
+    assert sums["like", "soft"].item() == pytest.approx(first + third, rel=1e-4)
+
+
+def test_a_values_disagreement_counts_in_logits() -> None:
+    given = replace(targets({"stars": [0.8, NAN, NAN]}), spread_BQ={"stars": torch.tensor([[0.25, NAN, NAN]])})
+    spec = ObjectiveSpec(distillation=DistillationSpec(mix=1.0, confidence=3.0, agreement=0.5), regression_scale=4.0)
+    sums = compute(outputs(torch.zeros(1, 3), torch.tensor([[0.5, 0.0, 0.0]])), given, SCHEMA, spec).sums
+    assert sums["stars", "soft"].item() == pytest.approx(4.0 * 0.3**2 / (1 + 0.5 * 2.0**2), rel=1e-5)
+
+
+def test_profiles_are_distilled_at_a_temperature() -> None:
+    soft = {"age": torch.tensor([[1.0, -1.0], [0.4, 0.0], [NAN, NAN]])}
+    given = replace(targets(), profile_B={"age": torch.tensor([1, -1, 0])}, profile_soft_BC=soft)
+    logits = torch.tensor([[0.0, 1.0], [0.5, 0.0], [2.0, 0.0]])
+    said = replace(outputs(torch.zeros(1, 3), torch.zeros(1, 3)), profiles={"age": logits})
+    spec = ObjectiveSpec(distillation=DistillationSpec(profiles=0.25, temperature=2.0))
+    terms = compute(said, given, SCHEMA, spec)
+    hard = 0.75 * -math.log(sigmoid(1.0)) - math.log(sigmoid(2.0))
+    soft_sum = cross_entropy(sigmoid(1.0), -0.5) + cross_entropy(sigmoid(0.2), 0.25)
+    assert terms.sums["age", "hard"].item() == pytest.approx(hard, rel=1e-5)
+    assert terms.sums["age", "soft"].item() == pytest.approx(0.25 * 4.0 * soft_sum, rel=1e-5)
+    assert terms.counts["age"].item() == 3
+    without = ObjectiveSpec(distillation=DistillationSpec())
+    plain = compute(said, given, SCHEMA, without)
+    assert ("age", "soft") not in plain.sums
+    assert plain.counts["age"].item() == 2
+
+
+def test_the_unseen_items_of_a_target_count_as_one() -> None:
+    given = targets({"like": [NAN, 1.5, -0.5]})
+    given.labels_BQ["like"][0, 1] = NAN
+    given = replace(
+        given,
+        unseen_BQ=torch.tensor([[False, True, True]]),
+        share_BQ=torch.tensor([[1.0, 0.5, 0.5]]),
+    )
+    spec = ObjectiveSpec(distillation=DistillationSpec(unseen=0.8, temperature=1.0))
+    terms = compute(outputs(torch.tensor([[2.0, -1.0, 0.7]]), torch.zeros(1, 3)), given, SCHEMA, spec)
+    soft = 0.4 * (cross_entropy(sigmoid(1.5), -1.0) + cross_entropy(sigmoid(-0.5), 0.7))
+    assert terms.sums["like", "soft"].item() == pytest.approx(soft, rel=1e-5)
+    assert terms.counts["like"].item() == 2
+
+
+def test_auxiliary_logits_take_the_soft_terms_and_leave_hard_labels_their_weight() -> None:
+    given = targets({"like": [1.5, NAN, -0.5]})
+    said = outputs(torch.tensor([[2.0, -1.0, 0.7]]), torch.zeros(1, 3))
+    said = replace(said, auxiliary_BQ={"like": torch.tensor([[0.4, 0.0, -0.2]])})
+    spec = ObjectiveSpec(distillation=DistillationSpec(mix=0.3, temperature=1.0))
+    sums = compute(said, given, SCHEMA, spec).sums
+    hard, soft = cross_entropy(1, 2.0) + cross_entropy(0, -1.0), cross_entropy(sigmoid(1.5), 0.4)
+    soft += cross_entropy(sigmoid(-0.5), -0.2)
+    assert sums["like", "hard"].item() == pytest.approx(hard, rel=1e-5)
+    assert sums["like", "soft"].item() == pytest.approx(0.3 * soft, rel=1e-5)

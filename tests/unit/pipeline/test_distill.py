@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from rayrank.batch import FAR
 from rayrank.bundle import load_bundle
 from rayrank.config import ConfigError, replace
+from rayrank.on_ray.items import bundle_id
 from rayrank.pipeline.distill import DistillConfig, distill
 from rayrank.pipeline.label import LabelConfig, label
 
@@ -38,6 +41,62 @@ def test_a_student_is_trained_on_soft_labels_and_names_its_teacher(world, tmp_pa
     assert bundle.info.parents[0].role == "teacher"
     hard = distill(replace(config, {"objective.distillation": None, "output": str(tmp_path / "hard")}), lambda _: None)
     assert hard.curve[0]["loss/like"] != made.curve[0]["loss/like"]
+
+
+EVERYTHING = {
+    "mix": 0.3, "profiles": 0.5, "temperature": 1.5, "unseen_items": 2, "confidence": 0.5,
+    "margin": {"weight": 0.3}, "listwise": {"weight": 0.5}, "relaxed": {"weight": 0.1},
+}  # fmt: skip
+
+
+def test_teachers_in_the_loop_and_their_labels_give_equal_gradients(world, tmp_path: Path) -> None:
+    """The same micro-batch, labelled on disk and labelled when it is read: losses and gradients of every weight."""
+    from rayrank.learning.feed import Feed
+    from rayrank.learning.forward import StepNoise, forward
+    from rayrank.learning.spec import LearningSpec
+    from rayrank.objectives.losses import compute
+    from rayrank.objectives.spec import ObjectiveSpec
+    from rayrank.objectives.targets import training_targets
+    from rayrank.on_ray.label_spec import Member, Online
+    from rayrank.on_ray.teachers import Panel
+    from rayrank.sources.groups import LocalGroups, Shards
+
+    both = [{"bundle": world.teacher, "weight": 1.0}, {"bundle": world.student, "weight": 3.0}]
+    labels, samples = str(tmp_path / "labels"), 3
+    label(LabelConfig(dataset=world.dataset, teachers=both, output=labels, actors=0, samples=samples), lambda _: None)
+    panel = Panel.of([Member.model_validate(one) for one in both], Online(samples=samples))
+    spec = ObjectiveSpec.model_validate({"distillation": {**EVERYTHING, "agreement": 1.0}})
+    gradients, terms = [], []
+    for place, teach in ((labels, None), (None, panel.label)):
+        feed = Feed(LocalGroups(Shards(world.dataset, place)), LearningSpec(lanes=1), teach=teach)
+        (batch,) = next(iter(feed.steps(0)))
+        student = load_bundle(world.student)
+        student.model.requires_grad_(True)
+        far = torch.full_like(batch.valid_from_B, FAR)
+        targets = training_targets(batch, far, torch.full(batch.part_BT.shape, 0.4), 2)
+        said = forward(student.model, batch, targets, student.catalogue(), None, StepNoise(None))
+        found = compute(said, targets, student.info.data_schema, spec)
+        found.total(found.counts, spec).backward()
+        gradients.append({n: p.grad for n, p in student.model.named_parameters() if p.grad is not None})
+        terms.append({name: value.detach() for name, value in found.sums.items()})
+    assert {term for _, term in terms[0]} == {"hard", "soft", "margin", "listwise", "relaxed"}
+    torch.testing.assert_close(terms[1], terms[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+    assert sum(float(value.abs().sum()) for value in gradients[0].values()) > 0
+
+
+def test_a_student_of_teachers_in_the_loop_is_that_of_their_labels(world, tmp_path: Path) -> None:
+    config = replace(_config(world, tmp_path), {"objective.distillation": EVERYTHING})
+    offline = distill(config, lambda _: None)
+    changes = {"labels": None, "online": {"samples": 4}, "output": str(tmp_path / "online")}
+    online = distill(replace(config, changes), lambda _: None)
+    parents = [[one.bundle_id for one in load_bundle(made.bundle).info.parents] for made in (offline, online)]
+    assert parents[0] == parents[1] == [bundle_id(world.teacher)]
+    losses = [[step["loss"] for step in made.curve] for made in (offline, online)]
+    assert len(losses[0]) > 10
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    with pytest.raises(ConfigError, match="two ways to the same numbers"):
+        replace(config, {"online": {"samples": 4}})
 
 
 def test_soft_labels_without_labels_are_a_mistake(world) -> None:

@@ -6,12 +6,18 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from rayrank.config import ConfigError, parse
 from rayrank.on_ray.label import labels_exist, read_label_key
 from rayrank.pipeline.label import LabelConfig, label
 from rayrank.sources.manifest import data_fingerprint, read_manifest
+
+
+def quiet(_line: str) -> None:
+    """Says nothing."""
 
 
 def test_labels_carry_their_key_and_every_target(world, tmp_path: Path) -> None:
@@ -55,6 +61,74 @@ def test_mining_needs_a_pool_and_a_retrieval_task(world, tmp_path: Path) -> None
     (teacher / "bundle.json").write_text(json.dumps({**bundle, "schema_fingerprint": schema.fingerprint()}))
     with pytest.raises(ConfigError, match=r"^mined: got 4; .*no retrieval task.*fix: set it to 0"):
         label(LabelConfig(**places, actors=0, mined=4), lambda _: None)
+
+
+def _columns(folder: Path) -> dict[str, np.ndarray]:
+    tables = [pq.read_table(file) for file in sorted(folder.glob("part-*.parquet"))]
+    names = [name for name in tables[0].column_names if name != "key"]
+    return {name: np.concatenate([t[name].combine_chunks().flatten().to_numpy() for t in tables]) for name in names}
+
+
+def test_several_teachers_are_averaged_and_tell_how_far_they_are_apart(world, tmp_path: Path) -> None:
+    places = {"dataset": world.dataset, "actors": 0, "samples": 2}
+    for name, bundle in (("one", world.teacher), ("two", world.student)):
+        label(parse(LabelConfig, {**places, "teacher": bundle, "output": str(tmp_path / name)}), quiet)
+    both = [{"bundle": world.teacher, "weight": 1.0}, {"bundle": world.student, "weight": 3.0}]
+    raw = {**places, "teachers": both, "output": str(tmp_path / "both")}
+    made = label(parse(LabelConfig, raw), quiet)
+    one, two, mean = (_columns(tmp_path / name) for name in ("one", "two", "both"))
+    np.testing.assert_array_equal(mean["unseen_item"], one["unseen_item"])
+    for name in ("soft_like", "unseen_like", "soft_stars", "class_age_group"):
+        np.testing.assert_allclose(mean[name], (one[name] + 3 * two[name]) / 4, atol=1e-5)
+    for told, apart in (("soft_like", "spread_like"), ("unseen_stars", "spread_unseen_stars")):
+        np.testing.assert_allclose(mean[apart], np.sqrt(3) / 4 * np.abs(one[told] - two[told]), atol=1e-5)
+    assert not [name for name in one if name.startswith("spread_")]
+    key = read_label_key(made.labels)
+    assert key.teachers == {read_label_key(str(tmp_path / name)).bundle_id for name in ("one", "two")}
+    (tmp_path / "both" / "manifest.json").unlink()  # as if the run had been cut
+    (tmp_path / "both" / "part-00000.parquet").unlink()
+    assert label(parse(LabelConfig, raw), quiet).reused_shards == made.shards - 1
+    again = label(parse(LabelConfig, raw), quiet)
+    assert (again.reused_shards, again.teacher_id) == (made.shards, made.teacher_id)
+    np.testing.assert_equal(_columns(tmp_path / "both"), mean)
+    both[1]["weight"] = 2.0
+    assert label(parse(LabelConfig, raw), quiet).reused_shards == 0
+
+
+def test_a_teacher_may_read_other_features_of_the_same_log(world, tmp_path: Path) -> None:
+    """A second dataset of the same log, whose items have a category more: its teacher labels the first one's shards."""
+    from tests.two_views import two_views
+
+    views = two_views(tmp_path)
+    teachers = [{"bundle": views.plain_teacher}, {"bundle": views.rich_teacher, "dataset": views.rich}]
+    raw = {"dataset": views.plain, "actors": 0, "samples": 1, "output": str(tmp_path / "labels")}
+    label(parse(LabelConfig, {**raw, "teachers": teachers}), quiet)
+    found = _columns(tmp_path / "labels")
+    for name, dataset, bundle in (("a", views.plain, views.plain_teacher), ("b", views.rich, views.rich_teacher)):
+        changes = {"dataset": dataset, "teacher": bundle, "output": str(tmp_path / name)}
+        label(parse(LabelConfig, {**raw, **changes}), quiet)
+    one, two = (_columns(tmp_path / name) for name in ("a", "b"))
+    for name in ("soft_like", "unseen_like"):
+        np.testing.assert_allclose(found[name], (one[name] + two[name]) / 2, atol=1e-5)
+    assert np.nanmax(np.abs(one["soft_like"] - two["soft_like"])) > 1e-3
+    with pytest.raises(ConfigError, match=r"^teachers.1: .*schema must be that of the dataset"):
+        label(parse(LabelConfig, {**raw, "teachers": [teachers[0], {"bundle": views.rich_teacher}]}), quiet)
+    other = {"bundle": views.rich_teacher, "dataset": views.other}  # as many events of as many users
+    with pytest.raises(ConfigError, match=r"other/shards/.* must hold the events of .*plain/shards/"):
+        label(parse(LabelConfig, {**raw, "teachers": [teachers[0], other]}), quiet)
+    other = {"bundle": world.teacher, "dataset": world.dataset}
+    with pytest.raises(ConfigError, match=r"^teachers.1.dataset: .*same items and sequences"):
+        label(parse(LabelConfig, {**raw, "teachers": [teachers[0], other]}), quiet)
+
+
+def test_one_teacher_or_several(world, tmp_path: Path) -> None:
+    raw = {"dataset": world.dataset, "output": str(tmp_path)}
+    with pytest.raises(ConfigError, match="give one teacher"):
+        parse(LabelConfig, raw)
+    with pytest.raises(ConfigError, match="give one teacher"):
+        parse(LabelConfig, {**raw, "teacher": world.teacher, "teachers": [{"bundle": world.teacher}]})
+    with pytest.raises(ConfigError, match="names a bundle twice"):
+        parse(LabelConfig, {**raw, "teachers": [{"bundle": world.teacher}, {"bundle": world.teacher, "weight": 2}]})
 
 
 def test_missing_inputs_are_named(world, tmp_path: Path) -> None:
