@@ -79,6 +79,8 @@ def run_key(task: FitTask) -> str:
     parts = [asked, code_digest(), read_manifest(task.dataset).data_fingerprint]
     if task.teacher:
         parts.append(bundle_id(task.teacher))
+    if task.cold_encoder:
+        parts.append(bundle_id(task.cold_encoder))
     if task.labels:
         parts.append(read_label_key(task.labels).model_dump_json())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from rayrank.bundle import Bundle
-from rayrank.bundle.info import ENCODER, GRAPH, WEIGHTS
+from rayrank.bundle.info import ENCODER, GRAPH, GRAPHS, WEIGHTS
+from rayrank.compression.by_request import judged_model
 from rayrank.compression.gate import kendall_tau, logloss_ratio, ndcg_drop, score_difference
 from rayrank.compression.texts import Texts
 from rayrank.learning.predict import Protocol, Wanted, predict
@@ -82,7 +83,7 @@ def _scores(bundles: tuple[Bundle, Bundle], dataset: Dataset, part: Part, protoc
 
     def of(bundle: Bundle) -> Scores:
         batches = (collate(dataset.read_group(*place), dataset.schema) for place in releasing(groups))
-        return predict(bundle.model, bundle.catalogue(), batches, wanted)
+        return predict(judged_model(bundle), bundle.catalogue(), batches, wanted)
 
     return of(bundles[0]), of(bundles[1])
 
@@ -139,6 +140,6 @@ def _texts(bundles: tuple[Bundle, Bundle]) -> tuple[dict[str, tuple[float, float
 
 
 def _megabytes(bundles: Sequence[Bundle]) -> tuple[float, float]:
-    places = [[b.path / WEIGHTS, b.path / ENCODER / GRAPH] for b in bundles]
+    places = [[b.path / WEIGHTS, b.path / ENCODER / GRAPH, *(b.path / GRAPHS).glob("*")] for b in bundles]
     before, after = (sum(file.stat().st_size for file in files if file.is_file()) / 1e6 for files in places)
     return before, after
