@@ -9,7 +9,7 @@ candidates the paths are computed one by one, with the same result.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from rayrank.batch import Queries
