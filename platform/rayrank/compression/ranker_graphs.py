@@ -6,7 +6,6 @@ so a graph is small whatever the number of users and items.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,7 +85,7 @@ class _Score(nn.Module):
         queries = Queries(
             place_BQ, time_BQ, torch.zeros_like(place_BQ), {f.name: given[CONTEXT + f.name] for f in features}
         )
-        state = replace(_unread(given), **{name: given[name] for name in _STATE})
+        state = _unread(given).with_events(given["tokens_BTD"], given["sums_BSX"], given["prior_BdK"])
         said = self.model.score(state, queries, given["item_QW"])
         return torch.stack([said[task] for task in self.model.event_tasks], dim=-1)
 
