@@ -12,7 +12,16 @@ from rayrank.batch import FAR, Catalogue, Events, SequenceBatch
 from rayrank.models.build import build_ranker
 from rayrank.models.encoder import build_encoder
 from rayrank.models.ranker import Ranker
-from rayrank.models.spec import CrossSpec, Inputs, RankerSpec, Sizes, StudentSpec, TeacherSpec
+from rayrank.models.spec import (
+    CrossSpec,
+    Inputs,
+    RankerSpec,
+    SequenceStudentSpec,
+    Sizes,
+    StudentSpec,
+    TeacherSpec,
+    TwoTowerSpec,
+)
 from rayrank.schema import (
     BinaryTask,
     CategoricalFeature,
@@ -52,7 +61,7 @@ SIZES = Sizes(
     context_categories={"device": 3},
     text_width=TEXT,
 )
-KINDS = ("teacher", "attentive", "student", "cross")
+KINDS = ("teacher", "attentive", "student", "sequence", "two_tower", "cross")
 TOKENS = 5
 BERT = {"model_type": "bert", "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 16, "max_position_embeddings": 16, "initializer_range": 0.3}  # fmt: skip
@@ -66,6 +75,10 @@ def spec_of(kind: str, **changes: Any) -> RankerSpec:
     sizes = {"width": 8, "id_width": 4, "taste_width": 3, "retrieval_width": 4}
     if kind == "student":
         return StudentSpec(**{**sizes, "hidden": 8, "recent": 2, **changes})
+    if kind == "sequence":
+        return SequenceStudentSpec(**{**sizes, "hidden": 8, "recent": 2, "attention_heads": 2, **changes})
+    if kind == "two_tower":
+        return TwoTowerSpec(**{**sizes, "hidden": 8, "recent": 2, **changes})
     more = {"attention": True, "layers": 1} if kind == "attentive" else {}
     return TeacherSpec(**{**sizes, "attention_heads": 2, **more, **changes})
 

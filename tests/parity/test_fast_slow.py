@@ -10,8 +10,10 @@ import torch
 
 from rayrank.batch import Events, Queries, SequenceBatch
 from rayrank.models.attention import PrefixPool
+from rayrank.models.ranker import Ranker
 from rayrank.models.reader import Reader
 from rayrank.models.spec import Inputs
+from rayrank.models.two_tower import TwoTower
 from tests.tiny_models import ITEMS, KINDS, SCHEMA, SIZES, batch, catalogue, model_of
 
 
@@ -233,3 +235,45 @@ def test_a_state_for_whole_histories_says_what_one_for_prefixes_says(kind: str, 
             torch.testing.assert_close(second[task], value, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(*(model.retrieval(s, after[:, :1]) for s in states), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(*(model.profiles(s, after[:, 0])["age"] for s in states), rtol=1e-5, atol=1e-5)
+
+
+def test_two_towers_of_one_request_are_one_matrix() -> None:
+    """What serving computes: both paths, blend and shared context as one product; against the paths one by one."""
+    model, given = model_of("two_tower"), batch(sequences=1)
+    model.static_share_K.copy_(torch.tensor([0.25, 0.6]))
+    assert isinstance(model, TwoTower)
+    items, last = model.item_vectors(catalogue()), 7
+    asked = Queries(
+        torch.arange(1, ITEMS + 1).unsqueeze(0),
+        torch.full((1, ITEMS), int(given.events.time_BT[0, last]) + 60),
+        torch.full((1, ITEMS), 99, dtype=torch.int32),
+        {n: v[:, last : last + 1].expand(-1, ITEMS) for n, v in given.context.items()},
+    )
+    varied = replace(asked, context={"device": torch.arange(ITEMS).unsqueeze(0) % 3})
+    with torch.no_grad():
+        for known in (1.0, 0.0):
+            model.trained_users_U.fill_(known)
+            for whole in (True, False):
+                state = model.user_state(replace(given.events, whole=whole), items)
+                for queries, one in ((asked, True), (varied, False)):
+                    assert model.one_matrix(queries) is one
+                    plain = Ranker.score(model, state, queries, items)
+                    for task, value in model.score(state, queries, items).items():
+                        torch.testing.assert_close(value, plain[task], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_of_one_sequence_keep_their_own_times(kind: str) -> None:
+    """In the snapshot protocol targets share the history but not the time; alone or among others, they score alike."""
+    model, given = model_of(kind), batch(sequences=2)
+    items = model.item_vectors(catalogue())
+    before = torch.full_like(given.streaming().visible_before_BQ, 3)
+    queries = replace(given.streaming(), visible_before_BQ=before)
+    first = Queries(
+        queries.item_BQ[:1], queries.time_BQ[:1], before[:1], {n: v[:1] for n, v in queries.context.items()}
+    )
+    with torch.no_grad():
+        both = model.score(model.user_state(given.events, items), queries, items)
+        alone = model.score(model.user_state(cut(given.events, 0, 8), items), first, items)
+    for task, value in alone.items():
+        torch.testing.assert_close(value, both[task][:1], rtol=1e-5, atol=1e-5)

@@ -94,7 +94,9 @@ def _limits(info: BundleInfo) -> list[str]:
     lines = ["* Scores compare items for one user; they are not comparable between releases."]
     if any(isinstance(t, RegressionTask) for t in info.data_schema.tasks):
         lines.append("* Regression values are not cut to the range of the label.")
-    if info.role == "student":
+    if info.role == "student" and info.encoder is not None:
+        lines.append("* Items not in the catalogue are known by the vector that its own encoder makes of their text.")
+    elif info.role == "student":
         lines.append("* Items not in the catalogue are scored from their attributes until a teacher vector is given.")
     lines.append("* The data's licence and its biases (who rated what, and when) apply to the scores as well.")
     return lines

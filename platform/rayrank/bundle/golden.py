@@ -6,6 +6,8 @@ Histories and candidates are random rows of the catalogue, drawn from a seed, be
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +16,15 @@ from torch import Tensor
 from rayrank.batch import Catalogue, Events, Queries
 from rayrank.features.encode import is_multi
 from rayrank.models.encoder import TextEncoder
+from rayrank.models.onnx_ranker import RequestGraphs
 from rayrank.models.ranker import Ranker, take_rows
 from rayrank.models.spec import Sizes
 from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, RegressionTask, RetrievalTask
 
 SEED, USERS, EVENTS, CANDIDATES, PACKED, TEXTS, TOKENS = 20_240_601, 4, 24, 16, 8, 3, 12
 _START = 1_600_000_000
+
+Moved = TypeVar("Moved", Events, Queries)
 
 TOLERANCE = {
     ("float32", "cpu"): 2e-4,  # other vector widths and thread counts differ by about 1e-6
@@ -32,20 +37,27 @@ TOLERANCE = {
 """Largest |difference| / (1 + |score|) by dtype and device type; entries of text vectors are below 1."""
 
 
-def golden_rows(model: Ranker, window: int, catalogue: Catalogue, items_NW: Tensor) -> dict[str, Tensor]:
+Scoring = tuple[Ranker, RequestGraphs | None]
+"""A model, and its graphs if it has any."""
+
+
+def golden_rows(scoring: Scoring, window: int, catalogue: Catalogue, items_NW: Tensor) -> dict[str, Tensor]:
     """Inputs (``in.…``) and outputs (``out.…``) as flat tensors, for safetensors."""
+    model = scoring[0]
     inputs = _flat(*_draw(model.schema, model.sizes, window))
     rng = np.random.default_rng(SEED)
     inputs["in.rows"] = _tensor(rng.integers(0, len(items_NW), PACKED))
     if encoder := _encoder(model):
         vocabulary = int(encoder.config()["vocab_size"])
         inputs["in.tokens"] = _tensor(rng.integers(0, vocabulary, TEXTS * TOKENS), torch.int32)
-    return inputs | rescore(model, inputs, catalogue, items_NW)
+    return inputs | rescore(scoring, inputs, catalogue, items_NW)
 
 
-def rescore(model: Ranker, golden: Mapping[str, Tensor], catalogue: Catalogue, items_NW: Tensor) -> dict[str, Tensor]:
-    """Outputs of stored golden inputs: logits by task, packed item rows and, with an encoder, text vectors."""
-    events, queries = _unflat(golden)
+def rescore(
+    scoring: Scoring, golden: Mapping[str, Tensor], catalogue: Catalogue, items_NW: Tensor
+) -> dict[str, Tensor]:
+    """Outputs of stored golden inputs: logits by task, also by graphs, packed item rows and, with an encoder, texts."""
+    (model, graphs), (events, queries) = scoring, _unflat(golden)
     with torch.inference_mode():
         state = model.user_state(events, items_NW)
         found = model.score(state, queries, items_NW)
@@ -55,7 +67,21 @@ def rescore(model: Ranker, golden: Mapping[str, Tensor], catalogue: Catalogue, i
         if (encoder := _encoder(model)) and "in.tokens" in golden:
             offsets = torch.arange(0, TEXTS * TOKENS + 1, TOKENS)
             found["text"] = encoder.encode(golden["in.tokens"], offsets, torch.arange(TEXTS))
+        if graphs is not None:
+            said = graphs.score(model, _row(events, 0), _row(queries, 0), items_NW)
+            found |= {f"graph.{task}": logits for task, logits in said.items()}
     return {f"out.{name}": value.float().clone().contiguous() for name, value in found.items()}
+
+
+def _row(given: Moved, number: int) -> Moved:
+    """One sequence of events or queries, all of it visible, as in a request."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: one(tensor) for name, tensor in value.items()}
+        return value[number : number + 1] if isinstance(value, Tensor) else value
+
+    return replace(given, **{field.name: one(getattr(given, field.name)) for field in fields(given)})
 
 
 def _encoder(model: Ranker) -> TextEncoder | None:

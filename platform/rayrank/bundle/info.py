@@ -24,8 +24,10 @@ GOLDEN = "golden.safetensors"
 CARD = "MODEL_CARD.md"
 ENCODER = "encoder"
 GRAPH = "model.onnx"
+GRAPHS = "graphs"
 
 Role = Literal["teacher", "student"]
+Backend = Literal["torch", "onnx"]
 
 
 class Parent(Config):
@@ -42,7 +44,7 @@ class EncoderInfo(Config):
     config: dict[str, Any] = Field(description="Hugging Face configuration that rebuilds the network")
     max_tokens: int = Field(ge=1, description="longest text in tokens; the rest is cut")
     sha256: str | None = Field(None, description="hash of the pretrained weights it started from")
-    backend: Literal["torch", "onnx"] = Field(
+    backend: Backend = Field(
         "torch", description="what computes it; onnx: the graph encoder/model.onnx, which holds its weights too"
     )
 
@@ -74,6 +76,9 @@ class BundleInfo(Config):
     encoder: EncoderInfo | None = Field(None, description="text encoder, if the model has one")
     config: dict[str, Any] = Field(default_factory=dict, description="resolved config of the run")
     compression: Compression | None = Field(None, description="how it was made smaller, if it was")
+    backend: Backend = Field(
+        "torch", description="what answers requests; onnx: the graphs in graphs/ (whatever else is asked: torch)"
+    )
     dtype: Literal["float32", "bfloat16", "int8"] = Field(
         "float32", description="type of the text encoder's weights; everything else is float32"
     )

@@ -25,6 +25,7 @@ from rayrank.bundle.info import (
     FORMAT,
     GOLDEN,
     GRAPH,
+    GRAPHS,
     ITEM_TABLE,
     ITEMS,
     MANIFEST,
@@ -42,6 +43,7 @@ from rayrank.features.state import FeatureState, check_state
 from rayrank.models.build import build_ranker
 from rayrank.models.encoder import TextEncoder, build_encoder
 from rayrank.models.onnx_encoder import OnnxEncoder
+from rayrank.models.onnx_ranker import GRAPH_FILES, RequestGraphs, graphs_of
 from rayrank.models.ranker import Ranker
 from rayrank.schema import past_features
 from rayrank.sources.dataset import catalogue_of
@@ -61,6 +63,7 @@ class Bundle:
     items_NW: Tensor  # packed item rows, as Ranker.item_vectors gave them
     text_ND: Tensor | None  # text vectors of the items, if the model reads text
     past: ItemPast | None = None  # what @item_ columns are computed from; None without them, and in older bundles
+    graphs: RequestGraphs | None = None  # what answers requests in the model's place
 
     @cached_property
     def items(self) -> pa.Table:
@@ -122,8 +125,8 @@ def load_bundle(path: str | Path, verify: bool = True) -> Bundle:
     table = _tensors(folder / ITEM_TABLE)
     if len(table["packed"]) != info.sizes.items:
         raise _broken(folder / ITEM_TABLE, f"must hold {info.sizes.items} rows, found {len(table['packed'])}")
-    past = _past(folder, info)
-    bundle = Bundle(folder, bundle_id, info, model, features, table["packed"], table.get("text"), past)
+    past, graphs = _past(folder, info), _graphs(folder, info)
+    bundle = Bundle(folder, bundle_id, info, model, features, table["packed"], table.get("text"), past, graphs)
     if verify:
         _check_golden(bundle)
     return bundle
@@ -177,6 +180,14 @@ def _encoder(folder: Path, info: BundleInfo) -> TextEncoder | None:
     return OnnxEncoder(file.read_bytes(), info.encoder.config)
 
 
+def _graphs(folder: Path, info: BundleInfo) -> RequestGraphs | None:
+    files = {name: folder / GRAPHS / name for name in GRAPH_FILES} if info.backend == "onnx" else {}
+    for file in files.values():
+        if not file.is_file():
+            raise _broken(file, "file of the bundle is missing")
+    return graphs_of({name: file.read_bytes() for name, file in files.items()})
+
+
 def _past(folder: Path, info: BundleInfo) -> ItemPast | None:
     file = folder / PAST
     if not past_features(info.data_schema) or PAST not in info.files:  # saved before bundles had it
@@ -215,8 +226,8 @@ def _load_weights(model: Ranker, found: Mapping[str, Tensor], file: Path) -> Non
 
 def _check_golden(bundle: Bundle) -> None:
     file = bundle.path / GOLDEN
-    golden = _tensors(file)
-    for name, scores in rescore(bundle.model, golden, bundle.catalogue(), bundle.items_NW).items():
+    golden, scoring = _tensors(file), (bundle.model, bundle.graphs)
+    for name, scores in rescore(scoring, golden, bundle.catalogue(), bundle.items_NW).items():
         if name not in golden:
             raise _broken(file, f"holds no golden rows for {name.removeprefix('out.')}")
         gap = worst(golden[name], scores)

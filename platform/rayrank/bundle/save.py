@@ -27,6 +27,7 @@ from rayrank.bundle.info import (
     ENCODER,
     FEATURES,
     GOLDEN,
+    GRAPHS,
     ITEM_TABLE,
     ITEMS,
     MANIFEST,
@@ -46,6 +47,7 @@ from rayrank.config import ConfigError
 from rayrank.features.derived import ItemPast
 from rayrank.features.state import FeatureState
 from rayrank.models.encoder import TextEncoder
+from rayrank.models.onnx_ranker import graphs_of
 from rayrank.models.ranker import Ranker
 from rayrank.schema import DatasetSchema, past_features
 
@@ -70,6 +72,7 @@ class BundleParts:
     tokenizer: Mapping[str, bytes] = field(default_factory=dict)  # files of the encoder: tokenizer.json, a graph
     config: Mapping[str, Any] = field(default_factory=dict)  # resolved config of the run
     compression: Compression | None = None  # how it was made smaller, if it was
+    graphs: Mapping[str, bytes] = field(default_factory=dict)  # of the ranker, for ONNX Runtime; none: torch
 
 
 def save_bundle(path: str | Path, model: Ranker, parts: BundleParts) -> BundleInfo:
@@ -108,10 +111,10 @@ def _write(folder: Path, model: Ranker, parts: BundleParts) -> BundleInfo:
         assert parts.past is not None, "@item_ columns are served from the dataset's past"
         write_past(folder / PAST, parts.past)
     _write_text(folder / FEATURES, parts.features.model_dump_json(indent=1))
-    for name, content in parts.tokenizer.items():
-        place = folder / ENCODER / name
-        place.parent.mkdir(exist_ok=True)
-        place.write_bytes(content)
+    for inside, contents in ((ENCODER, parts.tokenizer), (GRAPHS, parts.graphs)):
+        for name, content in contents.items():
+            (folder / inside).mkdir(exist_ok=True)
+            (folder / inside / name).write_bytes(content)
     info = _info(model, parts)
     _write_text(folder / CARD, model_card(info, len(parts.items)))
     files = {str(p.relative_to(folder)): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -137,14 +140,14 @@ def _tables(model: Ranker, parts: BundleParts) -> tuple[Catalogue, Tensor, dict[
             catalogue = replace(catalogue, vectors_ND=text_ND)
         items_NW = model.item_vectors(catalogue).float()
         catalogue = replace(catalogue, tokens_NL=model.tokens_of(items_NW))
-        golden = golden_rows(model, parts.window, catalogue, items_NW)
+        golden = golden_rows((model, graphs_of(parts.graphs)), parts.window, catalogue, items_NW)
     model.train(training)
     return catalogue, items_NW, golden
 
 
 def _info(model: Ranker, parts: BundleParts) -> BundleInfo:
     return BundleInfo(
-        role="student" if model.spec.kind == "student" else "teacher",
+        role="student" if model.spec.is_student else "teacher",
         spec=model.spec,
         sizes=model.sizes,
         data_schema=parts.schema,
@@ -156,6 +159,7 @@ def _info(model: Ranker, parts: BundleParts) -> BundleInfo:
         encoder=parts.encoder,
         config=dict(parts.config),
         compression=parts.compression,
+        backend="onnx" if parts.graphs else "torch",
         dtype=_dtype(model),
         parameters=sum(p.numel() for p in model.parameters()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 import torch
 
 from rayrank.bundle import Bundle, BundleParts, EncoderInfo, Parent, load_bundle
 from rayrank.bundle.info import GRAPH
+from rayrank.compression.narrow import narrow
 from rayrank.compression.onnx_graph import encoder_graph
 from rayrank.compression.prune import prune
-from rayrank.compression.spec import Bf16, Int8, MethodSpec, Onnx, Prune
+from rayrank.compression.ranker_graphs import request_graphs
+from rayrank.compression.spec import Bf16, Int8, MethodSpec, Narrow, Onnx, OnnxRanker, Prune
 from rayrank.compression.texts import Texts
 from rayrank.config import ConfigError
 from rayrank.learning.texts import encoder_of
@@ -21,20 +23,57 @@ from rayrank.models.encoder import TextEncoder
 from rayrank.models.onnx_encoder import OnnxEncoder
 from rayrank.models.ranker import Ranker
 from rayrank.models.rounded import input_ranges, round_weights
-from rayrank.models.spec import CrossSpec
+from rayrank.models.spec import CrossSpec, StudentSpec
+from rayrank.models.student import Student
+from rayrank.sources.dataset import Dataset
 
 
-def compressed(bundle: Bundle, method: MethodSpec, progress: Callable[[str], None]) -> tuple[Ranker, BundleParts]:
+def compressed(
+    bundle: Bundle, method: MethodSpec, dataset: Dataset, progress: Callable[[str], None]
+) -> tuple[Ranker, BundleParts]:
     """The smaller model and the other parts of its bundle; ``bundle`` itself is left as it is.
 
-    Item texts are encoded anew, so a bundle's vectors are always those of its own encoder.
+    ``dataset``: what it was trained on; what a narrower student learns from.
 
     Raises:
         ConfigError: a method that this model has nothing for, or more units to keep than there are.
     """
+    if bundle.graphs is not None:
+        raise ConfigError("bundle", str(bundle.path), "its ranker is a graph already", "start from its original")
+    match method:
+        case OnnxRanker():
+            return _with_graphs(bundle, progress)
+        case Narrow():
+            if not isinstance(bundle.info.spec, StudentSpec):
+                rule = "units are known of students of kind: student"
+                raise ConfigError("bundle", str(bundle.path), rule, "give one, or choose another method")
+            parts, model = parts_of(bundle), cast(Student, bundle.model)
+            return narrow(model, method, dataset, parts.catalogue, progress), parts
+        case Prune() | Bf16() | Int8() | Onnx():
+            return _with_encoder(bundle, method, progress)
+        case _:
+            assert_never(method)
+
+
+def _with_graphs(bundle: Bundle, progress: Callable[[str], None]) -> tuple[Ranker, BundleParts]:
+    if isinstance(bundle.info.spec, CrossSpec):
+        rule = "a cross teacher lays out texts by request, which no graph of fixed operations does"
+        raise ConfigError("bundle", str(bundle.path), rule, "give another teacher, or a student")
+    progress("making the graphs of user state and candidates")
+    graphs = request_graphs(bundle.model, bundle.items_NW.shape[1])
+    return bundle.model, replace(parts_of(bundle), graphs=graphs)
+
+
+def _with_encoder(
+    bundle: Bundle, method: Prune | Bf16 | Int8 | Onnx, progress: Callable[[str], None]
+) -> tuple[Ranker, BundleParts]:
+    """Item texts are encoded anew, so a bundle's vectors are always those of its own encoder."""
     if isinstance(bundle.info.spec, CrossSpec):
         rule = "a cross teacher reads whole requests, and its encoder cannot be judged by the vectors of items"
         raise ConfigError("bundle", str(bundle.path), rule, "give a teacher of kind: teacher")
+    if bundle.info.spec.is_student and bundle.info.encoder is not None:
+        rule = "a student's encoder speaks the language of its item table, which stays as it is"
+        raise ConfigError("bundle", str(bundle.path), rule, "compress its teacher, then distil with it as cold_encoder")
     model: Any = load_bundle(bundle.path, verify=False).model
     encoder, texts, info = encoder_of(model), Texts.of(bundle), bundle.info.encoder
     if encoder is None or texts is None or info is None:

@@ -6,17 +6,14 @@ measures it beforehand on item texts.
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from rayrank.compression.exporter import exported, quiet
 from rayrank.compression.texts import Texts
 from rayrank.config import ConfigError
 from rayrank.models.encoder import TextEncoder, Tokens, padded
@@ -41,7 +38,7 @@ def encoder_graph(encoder: TextEncoder, int8: OnnxInt8, texts: Texts, judged_tex
     if int8 == "none":
         return graph
     rows = texts.learnt[:judged_texts]
-    with tempfile.TemporaryDirectory(prefix="rayrank-onnx-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="rayrank-onnx-") as folder, quiet():
         before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         before.write_bytes(graph)
         _round(before, after, _Batches(texts, rows, encoder.pad_token) if int8 == "static" else None)
@@ -55,8 +52,9 @@ class PaddedEncoder(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    def forward(self, given: dict[str, Tensor]) -> Tensor:
         """(B, W) means over the tokens whose mask is 1."""
+        ids_BT, mask_BT = given[IDS], given[MASK]
         parts: Any = self.network.embeddings
         first = 0 if self.network.config.model_type == "bert" else int(parts.padding_idx) + 1  # type: ignore[union-attr]
         place_T = torch.arange(ids_BT.shape[1], device=ids_BT.device) + first
@@ -82,26 +80,9 @@ def _layer(layer: Any, x: Tensor, unseen: Tensor) -> Tensor:
 
 
 def _exported(module: nn.Module) -> bytes:
-    try:
-        import onnxscript  # noqa: F401  # the exporter needs it and says so less plainly
-    except ImportError:
-        rule = "the packages onnx, onnxruntime and onnxscript must be installed"
-        raise ConfigError("method.kind", "onnx", rule, "pip install 'rayrank[onnx]'") from None
     sizes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
     example = torch.ones(2, 7, dtype=torch.int64)
-    with torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            module,
-            (example, example.clone()),
-            dynamo=True,
-            verbose=False,
-            input_names=[IDS, MASK],
-            output_names=[VECTORS],
-            dynamic_shapes=(sizes, sizes),
-        )
-    assert program is not None
-    graph: bytes = program.model_proto.SerializeToString()
-    return graph
+    return exported(module, {IDS: (example, sizes), MASK: (example.clone(), sizes)}, [VECTORS])[0]
 
 
 def _round(before: Path, after: Path, batches: Any) -> None:
@@ -136,16 +117,3 @@ class _Batches:
         text = Tokens.of(offsets[rows[order]], lengths[order])
         ids_BT, mask_BT = padded(self._texts.token_ids, text, self._pad_token)
         return {IDS: ids_BT.numpy(), MASK: mask_BT.numpy()}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the tools' remarks on torchvision and on their own preprocessing."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -61,7 +61,39 @@ class Onnx(Config):
     judged_texts: int = Field(64, ge=1, description="texts that static ranges are measured on")
 
 
-MethodSpec = Annotated[Prune | Bf16 | Int8 | Onnx, Field(discriminator="kind")]
+class OnnxRanker(Config):
+    """What answers requests as two graphs that ONNX Runtime computes: user state, candidates given the user state."""
+
+    kind: Literal["onnx_ranker"] = "onnx_ranker"
+
+
+class StudentRecovery(Config):
+    """Training after units are gone: the smaller student learns to say what the original says."""
+
+    steps: int = Field(400, ge=0, description="optimiser steps; 0: none")
+    sequences: int = Field(16, ge=1, description="sequences of a step")
+    learning_rate: float = Field(3e-3, gt=0, description="highest rate of AdamW; warmed up, then falling to 0")
+    seed: int = Field(0, ge=0, description="of the order of the sequences")
+
+
+class Narrow(Config):
+    """Units of a student's hidden layers and item vectors are taken out, the least important first."""
+
+    kind: Literal["narrow"] = "narrow"
+    hidden: int | None = Field(None, ge=4, description="units kept of the split first layer (half as many above it)")
+    width: int | None = Field(None, ge=4, description="columns kept of the item vectors that histories average")
+    taste_width: int | None = Field(None, ge=1, description="columns kept of the regression's item vectors")
+    judged_batches: int = Field(8, ge=1, description="batches that importance is measured on")
+    recovery: StudentRecovery = Field(default_factory=StudentRecovery, description="training that follows")
+
+    @model_validator(mode="after")
+    def _something(self) -> Narrow:
+        if self.hidden is None and self.width is None and self.taste_width is None:
+            raise ValueError("give at least one of hidden, width and taste_width: how many are kept")
+        return self
+
+
+MethodSpec = Annotated[Prune | Bf16 | Int8 | Onnx | OnnxRanker | Narrow, Field(discriminator="kind")]
 
 
 class GateLimits(Config):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rayrank.batch import Events
 from rayrank.models.layers import Perceptron, drop
-from rayrank.models.noise import Noise
+from rayrank.models.noise import Noise, position_keys
 
 _SOFT_CAP = 8.0
 """Bound of pooling logits: their exponentials are summed over prefixes without a maximum taken from later events."""
@@ -83,6 +84,21 @@ class PrefixPool(nn.Module):
         sums = torch.cat([empty, value_BTHd * weight_BTH.unsqueeze(-1)], dim=1).cumsum(1)
         mean = (sums / torch.cat([one, weight_BTH], dim=1).cumsum(1).unsqueeze(-1)).reshape(batch, length + 1, width)
         return mean.gather(1, count_BQ.unsqueeze(-1).expand(-1, -1, width))
+
+
+def read_causally(
+    layers: nn.ModuleList, x_BTD: Tensor, events: Events, shown_BT: Tensor, noise: Noise | None
+) -> Tensor:
+    """(B, T, D) event tokens after the layers; each has seen the shown ones of earlier requests, and itself."""
+    if not layers:
+        return x_BTD
+    length = x_BTD.shape[1]
+    itself = torch.eye(length, dtype=torch.bool, device=x_BTD.device)
+    earlier_BTT = events.request_BT.unsqueeze(1) < events.request_BT.unsqueeze(2)
+    mask_BTT = (earlier_BTT & shown_BT.unsqueeze(1)) | itself
+    for layer in layers:
+        x_BTD = layer(x_BTD, mask_BTT, noise, position_keys(events.key_B, length))
+    return x_BTD
 
 
 def attend(q_BHQd: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, mask_BQT: Tensor) -> Tensor:

@@ -7,14 +7,26 @@ from typing import assert_never
 from rayrank.models.cross import Cross
 from rayrank.models.encoder import TextEncoder
 from rayrank.models.ranker import Ranker
-from rayrank.models.spec import CrossSpec, RankerSpec, Sizes, StudentSpec, TeacherSpec
+from rayrank.models.sequence import SequenceStudent
+from rayrank.models.spec import (
+    CrossSpec,
+    RankerSpec,
+    SequenceStudentSpec,
+    Sizes,
+    StudentSpec,
+    TeacherSpec,
+    TwoTowerSpec,
+)
 from rayrank.models.student import Student
 from rayrank.models.teacher import Teacher
+from rayrank.models.two_tower import TwoTower
 from rayrank.schema import DatasetSchema
 
 
 def build_ranker(spec: RankerSpec, schema: DatasetSchema, sizes: Sizes, encoder: TextEncoder | None = None) -> Ranker:
-    """A ranker with fresh weights (seed torch before). A student has no encoder; a teacher without text needs none.
+    """A ranker with fresh weights (seed torch before). A teacher without text needs no encoder.
+
+    A student reads a table; an encoder that it is given is for items that the table lacks, and no part of its function.
 
     Raises:
         ConfigError: a cross teacher without text, or with texts that are longer than its encoder reads.
@@ -25,6 +37,10 @@ def build_ranker(spec: RankerSpec, schema: DatasetSchema, sizes: Sizes, encoder:
         case CrossSpec():
             return Cross(spec, schema, sizes, encoder)
         case StudentSpec():
-            return Student(spec, schema, sizes)
+            return Student(spec, schema, sizes).with_encoder(encoder)
+        case SequenceStudentSpec():
+            return SequenceStudent(spec, schema, sizes).with_encoder(encoder)
+        case TwoTowerSpec():
+            return TwoTower(spec, schema, sizes).with_encoder(encoder)
         case _:
             assert_never(spec)

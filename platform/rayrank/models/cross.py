@@ -75,8 +75,13 @@ class Cross(Ranker):
         inputs = self.spec.inputs
         return bool(inputs.user_id or inputs.item_id or inputs.item_attributes or inputs.user_attributes)
 
-    def user_state(self, events: Events, items_NW: Tensor, noise: Noise | None = None) -> UserState:
-        state = self.static_state(events, noise)
+    def read(
+        self,
+        state: UserState,
+        events: Events,
+        items_NW: Tensor,
+        noise: Noise | None = None,  # noqa: ARG002
+    ) -> UserState:
         widths = [self.item_tokens, self.spec.width]
         token_BTL, item_BTD = functional.embedding(events.item_BT, items_NW[:, : sum(widths)]).split(widths, dim=-1)
         event_BTE = torch.cat([token_BTL, self.joint.said(events)], dim=-1)

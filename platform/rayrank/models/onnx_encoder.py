@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rayrank.config import ConfigError
 from rayrank.models.encoder import TextEncoder, Tokens, padded
+from rayrank.models.onnx_session import open_session
 
 IDS, MASK, VECTORS = "ids_BT", "mask_BT", "vectors_BW"
 """Names of the graph's inputs (int64) and output (float32, means over the tokens)."""
@@ -26,7 +26,7 @@ class OnnxEncoder(TextEncoder):
         self.width, self.pad_token = int(config["hidden_size"]), int(config.get("pad_token_id") or 0)
         self.packed, self.additions, self.frozen_layers = False, None, 0
         self.alive = lambda: None
-        self._config, self._session = dict(config), _session(graph)
+        self._config, self._session = dict(config), open_session(graph, "text encoder")
 
     def config(self) -> dict[str, Any]:
         """The configuration of the network that the graph was made from."""
@@ -36,15 +36,3 @@ class OnnxEncoder(TextEncoder):
         ids_BT, mask_BT = padded(token_ids, text, self.pad_token)
         (found,) = self._session.run([VECTORS], {IDS: ids_BT.numpy(), MASK: mask_BT.numpy()})
         return torch.from_numpy(found)
-
-
-def _session(graph: bytes) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        rule = "this bundle's text encoder runs on ONNX Runtime: the package onnxruntime must be installed"
-        fix = "pip install 'rayrank[onnx]', or use the bundle it came from"
-        raise ConfigError("bundle", "onnx", rule, fix) from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -18,6 +18,7 @@ from torch.nn import functional
 from rayrank.batch import Catalogue, Events, Queries
 from rayrank.models.layers import IdTable
 from rayrank.models.noise import Noise
+from rayrank.models.portable import prefix_max
 from rayrank.models.spec import RankerSpec, Sizes
 from rayrank.models.static import StaticPath
 from rayrank.schema import DatasetSchema, MulticlassTask
@@ -47,6 +48,8 @@ class UserState:
 
     def visible_count(self, visible_before_BQ: Tensor) -> Tensor:
         """int64 (B, Q): the events before a request are the first this many, since requests rise along T."""
+        if self.whole:
+            return torch.full_like(visible_before_BQ, self.request_BT.shape[1], dtype=torch.int64)
         return torch.searchsorted(self.request_BT.contiguous(), visible_before_BQ.contiguous())
 
     def place(self, count_BQ: Tensor) -> Tensor:
@@ -106,9 +109,13 @@ class Ranker(nn.Module, ABC):
         """int32 (N, L): the tokens in packed item rows, for ``Catalogue.tokens_NL``; None where it reads none."""
         return items_NW[:, : self.item_tokens].to(torch.int32) if self.item_tokens else None
 
-    @abstractmethod
     def user_state(self, events: Events, items_NW: Tensor, noise: Noise | None = None) -> UserState:
         """Everything about the users that does not depend on a query."""
+        return self.read(self.static_state(events, noise), events, items_NW, noise)
+
+    @abstractmethod
+    def read(self, state: UserState, events: Events, items_NW: Tensor, noise: Noise | None = None) -> UserState:
+        """A :meth:`static_state` with the events read."""
 
     def score(
         self, state: UserState, queries: Queries, items_NW: Tensor, noise: Noise | None = None
@@ -251,7 +258,7 @@ def shown_counts(shown_BT: Tensor) -> Tensor:
 def shown_times(time_BT: Tensor, shown_BT: Tensor) -> Tensor:
     """int64 (B, T + 1): time of the last shown event among the first 0, 1, … T; NEVER when there is none."""
     times_BT = torch.where(shown_BT, time_BT, NEVER)
-    return functional.pad(times_BT.cummax(1).values, (1, 0), value=NEVER)
+    return functional.pad(prefix_max(times_BT), (1, 0), value=NEVER)
 
 
 def shown(events: Events) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from rayrank.batch import Catalogue, Events
 from rayrank.models.layers import FeatureSum, id_table
+from rayrank.models.portable import shared, solved, spread
 from rayrank.models.ranker import UserState, shown_counts
 from rayrank.models.spec import Inputs, Sizes
 from rayrank.models.static import middle
@@ -36,7 +37,7 @@ class Reading:
 
     logits_BQK: Tensor
     taste_BQdK: Tensor  # the solved weights, constant term first
-    root_Hdd: Tensor  # lower Cholesky factors of the regressions' matrices
+    kept_Hdd: Tensor  # of the regressions' matrices, for portable.spread
     history_BQ: Tensor  # int64: which of the H regressions a query reads; Q is 1 when all candidates share it
     x_BQd: Tensor  # candidates, constant first
 
@@ -46,12 +47,11 @@ class Reading:
 
     def features(self) -> Tensor:
         """(B, Q, ·) taste, agreement with the candidate and certainty, for layers on top."""
-        root_BQdd = functional.embedding(self.history_BQ, self.root_Hdd.flatten(1)).unflatten(
-            -1, self.root_Hdd.shape[1:]
+        kept_BQdd = functional.embedding(self.history_BQ, self.kept_Hdd.flatten(1)).unflatten(
+            -1, self.kept_Hdd.shape[1:]
         )
         # How far the candidate is from everything seen: xᵀ (Σ x xᵀ + Λ)⁻¹ x, through one triangular solve.
-        spread = torch.linalg.solve_triangular(root_BQdd, self.x_BQd.unsqueeze(-1), upper=False).squeeze(-1)
-        doubt_BQ1 = spread.square().sum(-1, keepdim=True)
+        doubt_BQ1 = spread(kept_BQdd, self.x_BQd).unsqueeze(-1)
         agreement_BQX = (self.x_BQd.unsqueeze(-1) * self.taste_BQdK)[..., 1:, :].flatten(-2)
         taste_BQX = self.taste().expand(*self.x_BQd.shape[:2], -1)
         parts = [self.x_BQd[..., 1:], taste_BQX, agreement_BQX, self.logits_BQK, doubt_BQ1, doubt_BQ1.log()]
@@ -152,33 +152,43 @@ class Reader(nn.Module):
 
     def forward(self, sums_BSX: Tensor, count_BQ: Tensor, item_BQX: Tensor, state: UserState) -> Reading:
         """What the first ``count_BQ`` events say of candidates with packed rows ``item_BQX``."""
-        # One request, many candidates: one regression.
-        shared = count_BQ.shape[0] == 1 and bool((count_BQ == count_BQ[:, :1]).all())
-        taste_HdK, root_Hdd, history_BQ = self._solved(sums_BSX, count_BQ[:, :1] if shared else count_BQ, state)
-        # Not by indexing: its gradient would be added up in any order when there are several threads.
-        taste_BQdK = functional.embedding(history_BQ, taste_HdK.flatten(1)).unflatten(-1, taste_HdK.shape[1:])
+        taste_BQdK, kept_Hdd, history_BQ = self._read(sums_BSX, count_BQ, state)
         vector_BQd, base_BQK = item_BQX.split([self.width, len(self.tasks)], dim=-1)
         x_BQd = _with_one(vector_BQd)
         read_BQK = (x_BQd.unsqueeze(-1) * taste_BQdK).sum(-2) * self.scale
-        return Reading(base_BQK + read_BQK, taste_BQdK, root_Hdd, history_BQ, x_BQd)
+        return Reading(base_BQK + read_BQK, taste_BQdK, kept_Hdd, history_BQ, x_BQd)
+
+    def taste(self, sums_BSX: Tensor, count_BQ: Tensor, state: UserState) -> Tensor:
+        """(B, Q or 1, d + 1, K): the solved weights alone, constant first; one for all queries that share a history."""
+        return self._read(sums_BSX, count_BQ, state)[0]
+
+    def _read(self, sums_BSX: Tensor, count_BQ: Tensor, state: UserState) -> tuple[Tensor, Tensor, Tensor]:
+        # One request, many candidates: one regression.
+        asked_BQ = count_BQ[:, :1] if shared(count_BQ) else count_BQ
+        taste_HdK, kept_Hdd, history_BQ = self._solved(sums_BSX, asked_BQ, state)
+        # Not by indexing: its gradient would be added up in any order when there are several threads.
+        taste_BQdK = functional.embedding(history_BQ, taste_HdK.flatten(1)).unflatten(-1, taste_HdK.shape[1:])
+        return taste_BQdK, kept_Hdd, history_BQ
 
     def _solved(self, sums_BSX: Tensor, count_BQ: Tensor, state: UserState) -> tuple[Tensor, Tensor, Tensor]:
-        """One regression for all queries that see the same events: weights, Cholesky factors, whose (B, Q) is which."""
+        """One regression for all queries that see the same events: weights, what is kept, whose (B, Q) is which."""
         size, tasks = self.width + 1, len(self.tasks)
-        places = state.request_BT.shape[1] + 1
-        key_BQ = torch.arange(len(count_BQ), device=count_BQ.device).unsqueeze(1) * places + count_BQ
-        key_H, history_BQ = torch.unique(key_BQ, return_inverse=True)
-        user_H, count_H = key_H // places, key_H % places
-        now_HX = sums_BSX[user_H, torch.ones_like(count_H) if state.whole else count_H]
+        user_H = torch.arange(len(count_BQ), device=count_BQ.device)
+        if state.whole:
+            count_H, history_BQ, now_HX = count_BQ[:, 0], user_H.unsqueeze(1).expand_as(count_BQ), sums_BSX[:, 1]
+        else:
+            places = state.request_BT.shape[1] + 1
+            key_H, history_BQ = torch.unique(user_H.unsqueeze(1) * places + count_BQ, return_inverse=True)
+            user_H, count_H = key_H // places, key_H % places
+            now_HX = sums_BSX[user_H, count_H]
         age_H = shown_counts(state.shown_BT)[user_H, count_H] - 1
         now_HX = now_HX * torch.exp(-self.recency * age_H / 100.0).unsqueeze(-1)
         squares, products = now_HX.split([size * size, size * tasks], dim=-1)
         matrix = squares.unflatten(-1, (size, size)) + torch.diag(self.log_ridge.exp())
-        root_Hdd = torch.linalg.cholesky(matrix.float())
-        taste_HdK = torch.cholesky_solve(products.unflatten(-1, (size, tasks)).float(), root_Hdd)
+        taste_HdK, kept_Hdd = solved(matrix, products.unflatten(-1, (size, tasks)))
         prior_HdK = functional.embedding(user_H, state.prior_BdK.flatten(1)).unflatten(-1, (size, tasks))
         taste_HdK = taste_HdK + prior_HdK
-        return taste_HdK, root_Hdd, history_BQ
+        return taste_HdK, kept_Hdd, history_BQ
 
     def _said(self, events: Events, base_BTK: Tensor) -> Tensor:
         """(B, T, K): labels less what the item gets from anybody; 0 where missing, a constant when labels are off."""

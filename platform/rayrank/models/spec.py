@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -53,6 +53,7 @@ HeadsSpec = Annotated[SharedBottomSpec | MMoESpec | PLESpec, Field(discriminator
 class _BlendedSpec(Config):
     """What every ranker has: its inputs, the static path, and the blend of both paths."""
 
+    is_student: ClassVar[bool] = False
     inputs: Inputs = Field(default_factory=Inputs, description="which inputs the model sees")
     id_width: int = Field(32, ge=1, description="width of the user and item id factors")
     retrieval_width: int = Field(32, ge=1, description="width of the retrieval vectors, without the bias entry")
@@ -76,15 +77,36 @@ class TeacherSpec(_BlendedSpec):
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden layers of the sequence path")
 
 
-class StudentSpec(_BlendedSpec):
-    """No language model and no attention: the two paths in their cheapest form, over a distilled item table."""
+class _StudentSpec(_BlendedSpec):
+    """What students share: both paths over a distilled item table."""
 
-    kind: Literal["student"] = "student"
+    is_student: ClassVar[bool] = True
     width: int = Field(32, ge=4, description="D, width of the item vectors that are averaged over the history")
     hidden: int = Field(64, ge=4, description="H, width of the split first layer")
     taste_width: int = Field(16, ge=1, description="d, width of the item vectors of the regression in context")
     recent: int = Field(16, ge=1, description="events that count as recent")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden layers")
+
+
+class StudentSpec(_StudentSpec):
+    """No language model and no attention: the two paths in their cheapest form, over a distilled item table."""
+
+    kind: Literal["student"] = "student"
+
+
+class SequenceStudentSpec(_StudentSpec):
+    """The student with a small causal transformer over the events beside the regression and the means."""
+
+    kind: Literal["sequence"] = "sequence"
+    layers: int = Field(1, ge=1, description="causal transformer layers over the events")
+    attention_heads: int = Field(2, ge=1, description="heads of every attention; divides width")
+
+
+class TwoTowerSpec(_StudentSpec):
+    """A user vector per task times an item vector, and biases: a candidate costs one inner product per task."""
+
+    kind: Literal["two_tower"] = "two_tower"
+    hidden: int = Field(64, ge=4, description="H, width of the hidden layer of the user's tower")
 
 
 class CrossSpec(_BlendedSpec):
@@ -102,7 +124,8 @@ class CrossSpec(_BlendedSpec):
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden layers above the encoder")
 
 
-RankerSpec = Annotated[TeacherSpec | CrossSpec | StudentSpec, Field(discriminator="kind")]
+AnyStudentSpec = StudentSpec | SequenceStudentSpec | TwoTowerSpec
+RankerSpec = Annotated[TeacherSpec | CrossSpec | AnyStudentSpec, Field(discriminator="kind")]
 
 
 class Sizes(Config):

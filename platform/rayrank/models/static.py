@@ -81,15 +81,24 @@ class StaticPath(nn.Module):
 
     def forward(self, user_BU: Tensor, item_BQW: Tensor, queries: Queries) -> Tensor:
         """(B, Q, K) logits from packed users and the packed rows of the queried items."""
+        side_BQF, side_bias_BQK = self._side(user_BU, queries).split(self.widths, dim=-1)
+        item_BQF, item_bias_BQK = item_BQW.split(self.widths, dim=-1)
+        logits: Tensor = self.interaction(side_BQF * item_BQF * _GAIN)
+        return logits + side_bias_BQK + item_bias_BQK
+
+    def matrix(self, user_BU: Tensor, query: Queries) -> tuple[Tensor, Tensor]:
+        """(F, K) and (K,): what a packed row's factor is multiplied with at one user's query, and what is added."""
+        side_F, side_bias_K = self._side(user_BU, query)[0, 0].split(self.widths)
+        return (self.interaction.weight * side_F * _GAIN).T, side_bias_K + self.interaction.bias
+
+    def _side(self, user_BU: Tensor, queries: Queries) -> Tensor:
+        """(B, Q or 1, F + K): user, context and clock."""
         side_BQU = user_BU.unsqueeze(1)
         if self.inputs.context and not self.context.empty:
             side_BQU = side_BQU + self.context(queries.context)
         if self.inputs.time:
             side_BQU = side_BQU + self.clock(clock_features(queries.time_BQ, torch.full_like(queries.time_BQ, -1)))
-        side_BQF, side_bias_BQK = side_BQU.split(self.widths, dim=-1)
-        item_BQF, item_bias_BQK = item_BQW.split(self.widths, dim=-1)
-        logits: Tensor = self.interaction(side_BQF * item_BQF * _GAIN)
-        return logits + side_bias_BQK + item_bias_BQK
+        return side_BQU
 
 
 def middle(schema: DatasetSchema) -> Tensor:

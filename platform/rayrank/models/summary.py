@@ -47,9 +47,10 @@ class Summary:
     def means(self, sums_BSX: Tensor, count_BQ: Tensor) -> Tensor:
         """(B, Q, ·) what the events before place ``count_BQ`` amount to; those not shown do not count at all."""
         now = _at(sums_BSX, count_BQ)
-        shown_BS = sums_BSX[..., 0].contiguous()
-        older_BQ = (now[..., 0] - self.recent).clamp_min(0)
-        before = _at(sums_BSX, torch.searchsorted(shown_BS, older_BQ.contiguous()))
+        before = sums_BSX[:, :1]  # of a whole history, or of a single event: the first row is what is older
+        if sums_BSX.shape[1] > 2:
+            older_BQ = (now[..., 0] - self.recent).clamp_min(0)
+            before = _at(sums_BSX, torch.searchsorted(sums_BSX[..., 0].contiguous(), older_BQ.contiguous()))
         plain, width = self.channels, self.item_width
         size = now[..., :1] + 3.0  # three imaginary neutral events keep short histories near the middle
         recent = (now - before)[..., plain : plain + width] / ((now - before)[..., :1] + 1.0)

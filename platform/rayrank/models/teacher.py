@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayrank.batch import Catalogue, Events, Queries
-from rayrank.models.attention import CandidateAttention, CausalLayer, PrefixPool
+from rayrank.models.attention import CandidateAttention, CausalLayer, PrefixPool, read_causally
 from rayrank.models.encoder import TextEncoder
 from rayrank.models.events import EventTokens
 from rayrank.models.heads import TaskHeads
@@ -80,8 +80,7 @@ class Teacher(Ranker):
         start = self.spec.width + self.reader.row_width
         return items_NW[:, start : start + self.static.row_width]
 
-    def user_state(self, events: Events, items_NW: Tensor, noise: Noise | None = None) -> UserState:
-        state = self.static_state(events, noise)
+    def read(self, state: UserState, events: Events, items_NW: Tensor, noise: Noise | None = None) -> UserState:
         packed_BTW = functional.embedding(events.item_BT, items_NW[:, : self.spec.width + self.reader.row_width])
         item_BTD, read_BTX = packed_BTW.split([self.spec.width, self.reader.row_width], dim=-1)
         prior_BdK = self.reader.prior(events)
@@ -145,14 +144,7 @@ class Teacher(Ranker):
     def _tokens(self, events: Events, item_BTD: Tensor, shown_BT: Tensor, noise: Noise | None) -> Tensor:
         """(B, T, D) event tokens; each has seen the earlier requests' when there are causal layers."""
         x_BTD = self.tokens(events, item_BTD, noise)
-        length = events.shape[1]
-        if self.causal:
-            itself = torch.eye(length, dtype=torch.bool, device=x_BTD.device)
-            earlier_BTT = events.request_BT.unsqueeze(1) < events.request_BT.unsqueeze(2)
-            mask_BTT = (earlier_BTT & shown_BT.unsqueeze(1)) | itself
-            for layer in self.causal:
-                x_BTD = layer(x_BTD, mask_BTT, noise, position_keys(events.key_B, length))
-        normed: Tensor = self.last_norm(x_BTD)
+        normed: Tensor = self.last_norm(read_causally(self.causal, x_BTD, events, shown_BT, noise))
         return normed
 
     def _asked(self, state: UserState, queries: Queries, count_BQ: Tensor) -> Tensor:

@@ -80,6 +80,8 @@ def run_key(task: FitTask) -> str:
     if task.teacher:
         parts.append(bundle_id(task.teacher))
     parts += [bundle_id(member.bundle) for member in task.asked]
+    if task.cold_encoder:
+        parts.append(bundle_id(task.cold_encoder))
     if task.labels:
         parts.append(read_label_key(task.labels).model_dump_json())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -195,6 +195,9 @@ def _train(model: Any, data: TrainData, spec: TrainSpec, hooks: Hooks, collectiv
 
 def _save(task: FitTask, model: Any, result: TrainResult, dataset: Dataset, items: Items) -> None:
     assert task.output
+    cold = items.cold
+    if cold is not None:
+        model.with_encoder(cold.encoder)
     parts = BundleParts(
         schema=dataset.schema,
         features=dataset.manifest.features,
@@ -206,8 +209,8 @@ def _save(task: FitTask, model: Any, result: TrainResult, dataset: Dataset, item
         window=dataset.manifest.window,
         metrics=result.metrics,
         parents=tuple(Parent(role="teacher", bundle_id=one) for one in _teachers(task, items)),
-        encoder=items.encoder_info,
-        tokenizer=items.tokenizer_files,
+        encoder=cold.info if cold else items.encoder_info,
+        tokenizer=cold.files if cold else items.tokenizer_files,
         config=task.model_dump(mode="json"),
     )
     save_bundle(task.output, model.to("cpu"), parts)

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from rayrank.batch import Catalogue
-from rayrank.bundle import EncoderInfo, read_info
+from rayrank.bundle import EncoderInfo, load_bundle, read_info
 from rayrank.bundle.info import ITEM_TABLE, MANIFEST
 from rayrank.config import ConfigError
 from rayrank.learning.collectives import Collectives
+from rayrank.learning.texts import encoder_of
 from rayrank.models.encoder import TextEncoder
-from rayrank.models.spec import CrossSpec, Sizes, StudentSpec
+from rayrank.models.spec import CrossSpec, Sizes
 from rayrank.on_ray.task import FitTask
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.encoders import (
@@ -50,6 +51,16 @@ class Items:
     encoder_info: EncoderInfo | None = None
     tokenizer_files: dict[str, bytes] = field(default_factory=dict)
     teacher_id: str | None = None
+    cold: ColdTexts | None = None
+
+
+@dataclass(frozen=True)
+class ColdTexts:
+    """An encoder that goes with a student, for items that its table lacks."""
+
+    encoder: TextEncoder
+    info: EncoderInfo
+    files: dict[str, bytes]
 
 
 def load_items(
@@ -63,8 +74,9 @@ def load_items(
     catalogue, teacher_id = dataset.catalogue(), None
     if task.teacher:
         catalogue, teacher_id = _with_teacher(task.teacher, catalogue, dataset, task.model.inputs.text)
+    cold = _cold_texts(task, catalogue, teacher_id) if task.cold_encoder else None
     if not task.model.inputs.text or task.encoder is None or catalogue.vectors_ND is not None:
-        return Items(catalogue, dataset.sizes(_width(catalogue)), teacher_id=teacher_id)
+        return Items(catalogue, dataset.sizes(_width(catalogue)), teacher_id=teacher_id, cold=cold)
     texts = ["", *dataset.catalogue_table().column("text").to_pylist()]
     loaded = resolve_encoder(task.encoder, texts)
     if loaded is None:
@@ -75,7 +87,7 @@ def load_items(
     tokens = tokenise(texts, loaded.tokenizer_json, loaded.max_tokens)
     vectors = _vectors(_folder(task), loaded, tokens, collectives, device)
     sizes = dataset.sizes(int(vectors.shape[1]))
-    if isinstance(task.model, StudentSpec):
+    if task.model.is_student:
         return Items(replace(catalogue, vectors_ND=vectors), sizes, teacher_id=teacher_id)
     literal = isinstance(task.model, CrossSpec)  # its texts are many items', whose layers mix them from the lowest on
     if literal and not len(tokens[0]):
@@ -108,6 +120,22 @@ def _with_teacher(folder: str, catalogue: Catalogue, dataset: Dataset, wants_tex
             if "text" in set(table.keys()):
                 catalogue = replace(catalogue, vectors_ND=table.get_tensor("text"))
     return catalogue, bundle_id(folder)
+
+
+def _cold_texts(task: FitTask, catalogue: Catalogue, teacher_id: str | None) -> ColdTexts:
+    """The encoder of ``task.cold_encoder``, whose vectors must be of the same kind as the student's table."""
+    assert task.cold_encoder
+    if not task.model.is_student or catalogue.vectors_ND is None:
+        rule = "goes with a student whose item table holds its teacher's text vectors"
+        raise ConfigError("cold_encoder", task.cold_encoder, rule, "name such a teacher, or leave it out")
+    bundle = load_bundle(task.cold_encoder)
+    encoder, info, folder = encoder_of(bundle.model), bundle.info.encoder, bundle.tokenizer_folder
+    if teacher_id not in {bundle.bundle_id, *(parent.bundle_id for parent in bundle.info.parents)}:
+        rule = f"must be the teacher ({teacher_id}) or be compressed from it"
+        raise ConfigError("cold_encoder", task.cold_encoder, rule, "run compress on the teacher")
+    if encoder is None or info is None or folder is None:
+        raise ConfigError("cold_encoder", task.cold_encoder, "has no text encoder", "name a teacher that reads texts")
+    return ColdTexts(encoder, info, {file.name: file.read_bytes() for file in sorted(folder.iterdir())})
 
 
 def _folder(task: FitTask) -> Path | None:

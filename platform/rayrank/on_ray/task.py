@@ -23,6 +23,11 @@ class FitTask(Config):
     labels: DataPath | None = Field(None, description="folder of teacher labels of the same dataset")
     online: Online | None = Field(None, description="instead of labels: teachers that are asked while training")
     teacher: DataPath | None = Field(None, description="teacher bundle whose text vectors become the item table")
+    cold_encoder: DataPath | None = Field(
+        None,
+        description="the teacher's bundle, or one compressed from it: its text encoder goes with the student, for "
+        "items unseen at distillation; None: they have no text until a teacher has read it",
+    )
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec, description="what is minimised")
     learning: LearningSpec = Field(default_factory=LearningSpec, description="how it is learned")
     stream: StreamSpec = Field(default_factory=StreamSpec, description="how shards are read")

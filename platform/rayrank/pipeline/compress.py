@@ -80,7 +80,7 @@ def compress(config: CompressConfig, progress: Progress) -> CompressResult:
         raise ConfigError("part", config.part, "the dataset has no targets in this part", "choose the other part")
     with ThreadPoolExecutor(1) as helper, tempfile.TemporaryDirectory(prefix="rayrank-compress-") as folder:
         opening = helper.submit(open_tracker, config.tracking)
-        model, parts = compressed(original, config.method, progress)
+        model, parts = compressed(original, config.method, dataset, progress)
         save_bundle(Path(folder) / "bundle", model, parts)
         smaller = load_bundle(Path(folder) / "bundle")
         found = side_by_side((original, smaller), dataset, config.part, (config.requests, config.candidates), progress)

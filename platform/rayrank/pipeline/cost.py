@@ -15,7 +15,7 @@ import torch
 
 from rayrank.batch import SequenceBatch
 from rayrank.bundle import Bundle
-from rayrank.bundle.info import ENCODER, GRAPH, WEIGHTS
+from rayrank.bundle.info import ENCODER, GRAPH, GRAPHS, WEIGHTS
 from rayrank.pipeline.percentile import percentile
 from rayrank.ranking.context import ColdItems, UserContext
 from rayrank.ranking.scorer import Scorer
@@ -73,7 +73,7 @@ def measure_costs(
 
 def weights_mb(bundle: Bundle) -> float:
     """Megabytes of the model's own weights and of its exported encoder, on disk."""
-    files = (bundle.path / WEIGHTS, bundle.path / ENCODER / GRAPH)
+    files = (bundle.path / WEIGHTS, bundle.path / ENCODER / GRAPH, *(bundle.path / GRAPHS).glob("*"))
     return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rayrank.bundle import Bundle
+from rayrank.compression.by_request import judged_model
 from rayrank.compression.gate import logloss_ratio, ndcg_drop, score_difference
 from rayrank.compression.texts import Texts
 from rayrank.learning.predict import Protocol, Wanted, predict
@@ -83,7 +84,7 @@ def _scores(bundles: tuple[Bundle, Bundle], dataset: Dataset, part: Part, protoc
 
     def of(bundle: Bundle) -> Scores:
         batches = (collate(dataset.read_group(*place), dataset.schema) for place in releasing(groups))
-        return predict(bundle.model, bundle.catalogue(), batches, wanted)
+        return predict(judged_model(bundle), bundle.catalogue(), batches, wanted)
 
     return of(bundles[0]), of(bundles[1])
 

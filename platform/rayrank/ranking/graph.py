@@ -185,15 +185,15 @@ class RankingGraph:
     def add_items(self, items: Sequence[TextItem]) -> int:
         """Make described items known by id in this process; the teacher's vectors of them go to the student.
 
-        Returns how many got a teacher vector (0 without a teacher that reads text).
+        Returns how many got a vector (0 without a teacher or student that reads text).
         """
         self.user.encoder.add(items)
         builder = ColdBuilder(self.user.encoder)
         for item in items:
             builder.row(item)
         cold = builder.build()
-        teacher = self._scorers.get("teacher")
-        vectors = teacher.encode(cold) if teacher else None
+        reader = self._scorers.get("teacher") or self._scorers["student"]
+        vectors = reader.encode(cold)
         if vectors is None:
             return 0
         self.parts.cold_vectors.add(cold.keys, vectors)

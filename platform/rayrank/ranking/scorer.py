@@ -15,6 +15,8 @@ from torch import Tensor
 
 from rayrank.batch import FAR, Catalogue, Events, Queries
 from rayrank.bundle import Bundle
+from rayrank.bundle.info import Backend
+from rayrank.config import ConfigError
 from rayrank.models.encoder import TextEncoder
 from rayrank.ranking.context import ColdItems, Scored, UserContext
 from rayrank.ranking.fusion import task_scores
@@ -25,8 +27,13 @@ from rayrank.ranking.store import History
 class Scorer:
     """Scores candidates of one request with one bundle."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend | None = None) -> None:
+        """``backend``: what scores candidates; by default what the bundle was made for. The rest is torch's."""
         self.bundle, self.model = bundle, bundle.model
+        self._graphs = None if backend == "torch" else bundle.graphs
+        if backend == "onnx" and self._graphs is None:
+            rule = "this bundle holds no graphs of its ranker"
+            raise ConfigError("backend", backend, rule, "compress it with method.kind: onnx_ranker, or use torch")
         self.schema = bundle.info.data_schema
         self.window = bundle.info.window
         self._of_candidates = CandidateContext(bundle)
@@ -35,10 +42,15 @@ class Scorer:
         """Scores of catalogue rows (int64 (Q,)); described items are rows from the catalogue's size on."""
         with torch.inference_mode():
             rows, items_RW, texts = self._table(context, candidates, cold)
-            state = self.model.user_state(self._events(context, rows), items_RW)
-            logits = self.model.score(state, self._queries(context, candidates, rows), items_RW)
+            logits = self._logits(self._events(context, rows), self._queries(context, candidates, rows), items_RW)
             values = {task: v[0].float().numpy() for task, v in logits.items()}
         return Scored(task_scores(values, self.schema), texts)
+
+    def _logits(self, events: Events, queries: Queries, items_RW: Tensor) -> dict[str, Tensor]:
+        """The one place where a backend is chosen."""
+        if self._graphs is not None:
+            return self._graphs.score(self.model, events, queries, items_RW)
+        return self.model.score(self.model.user_state(events, items_RW), queries, items_RW)
 
     def user_vector(self, context: UserContext, cold: ColdItems) -> np.ndarray:
         """float32 (R,): the user's side of retrieval."""

@@ -22,7 +22,7 @@ from tests.tiny_models import batch, catalogue, steps_of, with_labels
 from tests.tiny_runs import LEARNING, Threads, batches, curve, fresh, keep_in, on_ranks, run
 
 
-@pytest.mark.parametrize("kind", ["attentive", "student"])
+@pytest.mark.parametrize("kind", ["attentive", "student", "sequence", "two_tower"])
 def test_one_and_two_ranks_agree_on_the_loss_curve(kind: str) -> None:
     given, spec = batches(), TrainSpec(LEARNING)
     alone = run(fresh(kind), given, spec)

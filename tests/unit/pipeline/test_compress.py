@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import rayrank
 from rayrank.bundle import BundleInfo, load_bundle, read_id, read_info
@@ -15,7 +17,14 @@ from rayrank.compression.apply import compressed
 from rayrank.compression.spec import Bf16
 from rayrank.config import ConfigError, parse
 from rayrank.models.spec import CrossSpec
+from rayrank.on_ray.task import FitTask
+from rayrank.on_ray.train import Workers, run_in_process
 from rayrank.pipeline.compress import CompressConfig, CompressResult, compress
+from rayrank.pipeline.cost import request_contexts
+from rayrank.ranking.context import ColdItems
+from rayrank.ranking.scorer import Scorer
+from rayrank.ranking.store import empty_history
+from rayrank.sources.dataset import Dataset
 
 LOOSE = {"max_score_difference": 1.0, "min_kendall_tau": -1.0, "max_ndcg_drop": 1.0, "max_logloss_ratio": 10.0}
 
@@ -27,8 +36,6 @@ def quiet(_line: str) -> None:
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A small dataset and a teacher with a tiny text encoder of two layers."""
-    from rayrank.on_ray.task import FitTask
-    from rayrank.on_ray.train import Workers, run_in_process
     from rayrank.sources.build import build, run_here
     from rayrank.sources.spec import BuildSpec
 
@@ -132,7 +139,7 @@ def test_cross_teachers_are_refused(texts: dict[str, str]) -> None:
     bundle = load_bundle(texts["bundle"])
     crossed = replace(bundle, info=bundle.info.model_copy(update={"spec": CrossSpec()}))
     with pytest.raises(ConfigError, match="a cross teacher reads whole requests"):
-        compressed(crossed, Bf16(), quiet)
+        compressed(crossed, Bf16(), Dataset.open(texts["dataset"]), quiet)
 
 
 def test_manifests_from_before_compression_are_read(texts: dict[str, str]) -> None:
@@ -140,3 +147,93 @@ def test_manifests_from_before_compression_are_read(texts: dict[str, str]) -> No
     del raw["compression"], raw["encoder"]["backend"]
     assert parse(BundleInfo, raw) == read_info(texts["bundle"])
     assert "## Compression" not in (Path(texts["bundle"]) / "MODEL_CARD.md").read_text()
+
+
+def test_a_student_answers_by_its_graphs(world: Any, tmp_path: Path) -> None:
+    """Loaded, it scores by them; what they say is what torch says; one that was changed is not loaded."""
+    strict = {
+        "max_score_difference": 1e-5,
+        "min_kendall_tau": 0.999,
+        "max_ndcg_drop": 1e-4,
+        "max_logloss_ratio": 1.0001,
+    }
+    made, given = tmp_path / "graphs", {"dataset": world.dataset, "bundle": world.student}
+    result = run(given, made, {"kind": "onnx_ranker"}, strict)
+    assert not result.refused, result.summary()
+    assert 0 < result.found.differences["score_difference"] < 1e-5, "judged by what the graphs say"
+    assert result.found.speeds["candidates per second"][1] > 0
+    bundle = load_bundle(made)
+    assert (bundle.info.backend, bundle.info.role) == ("onnx", "student")
+    assert {"graphs/user_state.onnx", "graphs/score.onnx"} <= bundle.info.files.keys()
+    dataset = Dataset.open(world.dataset)
+    contexts = request_contexts(dataset, bundle.info.window, 3)
+    tasks = tuple(contexts[0].history.labels)
+    for context in [*contexts, replace(contexts[0], history=empty_history(tasks))]:
+        rows = np.arange(1, 21)
+        one, other = (Scorer(bundle, backend).score(context, rows, ColdItems()) for backend in ("onnx", "torch"))
+        for task, scores in one.scores.items():
+            np.testing.assert_allclose(scores, other.scores[task], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match="holds no graphs"):
+        Scorer(load_bundle(world.student), "onnx")
+    with pytest.raises(ConfigError, match="a graph already"):
+        run(given | {"bundle": str(made)}, tmp_path / "again", {"kind": "onnx_ranker"}, LOOSE)
+    score = made / "graphs" / "score.onnx"
+    score.write_bytes(score.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match="sha256 differs"):
+        load_bundle(made)
+
+
+def test_a_narrower_student_is_an_ordinary_student(world: Any, tmp_path: Path) -> None:
+    given, told = {"dataset": world.dataset, "bundle": world.student}, list[str]()
+    method = {"kind": "narrow", "hidden": 8, "width": 8, "taste_width": 8, "judged_batches": 2}
+    raw = given | {"output": str(tmp_path / "small"), "method": method | {"recovery": {"steps": 60}}, "gate": LOOSE}
+    config = parse(CompressConfig, raw | {"requests": 5, "candidates": 20, "tracking": {"kind": "none"}})
+    result = compress(config, told.append)
+    assert not result.refused, result.summary()
+    bundle, original = load_bundle(tmp_path / "small"), read_info(world.student)
+    assert (bundle.info.spec.hidden, bundle.info.spec.width, bundle.info.spec.taste_width) == (8, 8, 8)
+    assert bundle.info.role == "student"
+    assert bundle.info.parameters < original.parameters
+    lost = [float(line.split(": ")[1].split()[0]) for line in told if " of the variance " in line]
+    assert lost[1] < lost[0], "recovery mends"
+    before, after = result.found.speeds["megabytes of weights"]
+    assert after < before
+    with pytest.raises(ConfigError, match=r"method\.hidden.*the student has 16"):
+        run(given, tmp_path / "wider", {"kind": "narrow", "hidden": 16}, LOOSE)
+    with pytest.raises(ConfigError, match="students of kind: student"):
+        run(given | {"bundle": world.teacher}, tmp_path / "wider", {"kind": "narrow", "hidden": 8}, LOOSE)
+
+
+def test_a_pruned_encoder_goes_with_a_student_for_items_it_never_met(texts: dict[str, str], tmp_path: Path) -> None:
+    """Its vectors are those that the student would be given; items of the table keep the teacher's."""
+    small, student, plain = tmp_path / "small", tmp_path / "student", tmp_path / "plain"
+    run(texts, small, {"kind": "prune", "layers": 1, "recovery": {"steps": 5}}, LOOSE)
+    raw = {"dataset": texts["dataset"], "teacher": texts["bundle"], "learning": {"epochs": 1}}
+    raw["model"] = {"kind": "two_tower", "width": 8, "hidden": 8}
+    for place, more in ((student, {"cold_encoder": str(small)}), (plain, {})):
+        run_in_process(parse(FitTask, raw | {"output": str(place)} | more), Workers(count=0, gpu="never"), quiet)
+    bundle, teacher, encoder = load_bundle(student), load_bundle(texts["bundle"]), load_bundle(small)
+    assert (bundle.info.role, bundle.info.spec.kind) == ("student", "two_tower")
+    assert bundle.text_ND is not None
+    assert torch.equal(bundle.text_ND, teacher.text_ND)
+    assert "its own encoder" in (student / "MODEL_CARD.md").read_text()
+    context = request_contexts(Dataset.open(texts["dataset"]), bundle.info.window, 1)[0]
+    rows, size = np.arange(1, 5), len(bundle.items_NW)
+    cold = ColdItems(
+        ("new",), ("A baker travels.",), {n: v[1:2].numpy() for n, v in bundle.catalogue().features.items()}
+    )
+    vectors = Scorer(encoder).encode(cold)
+    assert vectors is not None
+    np.testing.assert_allclose(Scorer(bundle).encode(cold), vectors, rtol=1e-5, atol=1e-6)
+    asked = np.append(rows, size)
+    own = Scorer(bundle).score(context, asked, cold)
+    given = Scorer(load_bundle(plain)).score(context, asked, replace(cold, vectors=vectors))
+    without = Scorer(load_bundle(plain)).score(context, asked, cold)
+    for task, scores in own.scores.items():
+        np.testing.assert_allclose(scores, given.scores[task], rtol=1e-5, atol=1e-5)
+        assert abs(scores[-1] - without.scores[task][-1]) > 1e-6
+    with pytest.raises(ConfigError, match="compress its teacher"):
+        run(texts | {"bundle": str(student)}, tmp_path / "no", {"kind": "bf16"}, LOOSE)
+    wrong = raw | {"output": str(tmp_path / "no"), "cold_encoder": str(small), "model": {"kind": "teacher"}}
+    with pytest.raises(ConfigError, match="goes with a student"):
+        run_in_process(parse(FitTask, wrong), Workers(count=0, gpu="never"), quiet)
