@@ -45,7 +45,7 @@ ALONE = ("id-only student", "undistilled student")
 HARD = {"objective": {"distillation": None}, "learning": {"rows": {"epochs": 5}}}
 """Labels alone. Of 3, 5 and 8 epochs of rows, 5 were best on valid without unseen items, 8 with them."""
 ROUNDS, REQUESTS, CANDIDATES = 10, 20, 500
-_PLACES = frozenset(
+PLACES = frozenset(
     {"dataset", "output", "labels", "teacher", "cache", "tracking", "cluster", "again", "parent_run"}
     | {"workers", "stream", "threads"}
 )
@@ -106,9 +106,9 @@ class Runner:
 
     def key(self, arm: str, seed: int, protocol: str) -> str:
         """Of what made a row: the data, the training configs behind it (without places) and the protocol."""
-        configs: list[Any] = [self._recipe(self.teacher(seed))] if arm not in ALONE else []
+        configs: list[Any] = [recipe_of(self.teacher(seed))] if arm not in ALONE else []
         if arm != "teacher":
-            configs.append(self._recipe(self.student(arm, seed)))
+            configs.append(recipe_of(self.student(arm, seed)))
         return results.key_of(VERSION, self.dataset.manifest.data_fingerprint, arm, configs, seed, protocol)
 
     def folder(self, arm: str, seed: int) -> str:
@@ -133,8 +133,10 @@ class Runner:
         places = {"dataset": self.dataset.path, "output": str(self.setting.work / name)}
         return places | {"workers": {"count": 0}, "tracking": {"kind": "none"}}
 
-    def _recipe(self, config: TrainTeacherConfig | DistillConfig) -> dict[str, Any]:
-        return {k: v for k, v in config.model_dump(mode="json").items() if k not in _PLACES}
+
+def recipe_of(config: TrainTeacherConfig | DistillConfig) -> dict[str, Any]:
+    """What a run computes, without where and how."""
+    return {k: v for k, v in config.model_dump(mode="json").items() if k not in PLACES}
 
 
 def run(setting: Setting) -> dict[str, Any]:
