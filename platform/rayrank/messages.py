@@ -19,6 +19,7 @@ MAX_TEXT = 8000
 MAX_TEXT_TOTAL = 400_000
 MAX_K = 500
 MAX_BLOCK = 1000
+MAX_ITEMS = 1000
 MAX_TIMEOUT_MS = 60_000
 MAX_NAMES = 64
 MAX_CELL = 1000
@@ -174,6 +175,57 @@ class FeedbackResponse(Message):
     request_id: str
 
 
+class NewItem(TextItem):
+    """An item to put into the catalogue, or one of it to change; with an id alone its availability is told."""
+
+    item_id: ItemId = Field(description="its id; a known one is changed")
+    title: Annotated[str, Field(min_length=1, max_length=MAX_CELL)] | None = Field(
+        None, description="what people are shown; None: the title column among the attributes, else the id"
+    )
+    text: Text | None = Field(None, description="full text; None: the dataset's template over the attributes")
+    available: bool = Field(True, description="false: kept, but not shown until it is told to be available")
+
+
+class ItemsRequest(Message):
+    """What changes in the catalogue, all of it or nothing."""
+
+    items: list[NewItem] = Field(default_factory=list, max_length=MAX_ITEMS, description="to put or to change")
+    remove: list[ItemId] = Field(default_factory=list, max_length=MAX_ITEMS, description="ids never to be shown again")
+
+    @model_validator(mode="after")
+    def _whole(self) -> ItemsRequest:
+        ids = [item.item_id for item in self.items] + self.remove
+        if not ids:
+            raise ValueError("give items or remove")
+        if len(set(ids)) < len(ids):
+            raise ValueError("an id may be given once")
+        if sum(_size(item) for item in self.items) > MAX_TEXT_TOTAL:
+            raise ValueError(f"texts and attributes of one request may hold at most {MAX_TEXT_TOTAL} characters")
+        return self
+
+
+class ItemsResponse(Message):
+    """The changes are on disk; every replica follows them soon, new texts once they are encoded."""
+
+    new: int = Field(description="items that the catalogue did not know")
+    updated: int = Field(description="items that it knew: text and attributes are replaced as a whole")
+    availability: int = Field(description="items given by id alone")
+    removed: int = Field(description="ids that are never shown again, unless they are put again")
+    waiting: int = Field(description="items that wait for their texts to be encoded")
+    warnings: list[str] = Field(default_factory=list)
+    request_id: str
+
+
+class ItemStatus(Message):
+    """What the replica that answers knows of an item."""
+
+    item_id: str
+    title: str | None
+    status: Literal["served", "waiting", "unavailable", "removed"] = Field(
+        description="waiting: a change is on disk and not followed yet; /v1/release says what replicas wait for"
+    )
+
+
 class RankedItem(Message):
     """One line of the answer."""
 
@@ -277,6 +329,11 @@ class ReleaseInfo(Message):
     tasks: list[TaskInfo]
     fusion: dict[str, float]
     items: int = Field(description="size of the catalogue")
+    told: dict[str, int] | None = Field(
+        None,
+        description="since the first: items put and removed while serving, waiting to be encoded, and dropped because"
+        " the release is younger and knows them; null: none are taken",
+    )
     policy: str | None = Field(None, description="hash of the policy in force; None: there is none")
     policy_warning: str | None = Field(None, description="what is wrong with the policy file, if something is")
     example_users: list[str] = Field(default_factory=list, description="known user ids, if the service shows any")

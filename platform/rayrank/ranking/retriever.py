@@ -8,6 +8,7 @@ import numpy as np
 
 from rayrank.config import ConfigError
 from rayrank.ranking.context import ColdItems, Sought, UserContext
+from rayrank.ranking.growth import Fresh
 from rayrank.ranking.items import Items
 from rayrank.ranking.merge import Found, Sources, merged
 from rayrank.ranking.scorer import Scorer
@@ -24,11 +25,18 @@ class Retriever:
     def __init__(self, scorer: Scorer, items: Items, sources: Sources | None = None) -> None:
         self._scorer, self._items, self._sources = scorer, items, sources or Sources()
         self._tasks = scorer.schema.of_kind(RetrievalTask)
-        self._now: tuple[int, np.ndarray] | None = None  # period, rows by the events before it
+        self._now: tuple[int, np.ndarray, np.ndarray] | None = None  # period, rows, the same by the events before it
+        self._put = self._put_unit = np.zeros((0, 0), np.float32)  # (A, R), (A, R − 1): what was put while serving
         if self._sources.popular_s is not None and scorer.bundle.past is None:
             rule = "counts events by the table of items' pasts, which this bundle does not hold"
             fix = "train with an @item_ column, or popular_s=null"
             raise ConfigError("flow.sources.popular_s", self._sources.popular_s, rule, fix)
+
+    def grow(self, fresh: Fresh) -> None:
+        """Enter items that were put while serving into the index; the scorer knows them already."""
+        if len(fresh.cold) and self._tasks:
+            self._put = self._scorer.put_retrieval
+            self._put_unit = _unit(self._put)
 
     def retrieve(self, context: UserContext, cold: ColdItems, sought: Sought) -> Found:
         """At most ``sought.size`` catalogue rows, best first; popular ones without history or retrieval task."""
@@ -52,10 +60,13 @@ class Retriever:
     def _vector(self, context: UserContext, cold: ColdItems, sought: Sought, depth: int) -> np.ndarray:
         if not self._tasks or not len(context.history):
             return np.zeros(0, np.int64)
-        return _best(self._scorer.retrieval_items @ self._scorer.user_vector(context, cold), context, sought, depth)
+        scores = _products(self._scorer.retrieval_items, self._put, self._scorer.user_vector(context, cold))
+        return self._best(scores, context, sought, depth)
 
     def _popular(self, context: UserContext, cold: ColdItems, sought: Sought, depth: int) -> np.ndarray:  # noqa: ARG002
-        allowed, rows = sought.mask(context, len(self._items)), self._most_events(context.time)
+        rows = self._most_events(context.time)
+        allowed = sought.mask(context, len(self._items))
+        rows = rows[rows < len(allowed)]
         return rows[allowed[rows]][:depth]
 
     def _most_events(self, time: int) -> np.ndarray:
@@ -64,29 +75,52 @@ class Retriever:
         if past is None or span_s is None:
             return popular
         period, found = time // past.period_s, self._now
-        if found is None or found[0] != period:  # nothing changes within a period
+        if found is None or found[0] != period or found[1] is not popular:  # nothing changes within a period
             until, since = (np.full(len(popular), t, np.int64) for t in (time, time - span_s))
-            events = past.value("@item_events", popular, until) - past.value("@item_events", popular, since)
-            found = self._now = period, popular[np.argsort(-events, kind="stable")]
-        return found[1]
+            rows = self._scorer.released(popular)
+            events = past.value("@item_events", rows, until) - past.value("@item_events", rows, since)
+            found = self._now = period, popular, popular[np.argsort(-events, kind="stable")]
+        return found[2]
 
     def _similar(self, context: UserContext, cold: ColdItems, sought: Sought, depth: int) -> np.ndarray:  # noqa: ARG002
         """Largest summed cosine to the last items that the user liked."""
         if not self._tasks:
             return np.zeros(0, np.int64)
-        history = context.history
-        liked = history.item[(history.labels[self._tasks[0].positive] == 1) & (history.item < len(self._items))]
+        history, put = context.history, self._put_unit
+        base = len(self._unit_items)
+        liked = history.item[(history.labels[self._tasks[0].positive] == 1) & (history.item < base + len(put))]
         if not len(liked):
             return liked.astype(np.int64)
-        wanted = self._unit_items[liked[-self._sources.recent :]].sum(axis=0)
-        return _best(self._unit_items @ wanted, context, sought, depth)
+        liked = liked[-self._sources.recent :]
+        wanted = self._unit_items[liked[liked < base]].sum(axis=0)
+        if (liked >= base).any():
+            wanted = wanted + put[liked[liked >= base] - base].sum(axis=0)
+        return self._best(_products(self._unit_items, put, wanted), context, sought, depth)
+
+    def _best(self, scores: np.ndarray, context: UserContext, sought: Sought, depth: int) -> np.ndarray:
+        hidden = self._items.hidden
+        scores[hidden[hidden < len(scores)]] = -np.inf
+        return _best(scores, context, sought, depth)
 
     @cached_property
     def _unit_items(self) -> np.ndarray:
         """float32 (N, R): retrieval vectors of length 1, without the last number, which is the item's own base."""
-        vectors = self._scorer.retrieval_items[:, :-1]
-        length = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.ascontiguousarray(vectors / np.where(length > 0, length, 1))
+        return _unit(self._scorer.retrieval_items)
+
+
+def _unit(items_NR: np.ndarray) -> np.ndarray:
+    vectors = items_NR[:, :-1]
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.where(length > 0, length, 1))
+
+
+def _products(items_NR: np.ndarray, put_AR: np.ndarray, vector_R: np.ndarray) -> np.ndarray:
+    """float32 (N + A,): inner products with the release's items, then with what was put."""
+    found = np.empty(len(items_NR) + len(put_AR), np.float32)
+    np.matmul(items_NR, vector_R, out=found[: len(items_NR)])
+    if len(put_AR):
+        np.matmul(put_AR, vector_R, out=found[len(items_NR) :])
+    return found
 
 
 def _best(scores: np.ndarray, context: UserContext, sought: Sought, depth: int) -> np.ndarray:
