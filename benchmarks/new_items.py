@@ -1,9 +1,9 @@
 """How well items are ranked that were put while serving, and how soon they can be.
 
 Synthetic log whose taste is told by texts alone: every item of a test event is absent from training. The student (and
-its teacher) score each test event twice: the item as the catalogue holds it, and the same item under a new id, put with
-its title, text and attributes through the log that ``POST /v1/items`` writes. Train events, whose items were trained, are
-the reference. Teacher labels are made without samples of the catalogue; retrieval negatives still show it the texts.
+its teacher) score each test event twice: the item as the catalogue holds it, and the same item under a new id, put
+with its title, text and attributes through the log that ``POST /v1/items`` writes. Train events, whose items were
+trained, are the reference. Teacher labels are made without samples of the catalogue; retrieval negatives still show it the texts.
 
     python -m benchmarks.new_items [--folder FOLDER]     FOLDER keeps data and models: a stopped run goes on
     python -m benchmarks.new_items --quick               a fifth of the users; nothing is kept
@@ -52,8 +52,9 @@ TABLE = Table(
     title="Items that were put while serving",
     command="python -m benchmarks.new_items",
     note=(
-        f"Synthetic log told by texts alone: {USERS:,} users, {ITEMS} items, {EVENTS} events each; no test item was trained. AUC of "
-        "`like` over all events. put: the test items under new ids, through the log of items. texts/s: while putting them, one thread."
+        f"Synthetic log told by texts alone: {USERS:,} users, {ITEMS} items, {EVENTS} events each; no test item was "
+        "trained. AUC of `like` over all events. put: the test items under new ids, through the log of items. "
+        "texts/s: while putting them, one thread."
     ),
     labels=("arm",),
     columns=("student AUC", "teacher AUC", "events", "texts/s", "seconds until ranked"),
@@ -71,7 +72,8 @@ def configs(folder: Path, users: int) -> dict[str, dict[str, Any]]:
         "prepare": {"source": {**source, "signal": "text_only"}, "path": place["dataset"], "engine": "local"},
         "train_teacher": {**both, "output": place["teacher"], "encoder": encoder, "cache": place["cache"]},
         "label": {
-            "dataset": place["dataset"], "teacher": place["teacher"], "output": place["labels"], "actors": 0, "samples": 0,
+            "dataset": place["dataset"], "teacher": place["teacher"], "output": place["labels"],
+            "actors": 0, "samples": 0,
         },
         "distill": {**both, "teacher": place["teacher"], "labels": place["labels"], "output": place["student"]},
     }  # fmt: skip
@@ -101,7 +103,9 @@ def events_of(folder: Path, release: Release, part: str) -> pa.Table:
     return found.take(np.sort(np.random.default_rng(SEED).permutation(len(found))[:MOST]))
 
 
-def changes_of(catalogue: pa.Table, item_ids: set[str], raw: Mapping[str, Mapping[str, Any]], now: int) -> list[ItemChange]:
+def changes_of(
+    catalogue: pa.Table, item_ids: set[str], raw: Mapping[str, Mapping[str, Any]], now: int
+) -> list[ItemChange]:
     """Puts of copies under new ids: title and text as the catalogue has them, ``raw`` attributes by id."""
     return [
         ItemChange(
@@ -114,15 +118,18 @@ def changes_of(catalogue: pa.Table, item_ids: set[str], raw: Mapping[str, Mappin
 
 
 def attributes_of(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Raw categories of every item, by id, from the codes that the catalogue holds."""
-    table, found = dataset.catalogue_table(), dict[str, dict[str, Any]]()
-    names = {f.name: f.column for f in dataset.schema.item_features if f.name in dataset.manifest.features.items.categories}
-    words = dataset.manifest.features.items.categories
-    for line in table.to_pylist():
-        codes = {n: line[n] if isinstance(line[n], list) else [line[n]] for n in names}
-        found[line["item_id"]] = {
-            names[n]: "|".join(words[n][c - 1] for c in some if c) or None for n, some in codes.items()
-        }
+    """Raw attributes of every item, by id, from what the catalogue holds of them."""
+    found, state = dict[str, dict[str, Any]](), dataset.manifest.features.items
+    for line in dataset.catalogue_table().to_pylist():
+        raw = found.setdefault(line["item_id"], {})
+        for feature in dataset.schema.item_features:
+            value = line[feature.name]
+            if feature.name in state.scales:
+                scale = state.scales[feature.name]
+                raw[feature.column] = value * scale.std + scale.mean
+            else:
+                codes = value if isinstance(value, list) else [value]
+                raw[feature.column] = "|".join(state.categories[feature.name][c - 1] for c in codes if c) or None
     return found
 
 
@@ -160,9 +167,17 @@ def measure(folder: Path, users: int) -> dict[str, dict[str, float]]:
         changes = changes_of(dataset.catalogue_table(), set(test["item_id"].to_pylist()), attributes_of(dataset), 0)
         rate, seconds = put(graph, log, changes)
         pairs = pa.table(
-            {"user_id": test["user_id"], "item_id": [COPY + i for i in test["item_id"].to_pylist()], "time": test["time"]}
+            {
+                "user_id": test["user_id"],
+                "item_id": [COPY + i for i in test["item_id"].to_pylist()],
+                "time": test["time"],
+            }
         )
-        copies = PairScorer(graph, ("student", "teacher")).table(pairs, 0, "pairs").append_column("label_like", test["label_like"])
+        copies = (
+            PairScorer(graph, ("student", "teacher"))
+            .table(pairs, 0, "pairs")
+            .append_column("label_like", test["label_like"])
+        )
     return {
         "trained items (train events)": values_of(events_of(folder, release, "train")),
         "test items in the catalogue": values_of(test),

@@ -1,4 +1,4 @@
-"""Put many items into the catalogue that is served, or take them out."""
+"""Put items into the catalogue that is served, or take them out, without training."""
 
 from __future__ import annotations
 

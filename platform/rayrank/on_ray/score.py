@@ -168,7 +168,6 @@ class ScoreWorker:
         found = [scorer.table(dataset.read_group(shard, group)) for group in groups]
         return pa.concat_tables([scorer.empty(), *found])
 
-
     def _pairs(self, source: PairsInput, number: int) -> pa.Table:
         scorer = PairScorer(self._graph, source.roles, self._task.now)
         part = file_parts(source.path, source.part_mb << 20)[number]

@@ -157,7 +157,9 @@ class Retrieve(_Stage):
     def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
         bundle = open_bundles(release, ("student",)).first
         items, scorer = Items.of(bundle.items), Scorer(bundle)
-        retriever = Retriever(scorer, items, spec.flow.sources)
+        with_text = spec.flow.sources.text.weight > 0 and release.teacher is not None
+        encode = Scorer(open_bundles(release, ("teacher",)).first).encode if with_text else None
+        retriever = Retriever(scorer, items, spec.flow.sources, encode)
         receivers = [scorer.grow, retriever.grow, names(items)]
         self._follower = follow(open_item_source(spec), (bundle, release), receivers, items)
         return retriever.retrieve

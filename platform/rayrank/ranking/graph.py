@@ -101,7 +101,9 @@ class RankingGraph:
         both = {"student": bundles.student, "teacher": bundles.teacher}
         self._scorers = {role: Scorer(bundle) for role, bundle in both.items() if bundle is not None}
         self._first = next(iter(self._scorers.values()))
-        self._retriever = Retriever(self._first, self.items, settings.sources)
+        teacher = self._scorers.get("teacher")
+        encode = teacher.encode if teacher is not None and teacher.reads else None
+        self._retriever = Retriever(self._first, self.items, settings.sources, encode)
         schema = bundles.first.info.data_schema
         self.parts = replace(
             flow_parts(release, settings, schema, self.items),
@@ -110,10 +112,8 @@ class RankingGraph:
         )
         self.named = Named(release.release_id, bundles.ids, self.items, schema)
         self.policy = open_policy(policy, bundles.first, self.items)
-        self._of, teacher = (bundles.first, release), self._scorers.get("teacher")
-        self.follower = follow(
-            records.items, self._of, self._receivers(), self.items, teacher.encode if teacher else None
-        )
+        self._of = (bundles.first, release)
+        self.follower = follow(records.items, self._of, self._receivers(), self.items, encode)
         self.growth = self.follower.growth if self.follower else growth_of(self._of, self._receivers(), self.items)
 
     def _receivers(self) -> list[Receiver]:

@@ -1,8 +1,9 @@
 """What was told of items while serving: a folder of small files that every replica of every stage follows.
 
 ``part-00000001.json`` … hold changes in the order in which they were told, files of the same names in
-``vectors-<teacher>`` what that teacher made of their texts. A file appears whole, flushed to disk and under the next free number, or not at
-all, and never changes: many writers and readers of one disk (also a mounted one) need no lock. Knows files, no models.
+``vectors-<teacher>`` what that teacher made of their texts. A file appears whole, flushed to disk and under the next
+free number, or not at all, and never changes: many writers and readers of one disk (also a mounted one) need no lock.
+Knows files, no models.
 """
 
 from __future__ import annotations

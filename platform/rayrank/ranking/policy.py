@@ -185,9 +185,15 @@ class Policy:
         """A warning about pinned items that are never shown; None: there are none."""
         hidden, allowed = self._facts.items.hidden, self._allowed_N
         rows = [self._facts.items.row(pin.item) for pin in self.spec.pins]
-        filtered = [f"pins.{i}" for i, r in enumerate(rows) if allowed is not None and 0 < r < len(allowed) and not allowed[r]]
+        filtered = [
+            f"pins.{i}" for i, r in enumerate(rows) if allowed is not None and 0 < r < len(allowed) and not allowed[r]
+        ]
         gone = [f"pins.{i}" for i, r in enumerate(rows) if r and r in hidden]
-        said = [f"{', '.join(some[:5])} {why}" for some, why in ((filtered, "filtered"), (gone, "removed or not available")) if some]
+        said = [
+            f"{', '.join(some[:5])} {why}"
+            for some, why in ((filtered, "filtered"), (gone, "removed or not available"))
+            if some
+        ]
         return f"policy: pinned items left out: {'; '.join(said)}" if said else None
 
     def allows(self, asked: Candidates) -> np.ndarray | None:

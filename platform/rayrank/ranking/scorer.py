@@ -95,6 +95,11 @@ class Scorer:
         with torch.inference_mode():
             return np.ascontiguousarray(self.model.retrieval_items(self.bundle.items_NW).numpy())
 
+    @property
+    def reads(self) -> bool:
+        """Whether :meth:`encode` can read texts."""
+        return isinstance(getattr(self.model, "encoder", None), TextEncoder) and self._tokenizer is not None
+
     def encode(self, cold: ColdItems, wanted: np.ndarray | None = None) -> np.ndarray | None:
         """float32 (M, D) text vectors; NaN where neither known nor ``wanted`` (bool (M,)). None without an encoder."""
         encoder = getattr(self.model, "encoder", None)
