@@ -44,6 +44,7 @@ class ItemDesk:
             warnings.append(f"{counted(lost, 'id')} without a description not in the catalogue that this replica knows")
         updated = sum(self._items.row(c.item_id) > 0 for c in puts)
         self._follower.log.append(changes)
+        self._follower.refresh(encode=False)  # what is removed is gone here when this returns
         return ItemsResponse(
             new=len(puts) - updated,
             updated=updated,

@@ -27,6 +27,8 @@ from rayrank.schema import DatasetSchema
 
 _AT_ONCE = 5000
 """Changes that are applied together: tables are copied once for all of them."""
+_TEXTS = 64
+"""Texts that are encoded in one go."""
 _log = logging.getLogger(__name__)
 
 
@@ -75,8 +77,8 @@ class Growth:
         texts = tuple(p.text or item_text(self._schema, p.attributes) for p in puts)
         return ColdItems(tuple(p.item_id for p in puts), texts, self._encoder([p.attributes for p in puts]))
 
-    def apply(self, told: Sequence[Told]) -> None:
-        """Hand changes to every receiver."""
+    def apply(self, told: Sequence[Told], again: bool = False) -> None:
+        """Hand changes to every receiver; ``again``: they will come once more, and are not counted now."""
         changes = [c for some, _ in told for c in some]
         made = [v for _, v in told if v is not None and len(v)]
         vectors = np.concatenate(made) if made else None
@@ -95,8 +97,9 @@ class Growth:
         fresh = Fresh(left, titles, released[put & kept], cold, tuple(n for n in groups if n))
         for receive in self._receivers:
             receive(fresh)
-        self.items, self.dropped = self.items + len(puts), self.dropped + len(changes) - len(left)
-        self.removals += sum(c.kind == "remove" for c in left)
+        if not again:
+            self.items, self.dropped = self.items + len(puts), self.dropped + len(changes) - len(left)
+            self.removals += sum(c.kind == "remove" for c in left)
 
 
 class Follower:
@@ -111,7 +114,7 @@ class Follower:
     ) -> None:
         self.log, self.growth = log, growth
         self._teacher_id, self._encode = teacher_id, encode
-        self._known = 0
+        self._known = self._hurried = 0
         self._waiting: list[ItemPart] = []
         self._reading, self._applying = threading.Lock(), threading.Lock()
         self.trouble: str | None = None
@@ -141,23 +144,33 @@ class Follower:
             return self.waiting
 
     def refresh(self, encode: bool = True) -> None:
-        """Read the log, encode what this process must, apply what is ready, in the order of the log."""
+        """Read the log, apply what is ready in its order, and what removes or shelves at once; encode what waits."""
         try:
-            with self._applying:
-                self.look()
-                while self._step(encode):
-                    pass
+            self._catch_up()
+            while encode and (part := self._unread()) is not None:
+                self._read(part)
+                self._catch_up()
             self.trouble = None
         except ItemLogError as error:
             if self.trouble != str(error):
                 _log.error("items log %s: %s", self.log.path, error)
             self.trouble = str(error)
 
-    def _step(self, encode: bool) -> bool:
+    def _catch_up(self) -> None:
+        with self._applying:
+            self.look()
+            while self._step():
+                pass
+            hurried = [c for p in self._waiting if p.number > self._hurried for c in p.changes if c.kind != "put"]
+            if hurried:  # behind puts that wait for the encoder; in their turn they are applied again
+                self.growth.apply([(hurried, None)], again=True)
+            self._hurried = self._known
+
+    def _step(self) -> bool:
         """Apply some ready parts; whether there may be more."""
         ready, count = list[Told](), 0
         for part in tuple(self._waiting):
-            found = self._vectors_of(part, encode and not ready)
+            found = self._vectors_of(part)
             if found is None or count > _AT_ONCE:
                 break
             ready.append((part.changes, found))
@@ -169,24 +182,36 @@ class Follower:
             del self._waiting[: len(ready)]
         return True
 
-    def _vectors_of(self, part: ItemPart, encode: bool) -> np.ndarray | None:
+    def _vectors_of(self, part: ItemPart) -> np.ndarray | None:
         """float32 (puts, D), or (0, 0) where none are needed; None: they are still to come."""
-        nothing = np.zeros((0, 0), np.float32)
         if self._teacher_id is None or not part.puts:
-            return nothing
-        found = self.log.vectors(self._teacher_id, part.number)
-        if found is None and encode and self._encode is not None:
-            made = self._encode(self.growth.described(part.puts))
-            if made is None:
-                return nothing
-            self.log.keep_vectors(self._teacher_id, part.number, made)
-            found = made
-        return found
+            return np.zeros((0, 0), np.float32)
+        return self.log.vectors(self._teacher_id, part.number)
+
+    def _unread(self) -> ItemPart | None:
+        """The first part that waits for this process to encode it."""
+        with self._reading:
+            waiting = self._waiting[:1] if self._encode is not None else []
+        return next((p for p in waiting if self._vectors_of(p) is None), None)
+
+    def _read(self, part: ItemPart) -> None:
+        """Encode a part's texts, some at a time: what is told meanwhile must not wait for all of them."""
+        assert self._encode is not None
+        assert self._teacher_id is not None
+        made = list[np.ndarray]()
+        for start in range(0, len(part.puts), _TEXTS):
+            found = self._encode(self.growth.described(part.puts[start : start + _TEXTS]))
+            if found is None:
+                raise ItemLogError(f"no encoder reads the texts of part {part.number}")
+            made.append(found)
+            self._catch_up()
+        self.log.keep_vectors(self._teacher_id, part.number, np.concatenate(made))
 
 
 def _follow(reference: weakref.ref[Follower], poll_s: float) -> None:
     with suppress(OSError, AttributeError):  # of this thread alone, where the system can
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
+    time.sleep(poll_s)  # what could be had at once is applied already
     while (followed := reference()) is not None:
         try:
             followed.refresh()

@@ -278,3 +278,16 @@ def test_too_many_waiting_items_are_refused_and_nothing_of_them_is_kept(shop: Sh
     assert shop.desk.status("a") is None
     shop.follower.refresh()
     assert shop.desk.status("n1").status == "served"  # type: ignore[union-attr]
+
+
+def test_a_removal_does_not_wait_for_texts_before_it(shop: Shop) -> None:
+    body = {"items": [{"item_id": "slow", "text": "dog"}, {"item_id": "i4", "text": "war"}], "remove": ["i2"]}
+    shop.desk.accept(ItemsRequest.model_validate(body), "r", NOW)
+    shop.desk.accept(ItemsRequest(remove=["i3", "slow"]), "r", NOW)
+    shop.desk.accept(ItemsRequest.model_validate({"items": [{"item_id": "i5", "available": False}]}), "r", NOW)
+    found = shop.ids(k=40, pool=40)
+    assert not {"i2", "i3", "i5", "slow"} & set(found)
+    assert shop.desk.counts() == {"put": 0, "removed": 0, "waiting": 2, "dropped": 0}
+    shop.follower.refresh()
+    assert set(shop.ids(k=40, pool=40)) == set(found)
+    assert shop.desk.counts() == {"put": 2, "removed": 3, "waiting": 0, "dropped": 0}
