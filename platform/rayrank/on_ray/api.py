@@ -96,6 +96,7 @@ def build_api(service: Service, page: str | None) -> FastAPI:
     """The application with all routes; ``page`` is the playground's HTML, served at ``/``."""
     api = FastAPI(title="rayrank", description="Ranks and recommends with a served release.", docs_url="/docs")
     _add_routes(api, service, page)
+    _add_item_routes(api, service)
     _add_errors(api)
     return api
 
@@ -136,6 +137,13 @@ def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
         """The release: bundles, tasks, fusion weights."""
         return _json(await service.describe())
 
+    @api.get("/", include_in_schema=False)
+    async def playground() -> Response:
+        """The playground, or where to find the documentation."""
+        return HTMLResponse(page) if page else JSONResponse({"documentation": "/docs"})
+
+
+def _add_item_routes(api: FastAPI, service: Service) -> None:
     @api.get("/v1/items", response_model=list[ItemHit], responses=_WRONG)
     async def items(
         query: Annotated[str, Query(max_length=200)] = "", limit: Annotated[int, Query(ge=1, le=100)] = 20
@@ -160,11 +168,6 @@ def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
         if found is None:
             raise HTTPException(404, "no such item")
         return _json(found)
-
-    @api.get("/", include_in_schema=False)
-    async def playground() -> Response:
-        """The playground, or where to find the documentation."""
-        return HTMLResponse(page) if page else JSONResponse({"documentation": "/docs"})
 
 
 def _add_errors(api: FastAPI) -> None:
