@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
+from sys import float_info
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -29,7 +29,7 @@ MAX_YEAR_3000 = 32_503_680_000
 def _cell(value: Any) -> Any:
     if isinstance(value, str) and len(value) <= MAX_CELL:
         return value
-    if value is None or (isinstance(value, int | float) and isfinite(value)):
+    if value is None or (isinstance(value, int | float) and abs(value) <= float_info.max):
         return value
     raise ValueError(f"must be a finite number, null or a text of at most {MAX_CELL} characters")
 

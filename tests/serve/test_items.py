@@ -86,6 +86,7 @@ def test_put_status_remove(desk: Desk, caplog: pytest.LogCaptureFixture) -> None
         ({"items": [{"item_id": "a", "text": SECRET * 1000}]}, "items.0.text"),
         ({"items": [{"item_id": "a", "attributes": {"genres": [SECRET]}}]}, "items.0.attributes.genres"),
         ({"items": [{"item_id": "a", "colour": SECRET}]}, "items.0.colour"),
+        ({"items": [{"item_id": "a", "attributes": {"year": 10**400}}]}, "items.0.attributes.year"),
         ({"items": ["a", "a"]}, "body"),
         ({"items": ["a"], "remove": ["a"]}, "body"),
         ({"remove": ["x"] * 1001}, "remove"),

@@ -98,7 +98,7 @@ class Items:
         """Rows of a history with those that were replaced by a later put of the same item."""
         if not self._later:
             return rows
-        return np.asarray([self._later.get(row, row) for row in rows.tolist()], rows.dtype)
+        return np.asarray([self._latest(row) for row in rows.tolist()], rows.dtype)
 
     def gone(self, rows: np.ndarray) -> np.ndarray:
         """bool: rows that may not be shown: removed, not available, or replaced."""
@@ -134,14 +134,19 @@ class Items:
         self.ids.append(item_id)  # last: the row is there for others when its id is
         if old:
             self._trained.setdefault(item_id, old if old < self.released else 0)
-            self._later |= {r: row for r, later in self._later.items() if later == old} | {old: row}
+            self._later[old] = row
         self._rows[item_id] = row
+        return row
+
+    def _latest(self, row: int) -> int:
+        while (later := self._later.get(row)) is not None:
+            row = later
         return row
 
     def _ordered(self, fresh: np.ndarray) -> np.ndarray:
         """Popularity with new rows: in the place of those that they replace, else at the end."""
         now = np.arange(len(self))
-        now[list(self._later)] = list(self._later.values())
+        now[list(self._later)] = [self._latest(row) for row in self._later]
         order = now[np.concatenate([self._order, fresh])]
         return np.asarray(order[np.sort(np.unique(order, return_index=True)[1])])
 
