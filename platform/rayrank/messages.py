@@ -131,7 +131,10 @@ class RecommendRequest(_Asked):
         None, ge=1, le=MAX_CANDIDATES, description="items the retriever hands on (at least k); None: the service's"
     )
     query: str | None = Field(
-        None, min_length=1, max_length=200, description="items whose title holds all these words join the candidates"
+        None,
+        min_length=1,
+        max_length=200,
+        description="items whose title holds all these words (where switched on: near texts too) join the candidates",
     )
     exclude_seen: bool = Field(True, description="leave out items of the history")
     explain: bool = Field(False, description="also return each stage's own score of every returned item")
