@@ -3,7 +3,8 @@
 Synthetic log whose taste is told by texts alone: every item of a test event is absent from training. The student (and
 its teacher) score each test event twice: the item as the catalogue holds it, and the same item under a new id, put
 with its title, text and attributes through the log that ``POST /v1/items`` writes. Train events, whose items were
-trained, are the reference. Teacher labels are made without samples of the catalogue; retrieval negatives still show it the texts.
+trained, are the reference. Teacher labels are made without samples of the catalogue; retrieval negatives still show it
+the texts. The device of an event, which says nothing in this log, is not sent with the copies.
 
     python -m benchmarks.new_items [--folder FOLDER]     FOLDER keeps data and models: a stopped run goes on
     python -m benchmarks.new_items --quick               a fifth of the users; nothing is kept

@@ -145,26 +145,41 @@ class Follower:
 
     def refresh(self, encode: bool = True) -> None:
         """Read the log, apply what is ready in its order, and what removes or shelves at once; encode what waits."""
+        trouble = self._catch_up()
         try:
-            self._catch_up()
             while encode and (part := self._unread()) is not None:
                 self._read(part)
-                self._catch_up()
-            self.trouble = None
+                trouble = self._catch_up()
         except ItemLogError as error:
-            if self.trouble != str(error):
-                _log.error("items log %s: %s", self.log.path, error)
-            self.trouble = str(error)
+            trouble = str(error)
+        if trouble is not None and trouble != self.trouble:
+            _log.error("items log %s: %s", self.log.path, trouble)
+        self.trouble = trouble
 
-    def _catch_up(self) -> None:
+    def _catch_up(self) -> str | None:
+        """Read and apply; what is wrong, if something is. A damaged file stops only what lies behind it."""
+        trouble = None
         with self._applying:
-            self.look()
-            while self._step():
-                pass
-            hurried = [c for p in self._waiting if p.number > self._hurried for c in p.changes if c.kind != "put"]
-            if hurried:  # behind puts that wait for the encoder; in their turn they are applied again
-                self.growth.apply([(hurried, None)], again=True)
-            self._hurried = self._known
+            try:
+                self.look()
+            except ItemLogError as error:
+                trouble = str(error)
+            try:
+                while self._step():
+                    pass
+                self._hurry()
+            except ItemLogError as error:
+                trouble = str(error)
+        return trouble
+
+    def _hurry(self) -> None:
+        """Apply removals that lie behind puts which wait for the encoder; in their turn they are applied again."""
+        waiting = [part for part in tuple(self._waiting) if part.number > self._hurried]
+        if not waiting:
+            return
+        if hurried := [c for part in waiting for c in part.changes if c.kind != "put"]:
+            self.growth.apply([(hurried, None)], again=True)
+        self._hurried = waiting[-1].number
 
     def _step(self) -> bool:
         """Apply some ready parts; whether there may be more."""

@@ -16,7 +16,8 @@ from rayrank.pipeline.train_teacher import TrainTeacherConfig
 
 
 def test_the_configs_are_valid(tmp_path: Path) -> None:
-    kinds = {"prepare": PrepareConfig, "train_teacher": TrainTeacherConfig, "label": LabelConfig, "distill": DistillConfig}
+    kinds = {"prepare": PrepareConfig, "train_teacher": TrainTeacherConfig, "label": LabelConfig}
+    kinds |= {"distill": DistillConfig}
     told = new_items.configs(tmp_path, 100)
     assert list(told) == list(kinds)
     for name, kind in kinds.items():
@@ -37,5 +38,5 @@ def test_copies_are_put_under_ids_of_their_own() -> None:
 
 
 def test_claims() -> None:
-    found = {f"test items {where}": {"student AUC": value} for where, value in (("in the catalogue", 0.75), ("put", 0.7))}
+    found = {"test items in the catalogue": {"student AUC": 0.75}, "test items put": {"student AUC": 0.7}}
     assert new_items.claims_of(found) == {"new_item_auc": 0.7, "new_item_auc_lost": pytest.approx(0.05)}

@@ -280,6 +280,17 @@ def test_too_many_waiting_items_are_refused_and_nothing_of_them_is_kept(shop: Sh
     assert shop.desk.status("n1").status == "served"  # type: ignore[union-attr]
 
 
+def test_a_damaged_file_stops_only_what_lies_behind_it(shop: Shop) -> None:
+    shop.desk.accept(ItemsRequest.model_validate({"items": [NEW]}), "r", NOW)
+    (shop.follower.log.path / "part-00000002.json").write_text("{")
+    shop.follower.refresh(encode=False)
+    assert shop.follower.trouble is not None
+    assert "part-00000002.json cannot be read" in shop.follower.trouble
+    assert shop.ids(k=40, pool=40).count("new") == 0
+    shop.follower.refresh()
+    assert shop.ids(k=40, pool=40).count("new") == 1
+
+
 def test_a_removal_does_not_wait_for_texts_before_it(shop: Shop) -> None:
     body = {"items": [{"item_id": "slow", "text": "dog"}, {"item_id": "i4", "text": "war"}], "remove": ["i2"]}
     shop.desk.accept(ItemsRequest.model_validate(body), "r", NOW)
