@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
+from sys import float_info
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -19,6 +19,7 @@ MAX_TEXT = 8000
 MAX_TEXT_TOTAL = 400_000
 MAX_K = 500
 MAX_BLOCK = 1000
+MAX_ITEMS = 1000
 MAX_TIMEOUT_MS = 60_000
 MAX_NAMES = 64
 MAX_CELL = 1000
@@ -28,7 +29,7 @@ MAX_YEAR_3000 = 32_503_680_000
 def _cell(value: Any) -> Any:
     if isinstance(value, str) and len(value) <= MAX_CELL:
         return value
-    if value is None or (isinstance(value, int | float) and isfinite(value)):
+    if value is None or (isinstance(value, int | float) and abs(value) <= float_info.max):
         return value
     raise ValueError(f"must be a finite number, null or a text of at most {MAX_CELL} characters")
 
@@ -130,7 +131,10 @@ class RecommendRequest(_Asked):
         None, ge=1, le=MAX_CANDIDATES, description="items the retriever hands on (at least k); None: the service's"
     )
     query: str | None = Field(
-        None, min_length=1, max_length=200, description="items whose title holds all these words join the candidates"
+        None,
+        min_length=1,
+        max_length=200,
+        description="items whose title holds all these words (where switched on: near texts too) join the candidates",
     )
     exclude_seen: bool = Field(True, description="leave out items of the history")
     explain: bool = Field(False, description="also return each stage's own score of every returned item")
@@ -172,6 +176,57 @@ class FeedbackResponse(Message):
     accepted: int = Field(description="events that are new")
     duplicates: int = Field(description="events that had been told before")
     request_id: str
+
+
+class NewItem(TextItem):
+    """An item to put into the catalogue, or one of it to change; with an id alone its availability is told."""
+
+    item_id: ItemId = Field(description="its id; a known one is changed")
+    title: Annotated[str, Field(min_length=1, max_length=MAX_CELL)] | None = Field(
+        None, description="what people are shown; None: the title column among the attributes, else the id"
+    )
+    text: Text | None = Field(None, description="full text; None: the dataset's template over the attributes")
+    available: bool = Field(True, description="false: kept, but not shown until it is told to be available")
+
+
+class ItemsRequest(Message):
+    """What changes in the catalogue, all of it or nothing."""
+
+    items: list[NewItem] = Field(default_factory=list, max_length=MAX_ITEMS, description="to put or to change")
+    remove: list[ItemId] = Field(default_factory=list, max_length=MAX_ITEMS, description="ids never to be shown again")
+
+    @model_validator(mode="after")
+    def _whole(self) -> ItemsRequest:
+        ids = [item.item_id for item in self.items] + self.remove
+        if not ids:
+            raise ValueError("give items or remove")
+        if len(set(ids)) < len(ids):
+            raise ValueError("an id may be given once")
+        if sum(_size(item) for item in self.items) > MAX_TEXT_TOTAL:
+            raise ValueError(f"texts and attributes of one request may hold at most {MAX_TEXT_TOTAL} characters")
+        return self
+
+
+class ItemsResponse(Message):
+    """The changes are on disk; every replica follows them soon, new texts once they are encoded."""
+
+    new: int = Field(description="items that the catalogue did not know")
+    updated: int = Field(description="items that it knew: text and attributes are replaced as a whole")
+    availability: int = Field(description="items given by id alone")
+    removed: int = Field(description="ids that are never shown again, unless they are put again")
+    waiting: int = Field(description="items that wait for their texts to be encoded")
+    warnings: list[str] = Field(default_factory=list)
+    request_id: str
+
+
+class ItemStatus(Message):
+    """What the replica that answers knows of an item."""
+
+    item_id: str
+    title: str | None
+    status: Literal["served", "waiting", "unavailable", "removed"] = Field(
+        description="waiting: a change is on disk and not followed yet; /v1/release says what replicas wait for"
+    )
 
 
 class RankedItem(Message):
@@ -277,6 +332,11 @@ class ReleaseInfo(Message):
     tasks: list[TaskInfo]
     fusion: dict[str, float]
     items: int = Field(description="size of the catalogue")
+    told: dict[str, int] | None = Field(
+        None,
+        description="since the first: items put and removed while serving, waiting to be encoded, and dropped because"
+        " the release is younger and knows them; null: none are taken",
+    )
     policy: str | None = Field(None, description="hash of the policy in force; None: there is none")
     policy_warning: str | None = Field(None, description="what is wrong with the policy file, if something is")
     example_users: list[str] = Field(default_factory=list, description="known user ids, if the service shows any")

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.csv import write_csv
 
 from rayrank.config import ConfigError, load, replace
 from rayrank.messages import RankRequest
@@ -142,6 +143,59 @@ def test_a_broken_request_is_named(config: ScoreConfig, tmp_path: Path, line: st
     asked = {"kind": "requests", "path": str(path)}
     with pytest.raises(ConfigError, match=part):
         score(ScoreConfig.model_validate(config.model_dump() | {"input": asked}), quiet)
+
+
+PAIRS = [
+    {"user_id": u, "item_id": i, "time": START + 9 * DAY, "device": d}
+    for u, d in (("u3", "tv"), ("nobody", None), ("u5", "phone"))
+    for i in ("i1", "lost", "i30")
+]
+PAIRS = [PAIRS[n] for n in (0, 3, 6, 1, 4, 7, 2, 5, 8)]  # no user's rows together
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_a_table_of_users_and_items_scores_as_online(
+    config: ScoreConfig, world: TinyWorld, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"pairs.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(f"{json.dumps({k: v for k, v in r.items() if v is not None})}\n" for r in PAIRS))
+    elif kind == "csv":
+        write_csv(pa.Table.from_pylist(PAIRS), path)
+    else:
+        pq.write_table(pa.Table.from_pylist(PAIRS), path, row_group_size=4)
+    asked = ScoreConfig.model_validate(config.model_dump() | {"input": {"kind": "pairs", "path": str(path)}})
+    result = score(asked, quiet)
+    found = read(result.scores).to_pylist()
+    assert (result.rows, result.files) == (9, 3 if kind == "parquet" else 1)
+    assert [r["row"] for r in found] == list(range(9))
+    assert [(r["user_id"], r["item_id"]) for r in found] == [(r["user_id"], r["item_id"]) for r in PAIRS]
+    assert [r["known"] for r in found] == [r["item_id"] != "lost" for r in PAIRS]
+    store = UserStore.open(tmp_path / "s.sqlite", Dataset.open(str(world.dataset)))
+    graph = RankingGraph.open(load_release(world.releases), store=store)
+    for line, pair in zip(found, PAIRS, strict=True):
+        body = {"user_id": pair["user_id"], "time": pair["time"], "context": {"device": pair["device"]}}
+        online = graph.respond(RankRequest.model_validate({**body, "candidates": [pair["item_id"]], "explain": True}))
+        item = online.items[0]
+        assert item.stages == pytest.approx({role: line[f"{role}_score"] for role in item.stages}, abs=1e-5)
+        assert item.scores == pytest.approx({t: line[f"teacher_{t}"] for t in ("like", "rating")}, abs=1e-5)
+        assert item.score == pytest.approx(line["score"], abs=1e-5)
+    if kind == "parquet":  # as if killed before the last file and the manifest
+        (Path(result.scores) / "part-00002.parquet").unlink()
+        (Path(result.scores) / "_manifest.json").unlink()
+        again = score(asked, quiet)
+        assert (again.reused_files, read(again.scores).to_pylist()) == (2, found)
+
+
+def test_a_broken_table_of_pairs_is_named(config: ScoreConfig, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    asked = ScoreConfig.model_validate(config.model_dump() | {"input": {"kind": "pairs", "path": str(path)}})
+    path.write_text('{"user_id": "u1", "item": "i1"}\n')
+    with pytest.raises(ConfigError, match="item_id"):
+        score(asked, quiet)
+    path.write_text('{"user_id": "u1", "item_id": "i1"}\n{"user_id": "u1", "item_id": "i1", "time": -4}\n')
+    with pytest.raises(ConfigError, match="row 1: time"):
+        score(asked, quiet)
 
 
 def test_nothing_to_score_is_explained(config: ScoreConfig) -> None:

@@ -9,7 +9,7 @@ import re
 import uuid
 from typing import Annotated, Any, Protocol
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
@@ -22,13 +22,18 @@ from rayrank.messages import (
     FeedbackRequest,
     FeedbackResponse,
     ItemHit,
+    ItemsRequest,
+    ItemsResponse,
+    ItemStatus,
     RankRequest,
     RankResponse,
     RecommendRequest,
     ReleaseInfo,
     error_fields,
 )
+from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.pool import BusyError
+from rayrank.ranking.desk import BacklogError
 from rayrank.ranking.flow import StageError
 from rayrank.ranking.graph import RequestError
 
@@ -39,6 +44,8 @@ _log = logging.getLogger(__name__)
 _Answers = dict[int | str, dict[str, Any]]
 _WRONG: _Answers = {422: {"model": ErrorBody, "description": "the request breaks a rule; `fields` say which"}}
 _UNAVAILABLE: _Answers = {503: {"model": ErrorBody, "description": "a stage that nothing replaces gives no answer"}}
+_UNKNOWN: _Answers = {404: {"model": ErrorBody, "description": "nothing is known of the item"}}
+PathId = Annotated[str, Path(min_length=1, max_length=256)]
 _ASKED: _Answers = {
     **_WRONG,
     411: {"model": ErrorBody, "description": "a body without content-length"},
@@ -63,6 +70,11 @@ class Service(Protocol):
         """Keep what a user did; on disk when it returns."""
         ...
 
+    @property
+    def changes(self) -> Changes:
+        """What takes items."""
+        ...
+
     async def ready(self) -> None:
         """Return when every stage has answered a first request.
 
@@ -84,6 +96,7 @@ def build_api(service: Service, page: str | None) -> FastAPI:
     """The application with all routes; ``page`` is the playground's HTML, served at ``/``."""
     api = FastAPI(title="rayrank", description="Ranks and recommends with a served release.", docs_url="/docs")
     _add_routes(api, service, page)
+    _add_item_routes(api, service)
     _add_errors(api)
     return api
 
@@ -124,6 +137,13 @@ def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
         """The release: bundles, tasks, fusion weights."""
         return _json(await service.describe())
 
+    @api.get("/", include_in_schema=False)
+    async def playground() -> Response:
+        """The playground, or where to find the documentation."""
+        return HTMLResponse(page) if page else JSONResponse({"documentation": "/docs"})
+
+
+def _add_item_routes(api: FastAPI, service: Service) -> None:
     @api.get("/v1/items", response_model=list[ItemHit], responses=_WRONG)
     async def items(
         query: Annotated[str, Query(max_length=200)] = "", limit: Annotated[int, Query(ge=1, le=100)] = 20
@@ -131,10 +151,23 @@ def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
         """Items whose title holds every word of the query, most popular first."""
         return service.search(query, limit)
 
-    @api.get("/", include_in_schema=False)
-    async def playground() -> Response:
-        """The playground, or where to find the documentation."""
-        return HTMLResponse(page) if page else JSONResponse({"documentation": "/docs"})
+    @api.post("/v1/items", response_model=ItemsResponse, responses=_ASKED, status_code=202)
+    async def tell_items(body: ItemsRequest, request: Request) -> Response:
+        """Put, change or remove items: on disk when answered, followed by all replicas once texts are encoded."""
+        return _json(await service.changes.tell(body, request.state.request_id), 202)
+
+    @api.delete("/v1/items/{item_id:path}", response_model=ItemsResponse, responses=_ASKED, status_code=202)
+    async def remove_item(item_id: PathId, request: Request) -> Response:
+        """Never show an item again, unless it is put again."""
+        return _json(await service.changes.tell(ItemsRequest(remove=[item_id]), request.state.request_id), 202)
+
+    @api.get("/v1/items/{item_id:path}", response_model=ItemStatus, responses={**_WRONG, **_UNKNOWN, **_UNAVAILABLE})
+    async def item(item_id: PathId) -> Response:
+        """Whether an item is served, waiting, unavailable or removed."""
+        found = await service.changes.status(item_id)
+        if found is None:
+            raise HTTPException(404, "no such item")
+        return _json(found)
 
 
 def _add_errors(api: FastAPI) -> None:
@@ -159,6 +192,10 @@ def _add_errors(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
+        kind = request.headers.get("content-type", "")
+        if request.method == "POST" and not kind.partition(";")[0].strip().lower().endswith("json"):
+            problem = "must be a JSON object, sent with the header content-type: application/json"
+            return _error(request, 422, "invalid request", [ErrorField(field="body", problem=problem)])
         return _error(request, 422, "invalid request", [_without_body(f) for f in error_fields(error.errors())])
 
     @api.exception_handler(RequestError)
@@ -171,6 +208,10 @@ def _add_errors(api: FastAPI) -> None:
 
     @api.exception_handler(BusyError)
     async def busy(request: Request, error: BusyError) -> Response:
+        return _error(request, 429, str(error), headers={"retry-after": str(error.retry_s)})
+
+    @api.exception_handler(BacklogError)
+    async def backlog(request: Request, error: BacklogError) -> Response:
         return _error(request, 429, str(error), headers={"retry-after": str(error.retry_s)})
 
     @api.exception_handler(HTTPException)
@@ -199,5 +240,5 @@ def _answer(message: RankResponse) -> Response:
     return Response(message.model_dump_json(), headers=headers, media_type="application/json")
 
 
-def _json(message: Any) -> Response:
-    return Response(message.model_dump_json(), media_type="application/json")
+def _json(message: Any, status: int = 200) -> Response:
+    return Response(message.model_dump_json(), status, media_type="application/json")

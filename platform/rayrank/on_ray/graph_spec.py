@@ -11,6 +11,8 @@ from pydantic import Field
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.ranking.drive import Budgets
 from rayrank.ranking.flow import FlowSettings
+from rayrank.ranking.follow import ItemSource
+from rayrank.ranking.item_log import ItemsSpec, open_items
 from rayrank.ranking.release import Release
 from rayrank.ranking.served_log import ServedLogSpec
 from rayrank.ranking.state import StateSpec, StateStore, open_state
@@ -45,6 +47,10 @@ class GraphSpec(Config):
     state: StateSpec | None = Field(
         default_factory=StateSpec, description="where events that users send are kept; null: none are taken"
     )
+    items: ItemsSpec | None = Field(
+        default_factory=ItemsSpec,
+        description="where items put and removed while serving are kept; null: none are taken",
+    )
     served_log: ServedLogSpec | None = Field(
         None, description="where answers are written down, to train on them; null: nowhere"
     )
@@ -61,6 +67,15 @@ def open_user_data(spec: GraphSpec, release: Release) -> tuple[UserStore | None,
     state = None if spec.state is None else open_state(spec.state, spec.releases)
     loaded = spec.state is not None and spec.state.loaded
     return None if loaded else open_store(release, spec.histories), state
+
+
+def open_item_source(spec: GraphSpec) -> ItemSource | None:
+    """The log of items that the service takes; None: it takes none.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    return None if spec.items is None else ItemSource(open_items(spec.items, spec.releases), spec.items)
 
 
 def check_machines(spec: GraphSpec, machines: int) -> None:

@@ -25,11 +25,13 @@ from rayrank.config import Config, ConfigError, DataPath, parse
 from rayrank.on_ray.graph_spec import open_store
 from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.ranking.bulk import Asked, RequestScorer, ShardScorer
+from rayrank.ranking.bulk_pairs import PairScorer
 from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.graph import RankingGraph, bundle_ids
 from rayrank.ranking.release import Release
 from rayrank.sources import storage
 from rayrank.sources.dataset import Dataset
+from rayrank.sources.files import SUFFIXES, Wanted, file_parts, read_part, require_columns
 from rayrank.wording import counted
 
 MANIFEST, KEY = "_manifest.json", "_key.json"
@@ -58,7 +60,21 @@ class RequestsInput(Config):
     per_file: int = Field(2000, ge=1, description="requests scored per output file")
 
 
-ScoreInput = Annotated[ShardsInput | RequestsInput, Field(discriminator="kind")]
+class PairsInput(Config):
+    """A table of users and items, each row to be scored by itself."""
+
+    kind: Literal["pairs"] = "pairs"
+    path: DataPath = Field(
+        description="table (.parquet, .csv, .jsonl): user_id, item_id, and time (unix seconds) if wanted; all other"
+        " columns are context"
+    )
+    roles: tuple[Literal["student", "teacher"], ...] = Field(
+        ("student", "teacher"), description="models that score; the last one's fused score is the column `score`"
+    )
+    part_mb: int = Field(4, ge=1, description="text read for one output file (of Parquet: a row group)")
+
+
+ScoreInput = Annotated[ShardsInput | RequestsInput | PairsInput, Field(discriminator="kind")]
 
 
 class ScoreTask(Config):
@@ -112,7 +128,7 @@ class ScoreWorker:
     def _graph(self) -> RankingGraph:
         release = self._task.release
         # The driver has built the store already; here it is only opened.
-        store = open_store(release, self._task.histories) if isinstance(self._task.input, RequestsInput) else None
+        store = None if isinstance(self._task.input, ShardsInput) else open_store(release, self._task.histories)
         return RankingGraph.open(release, self._task.flow, store)
 
     def score(self, piece: dict[str, Any]) -> dict[str, Any]:
@@ -125,6 +141,8 @@ class ScoreWorker:
                 first, count = int(piece["first"]), int(piece["count"])
                 bodies = list(islice(_bodies(source.path), first, first + count))
                 table = RequestScorer(self._graph, self._task.now).table(bodies, first, source.path)
+            case PairsInput():
+                table = self._pairs(source, int(piece["shard"]))
             case _:
                 assert_never(source)
         sink = pa.BufferOutputStream()
@@ -150,14 +168,22 @@ class ScoreWorker:
         found = [scorer.table(dataset.read_group(shard, group)) for group in groups]
         return pa.concat_tables([scorer.empty(), *found])
 
+    def _pairs(self, source: PairsInput, number: int) -> pa.Table:
+        scorer = PairScorer(self._graph, source.roles, self._task.now)
+        part = file_parts(source.path, source.part_mb << 20)[number]
+        tables, first = [scorer.empty()], part.first_row
+        for rows in read_part(part, Wanted()):
+            tables.append(scorer.table(rows, first, part.file))
+            first += len(rows)
+        return pa.concat_tables(tables)
+
 
 def _pieces(task: ScoreTask) -> Iterator[dict[str, Any]]:
     source = task.input
     match source:
-        case ShardsInput():
-            dataset = Dataset.open(_dataset_of(source, task.release))
-            for shard in range(len(dataset.manifest.shards)):
-                yield {"file": f"part-{shard:05d}.parquet", "shard": shard, "first": 0, "count": 0}
+        case ShardsInput() | PairsInput():
+            for number in range(_count(source, task.release)):
+                yield {"file": f"part-{number:05d}.parquet", "shard": number, "first": 0, "count": 0}
         case RequestsInput():
             total = sum(1 for _ in _bodies(source.path))
             for number, first in enumerate(range(0, total, source.per_file)):
@@ -169,6 +195,14 @@ def _pieces(task: ScoreTask) -> Iterator[dict[str, Any]]:
                 }
         case _:
             assert_never(source)
+
+
+def _count(source: ShardsInput | PairsInput, release: Release) -> int:
+    """Shards of the dataset, or parts of the table."""
+    if isinstance(source, ShardsInput):
+        return len(Dataset.open(_dataset_of(source, release)).manifest.shards)
+    require_columns(source.path, ("user_id", "item_id"), "name the columns so", ("user_id", "item_id"))
+    return len(file_parts(source.path, source.part_mb << 20))
 
 
 def _bodies(path: str) -> Iterator[dict[str, Any]]:
@@ -209,6 +243,8 @@ def _key(task: ScoreTask) -> dict[str, Any]:
     source = task.input
     if isinstance(source, ShardsInput):
         what = Dataset.open(_dataset_of(source, task.release)).manifest.data_fingerprint
+    elif isinstance(source, PairsInput):
+        what = storage.signature(storage.list_files(source.path, SUFFIXES))
     else:
         if not storage.exists(source.path):
             raise ConfigError("input.path", source.path, "must be a file of requests", "correct the path")

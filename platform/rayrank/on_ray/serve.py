@@ -34,11 +34,14 @@ from rayrank.messages import (
     ReleaseInfo,
     TaskInfo,
 )
-from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_user_data
+from rayrank.on_ray.changes import Changes
+from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_item_source, open_user_data
 from rayrank.on_ray.pool import Gate, Pool
 from rayrank.ranking.drive import Driver
+from rayrank.ranking.encode import RequestEncoder
 from rayrank.ranking.feedback import Accepted, FeedbackStage
 from rayrank.ranking.flow import Call, Missed, StageError, Terms, rank_flow
+from rayrank.ranking.follow import follow, names
 from rayrank.ranking.fusion import check_weights
 from rayrank.ranking.graph import (
     RankingGraph,
@@ -130,7 +133,9 @@ class UserState(_Stage):
     def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
         bundle = open_bundles(release, ("student",)).first
         store, state = open_user_data(spec, release)
-        self._stage = UserStage(bundle, Items.of(bundle.items), store, state)
+        items = Items.of(bundle.items)
+        self._stage = UserStage(bundle, items, store, state)
+        self._follower = follow(open_item_source(spec), (bundle, release), [names(items)], items)
         self._feedback = FeedbackStage(self._stage.encoder, state)
         self._writes = Pool(MAX_ONGOING, "feedback")  # waits for the disk, which no ranking should wait for
         return self._stage.prepare
@@ -151,21 +156,32 @@ class Retrieve(_Stage):
 
     def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
         bundle = open_bundles(release, ("student",)).first
-        return Retriever(Scorer(bundle), Items.of(bundle.items), spec.flow.sources).retrieve
+        items, scorer = Items.of(bundle.items), Scorer(bundle)
+        with_text = spec.flow.sources.text.weight > 0 and release.teacher is not None
+        encode = Scorer(open_bundles(release, ("teacher",)).first).encode if with_text else None
+        retriever = Retriever(scorer, items, spec.flow.sources, encode)
+        receivers = [scorer.grow, retriever.grow, names(items)]
+        self._follower = follow(open_item_source(spec), (bundle, release), receivers, items)
+        return retriever.retrieve
 
 
 class PreRank(_Stage):
     """The student."""
 
-    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:  # noqa: ARG002
-        return Scorer(open_bundles(release, ("student",)).first).score
+    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
+        scorer = Scorer(open_bundles(release, ("student",)).first)
+        self._follower = follow(open_item_source(spec), (scorer.bundle, release), [scorer.grow])
+        return scorer.score
 
 
 class ReRank(_Stage):
     """The teacher."""
 
-    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:  # noqa: ARG002
-        return Scorer(open_bundles(release, ("teacher",)).first).score
+    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
+        scorer = Scorer(open_bundles(release, ("teacher",)).first)
+        source = open_item_source(spec)
+        self._follower = follow(source, (scorer.bundle, release), [scorer.grow], encode=scorer.encode)
+        return scorer.score
 
 
 class Ingress:
@@ -180,9 +196,11 @@ class Ingress:
         self._log = None if self._spec.served_log is None else ServedLog(self._spec.served_log)
         if handles is None:
             store, state = open_user_data(self._spec, release)
-            graph = RankingGraph.open(release, self._spec.flow, store, self._spec.policy, Records(state))
+            records = Records(state, items=open_item_source(self._spec))
+            graph = RankingGraph.open(release, self._spec.flow, store, self._spec.policy, records)
             self._parts, self._named, self._user, self._policy = graph.parts, graph.named, graph.user, graph.policy
             self._feedback, self._writes = graph.feedback, Pool(self._spec.replicas.ongoing, "feedback")
+            encoder, follower = graph.user.encoder, graph.follower
             invoke = _in_threads(graph, self._now, self._spec.replicas.ongoing)
         else:
             student = open_bundles(release, ("student",)).first
@@ -191,7 +209,13 @@ class Ingress:
             self._parts = flow_parts(release, self._spec.flow, schema, items)
             self._named = Named(release.release_id, bundle_ids(release), items, schema)
             self._policy = open_policy(self._spec.policy, student, items)
+            encoder, scorer = RequestEncoder(schema, student.features, items), Scorer(student)
+            receivers = (
+                [names(items)] if self._policy is None else [scorer.grow, names(items), self._policy.follows(scorer)]
+            )
+            follower = follow(open_item_source(self._spec), (student, release), receivers, items)
             invoke = self._through_handles
+        self.changes = Changes.of(self._spec.items, encoder, follower, self._gate)
         self._driver, self._warm_up = Driver(invoke, self._spec.budgets), WarmUp(invoke, self._parts)
         self._info = _describe(self._named, release)
 
@@ -296,6 +320,7 @@ class Ingress:
         if self._log is not None:
             counts = {"written": self._log.written, "dropped": self._log.dropped}
             info = info.model_copy(update={"served_log": counts})
+        info = info.model_copy(update={"told": self.changes.counts()})
         if not limit:
             return info
         if self._handles is None:

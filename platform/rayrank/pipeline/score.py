@@ -21,7 +21,7 @@ class ScoreConfig(Config):
     """What is scored with which release, and where the scores go."""
 
     releases: DataPath = Field(description="releases folder (its champion scores) or one release")
-    input: ScoreInput = Field(ShardsInput(), description="targets of a dataset, or a file of requests")
+    input: ScoreInput = Field(ShardsInput(), description="targets of a dataset, a file of requests, or users × items")
     output: DataPath = Field(description="folder of the scores; those of another release or input are replaced")
     actors: int = Field(1, ge=0, description="scoring processes, one logical CPU each; 0: this process, without Ray")
     flow: FlowSettings = Field(default_factory=FlowSettings, description="how many candidates each stage passes on")
@@ -57,9 +57,10 @@ def score(config: ScoreConfig, progress: Callable[[str], None]) -> ScoreResult:
     """
     began = time.monotonic()
     release = load_release(config.releases)
-    if isinstance(config.input, ShardsInput) and release.teacher is None and config.input.roles == ("teacher",):
+    roles = () if isinstance(config.input, RequestsInput) else config.input.roles
+    if release.teacher is None and roles == ("teacher",):
         raise ConfigError("input.roles", "teacher", "the release has no teacher", "use roles: [student]")
-    if isinstance(config.input, RequestsInput):
+    if not isinstance(config.input, ShardsInput):
         store = open_store(release, config.histories, progress)
         if store is not None:
             store.close()

@@ -1,7 +1,7 @@
 """What travels between stages: the user's events and the described items as plain numpy arrays.
 
 Shape legend: ``T`` events, ``M`` described items, ``N`` catalogue rows (row 0 unknown), ``D`` vector width. A described
-item that the catalogue does not know is row ``N + j``; every stage appends the M rows after its own catalogue.
+item that the catalogue does not know is row ``items.DESCRIBED + j``, whatever the size of a stage's catalogue.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Sought:
     def rule_out(self, context: UserContext, scores_N: np.ndarray) -> None:
         """Set the scores (N,) of catalogue rows that may not be found to −∞."""
         scores_N[0] = -np.inf
-        scores_N[self.blocked] = -np.inf
+        scores_N[self.blocked[self.blocked < len(scores_N)]] = -np.inf
         if self.exclude_seen:
             seen = context.seen
             scores_N[seen[seen < len(scores_N)]] = -np.inf

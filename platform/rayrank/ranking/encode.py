@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rayrank.features.encode import encode_categorical, encode_numeric, index_for, is_multi, pad_lists
+from rayrank.features.encode import Hashed, encode_categorical, encode_numeric, index_for, is_multi, pad_lists
 from rayrank.features.history import shown_events
-from rayrank.features.state import FeatureState, TableState
-from rayrank.features.text import item_text
+from rayrank.features.state import FeatureState, TableState, cell_values, numeric_values
+from rayrank.features.text import item_text, template_fields
 from rayrank.messages import FeedbackEvent, HistoryEvent, TextItem
 from rayrank.ranking.context import ColdItems
-from rayrank.ranking.items import Items
+from rayrank.ranking.items import DESCRIBED, Items
 from rayrank.ranking.state import UserEvents
 from rayrank.ranking.store import History
 from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, RegressionTask
+from rayrank.wording import counted, meant
 
 
 class TableEncoder:
@@ -52,6 +53,26 @@ class TableEncoder:
                 encoded[feature.name] = np.asarray(values, np.int64)
         return encoded
 
+    def strange(self, rows: Sequence[Mapping[str, object]]) -> dict[str, str]:
+        """Column -> what is wrong with its values; those values count as missing."""
+        found = {}
+        for feature in self.features:
+            cells = [row[feature.column] for row in rows if row.get(feature.column) is not None]
+            if not cells or feature.train_only:
+                continue
+            if isinstance(feature, CategoricalFeature):
+                index = self._index[feature.name]
+                if isinstance(index, Hashed):
+                    continue
+                names = [v for cell in cells for v in cell_values(feature, cell) if v not in index]  # type: ignore[arg-type]
+                lost, near = len(names), meant(names[0], index) if names else ""
+                what = f"that the release does not know, or knew too rarely{near}"
+            else:
+                lost, what = int(np.isnan(numeric_values(feature, cells)).sum()), "that is no number"
+            if lost:
+                found[feature.column] = f"{counted(lost, 'value')} {what}"
+        return found
+
     def one(self, row: Mapping[str, object]) -> dict[str, np.ndarray]:
         """Feature -> () or (V,) of a single row."""
         return {name: values[0] for name, values in self([row]).items()}
@@ -66,18 +87,6 @@ class RequestEncoder:
         self.user = TableEncoder(schema.user_features, state.users)
         self.context = TableEncoder(schema.context_features, state.context)
         self.item = TableEncoder(schema.item_features, state.items)
-        self._added: dict[str, TextItem] = {}
-
-    def add(self, items: Sequence[TextItem]) -> None:
-        """Make described items known by their id from now on, in this process.
-
-        Raises:
-            ValueError: an item without id or without a description.
-        """
-        for item in items:
-            if item.item_id is None or not item.described:
-                raise ValueError("an added item needs item_id and a text or attributes")
-            self._added[item.item_id] = item
 
     def rows(self, items: Sequence[TextItem], cold: ColdBuilder) -> np.ndarray:
         """int64 (len(items),): catalogue rows; described unknown items are entered in ``cold``, the others are 0."""
@@ -85,12 +94,7 @@ class RequestEncoder:
 
     def _row(self, item: TextItem, cold: ColdBuilder) -> int:
         row = self.items.row(item.item_id)
-        if row:
-            return row
-        if not item.described:
-            known = self._added.get(item.item_id or "")
-            return cold.row(known) if known is not None else 0
-        return cold.row(item)
+        return cold.row(item) if not row and item.described else row
 
     def history(self, events: Sequence[HistoryEvent], now: int, cold: ColdBuilder) -> History:
         """Events in time order. Equal times share a request; an event without a time is a request of its own.
@@ -113,7 +117,7 @@ class RequestEncoder:
         labels = {task: values[shown] for task, values in labels.items()}
         return History(rows[shown].astype(np.int32), request[shown].astype(np.int32), times[shown], labels)
 
-    def told(self, events: UserEvents, before: int | None, cold: ColdBuilder) -> History:
+    def told(self, events: UserEvents, before: int | None) -> History:
         """Stored events that a history may show, strictly earlier than ``before`` (None: all of them).
 
         Equal times share a request.
@@ -124,17 +128,25 @@ class RequestEncoder:
         shown = shown_events(self.schema, labels, len(events))
         if before is not None:
             shown &= times < before
-        rows = np.asarray([self._known(item_id, cold) for item_id in events.item], np.int32)[shown]
+        rows = np.asarray([self.items.row(item_id) for item_id in events.item], np.int32)[shown]
         times = times[shown]
         request = np.cumsum(np.diff(times, prepend=times[:1]) != 0, dtype=np.int32)
         if self.schema.timestamp is None:  # they order the events, the models were trained without
             times = np.zeros_like(times)
         return History(rows, request, times, {task: values[shown] for task, values in labels.items()})
 
-    def _known(self, item_id: str, cold: ColdBuilder) -> int:
-        row = self.items.row(item_id)
-        added = None if row else self._added.get(item_id)
-        return row if added is None else cold.row(added)
+    def strange(self, items: Sequence[TextItem]) -> list[str]:
+        """Warnings about attributes of described items that say nothing to the models; they repeat no values."""
+        rows = [item.attributes for item in items if item.attributes]
+        if not rows:
+            return []
+        found = [f"attributes.{column}: {what}" for column, what in self.item.strange(rows).items()]
+        read = {f.column for f in self.item.features} | {self.schema.title}
+        read |= set(template_fields(self.schema.text)) if self.schema.text else set()
+        if unread := sorted({name for row in rows for name in row} - read):
+            names = ", ".join(f"attributes.{name[:40]}" for name in unread[:5])
+            found.append(f"not used by this release: {names}{', …' if len(unread) > 5 else ''}")
+        return found
 
     def label_problems(
         self, events: Sequence[HistoryEvent | FeedbackEvent], where: str = "history"
@@ -146,7 +158,7 @@ class RequestEncoder:
             for name, value in event.labels.items():
                 task, field = units.get(name), f"{where}.{i}.labels.{name}"
                 if task is None:
-                    problems.append((field, f"unknown task; one of {', '.join(units)}"))
+                    problems.append((field, f"unknown task{meant(name, units)}; one of {', '.join(units)}"))
                 elif isinstance(task, RegressionTask) and not task.low <= value <= task.high:
                     problems.append((field, f"must lie in {task.low:g}..{task.high:g}"))
                 elif not isinstance(task, RegressionTask) and value not in (0, 1):
@@ -160,7 +172,8 @@ class RequestEncoder:
         unknown = [name for name in weights if name not in self.tasks]
         if not unknown and not any(weights.values()):
             return [("weights", "one weight at least must not be zero")]
-        return [(f"weights.{name}", f"unknown task; one of {', '.join(self.tasks)}") for name in unknown]
+        known = ", ".join(self.tasks)
+        return [(f"weights.{name}", f"unknown task{meant(name, self.tasks)}; one of {known}") for name in unknown]
 
 
 class ColdBuilder:
@@ -172,10 +185,15 @@ class ColdBuilder:
         self._rows: dict[str, int] = {}
 
     def row(self, item: TextItem) -> int:
-        """Row ``N + j`` of a described item."""
+        """Row ``DESCRIBED + j`` of a described item."""
         key = _identity(item)
         self._items.setdefault(key, item)
-        return self._rows.setdefault(key, len(self._encoder.items) + len(self._rows))
+        return self._rows.setdefault(key, DESCRIBED + len(self._rows))
+
+    @property
+    def items(self) -> list[TextItem]:
+        """Those that were collected."""
+        return list(self._items.values())
 
     def build(self) -> ColdItems:
         """All of them, encoded."""

@@ -7,9 +7,8 @@ the same generator, so one process and many give the same scores. Knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +18,10 @@ from rayrank.config import Config
 from rayrank.messages import AnsweredBy, RankRequest, RecommendRequest
 from rayrank.ranking.context import ColdVectors, Prepared, Scored, Sought
 from rayrank.ranking.fusion import fused, order
+from rayrank.ranking.items import DESCRIBED, Items
 from rayrank.ranking.merge import Found, Sources
 from rayrank.ranking.policy import Candidates, Policy, Standing
+from rayrank.wording import counted
 
 Stage = Literal["user", "retrieve", "student", "teacher"]
 
@@ -59,7 +60,7 @@ class StageError(RuntimeError):
 class Ranked:
     """The answer before it gets titles and ids: parallel arrays, best first."""
 
-    rows: np.ndarray  # int64 (R,) catalogue rows; N + j for described items
+    rows: np.ndarray  # int64 (R,) catalogue rows; DESCRIBED + j for described items
     positions: np.ndarray  # int64 (R,) positions in the candidates
     score: np.ndarray  # float32 (R,) fused
     scores: Mapping[str, np.ndarray]  # event task -> float32 (R,); NaN where no model scored
@@ -83,19 +84,10 @@ class FlowParts:
     settings: FlowSettings
     weights: Mapping[str, float]
     tasks: tuple[str, ...]
-    catalogue_size: int  # N, with row 0
-    popular: np.ndarray  # int64 rows, most popular first
-    row_of: Callable[[str | None], int]  # id -> catalogue row, 0 unknown
+    items: Items  # the catalogue, which may grow between two requests
     cold_vectors: ColdVectors
     has_student: bool = True
     has_teacher: bool = True
-
-    @cached_property
-    def popularity(self) -> np.ndarray:
-        """float32 (N,): falls from the most popular row on, within (0, 1]; only its order means anything."""
-        found = np.zeros(self.catalogue_size, np.float32)
-        found[self.popular] = 1.0 / np.arange(1, len(self.popular) + 1)
-        return found
 
 
 @dataclass(frozen=True)
@@ -125,11 +117,16 @@ def rank_flow(request: Request, parts: FlowParts, terms: Terms = Terms()) -> Flo
     assert isinstance(prepared, Prepared)  # drivers turn a rejected request into an error
     notes = list(prepared.missed)
     if isinstance(request, RankRequest):
-        asked, sources = _given(request, prepared, parts), dict[str, np.ndarray]()
+        asked, sources = _given(request, prepared), dict[str, np.ndarray]()
     else:
         found = yield from _retrieved(request, prepared, parts, terms, notes)
         asked, sources = Candidates(found.rows, prepared.cold, {}), dict(found.ranks)
-    kept = _kept(request, asked, parts, terms)
+        if terms.policy is not None and (lost := terms.policy.lost_pins):
+            prepared = replace(prepared, warnings=(*prepared.warnings, lost))
+    gone = _gone(asked, parts)
+    if gone is not None and isinstance(request, RankRequest):
+        prepared = _told_of(prepared, int(gone.sum()))
+    kept = _kept(request, asked, parts, (terms, gone))
     if len(kept) < len(asked.rows):
         asked = asked.take(kept)
     board = _Board(asked, parts, terms, request.weights or parts.weights)
@@ -146,10 +143,10 @@ def rank_flow(request: Request, parts: FlowParts, terms: Terms = Terms()) -> Flo
     return board.answer(request, notes, prepared, (kept, sources))
 
 
-def _given(request: RankRequest, prepared: Prepared, parts: FlowParts) -> Candidates:
+def _given(request: RankRequest, prepared: Prepared) -> Candidates:
     rows = prepared.candidates
     assert rows is not None
-    unknown = np.flatnonzero((rows == 0) | (rows >= parts.catalogue_size)).tolist()
+    unknown = np.flatnonzero((rows == 0) | (rows >= DESCRIBED)).tolist()
     return Candidates(rows, prepared.cold, {i: request.candidates[i].item_id for i in unknown})
 
 
@@ -163,7 +160,8 @@ def _retrieved(
     found = yield Call("retrieve", (prepared.context, prepared.cold, sought))
     if isinstance(found, Missed):
         notes.append(f"retrieve: {found.reason}; popular items instead")
-        rows = parts.popular[sought.mask(prepared.context, parts.catalogue_size)[parts.popular]][:size]
+        popular, allowed_N = parts.items.popular, sought.mask(prepared.context, len(parts.items))
+        rows = popular[allowed_N[popular]][:size]
         found = Found(rows, {"popular": np.arange(1, len(rows) + 1, dtype=np.int32)})
     assert isinstance(found, Found)
     return found.followed_by(terms.policy.pinned_rows) if terms.policy is not None else found
@@ -171,13 +169,32 @@ def _retrieved(
 
 def _blocked(request: Request, parts: FlowParts) -> np.ndarray:
     """int64: catalogue rows that the request leaves out."""
-    rows = np.asarray([parts.row_of(item_id) for item_id in request.block], np.int64)
+    rows = np.asarray([parts.items.row(item_id) for item_id in request.block], np.int64)
     return rows[rows > 0]
 
 
-def _kept(request: Request, asked: Candidates, parts: FlowParts, terms: Terms) -> np.ndarray:
-    """Places of the candidates that may be shown: nothing else is scored."""
+def _gone(asked: Candidates, parts: FlowParts) -> np.ndarray | None:
+    """bool (C,): items that were removed or are not available; None: there are none."""
+    items = parts.items
+    ahead = (asked.rows >= len(items)) & (asked.rows < DESCRIBED)  # the retriever knows more items than we have names
+    if not len(items.hidden) and not items.removed and not ahead.any():
+        return None
+    gone = items.gone(asked.rows) | ahead
+    gone[[place for place, item_id in asked.ids.items() if item_id in items.removed]] = True
+    return gone if gone.any() else None
+
+
+def _told_of(prepared: Prepared, gone: int) -> Prepared:
+    warning = f"{counted(gone, 'candidate')} removed or not available: left out"
+    return replace(prepared, warnings=(*prepared.warnings, warning))
+
+
+def _kept(request: Request, asked: Candidates, parts: FlowParts, rules: tuple[Terms, np.ndarray | None]) -> np.ndarray:
+    """Places of the candidates that may be shown: nothing else is scored. ``rules``: the policy's, and what is gone."""
+    terms, gone = rules
     allowed = terms.policy.allows(asked) if terms.policy else None
+    if gone is not None:
+        allowed = ~gone if allowed is None else allowed & ~gone
     if request.block:
         allowed = np.ones(len(asked.rows), bool) if allowed is None else allowed
         allowed &= ~np.isin(asked.rows, _blocked(request, parts))
@@ -191,7 +208,7 @@ def _shortlist(board: _Board, request: Request, parts: FlowParts) -> np.ndarray:
     rerank = settings.rerank if request.rerank is None else request.rerank
     top = best[: max(rerank, min(request.k or 0, settings.pool))] if rerank else best[:0]
     rest = best[len(top) :]
-    cold = rest[board.asked.rows[rest] >= parts.catalogue_size][: settings.cold]
+    cold = rest[board.asked.rows[rest] >= DESCRIBED][: settings.cold]
     return np.concatenate([top, cold])
 
 
@@ -201,7 +218,8 @@ class _Board:
     def __init__(self, asked: Candidates, parts: FlowParts, terms: Terms, weights: Mapping[str, float]) -> None:
         size = len(asked.rows)
         self.asked, self.terms, self._weights = asked, terms, weights
-        self.best = parts.popularity[np.where(asked.rows < parts.catalogue_size, asked.rows, 0)]
+        popularity = parts.items.popularity
+        self.best = popularity[np.where(asked.rows < len(popularity), asked.rows, 0)]
         self.scores = {task: np.full(size, np.nan, np.float32) for task in parts.tasks}
         self.level = np.zeros(size, np.int8)
         self.stages: dict[str, np.ndarray] = {}

@@ -9,24 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rayrank.bundle import Bundle, load_bundle, read_id
 from rayrank.config import ConfigError
 from rayrank.messages import (
     ErrorField,
     FeedbackRequest,
     FeedbackResponse,
+    ItemsRequest,
     RankRequest,
     RankResponse,
     RecommendRequest,
-    TextItem,
 )
 from rayrank.ranking.context import ColdVectors, Prepared
-from rayrank.ranking.encode import ColdBuilder
+from rayrank.ranking.desk import changes_of
 from rayrank.ranking.feedback import Accepted, FeedbackStage
 from rayrank.ranking.flow import Call, FlowParts, FlowSettings, Missed, Ranked, StageError, Terms, rank_flow
+from rayrank.ranking.follow import ItemSource, follow, growth_of, names
 from rayrank.ranking.fusion import check_weights
+from rayrank.ranking.growth import Receiver
 from rayrank.ranking.items import Items
 from rayrank.ranking.policy import ItemFacts
 from rayrank.ranking.policy_file import PolicyFile
@@ -78,6 +78,7 @@ class Records:
 
     state: StateStore | None = None  # what users did
     log: ServedLog | None = None  # what they were shown
+    items: ItemSource | None = None  # what was told of items
 
 
 class RankingGraph:
@@ -99,7 +100,10 @@ class RankingGraph:
         self.feedback = FeedbackStage(self.user.encoder, records.state)
         both = {"student": bundles.student, "teacher": bundles.teacher}
         self._scorers = {role: Scorer(bundle) for role, bundle in both.items() if bundle is not None}
-        self._retriever = Retriever(next(iter(self._scorers.values())), self.items, settings.sources)
+        self._first = next(iter(self._scorers.values()))
+        teacher = self._scorers.get("teacher")
+        encode = teacher.encode if teacher is not None and teacher.reads else None
+        self._retriever = Retriever(self._first, self.items, settings.sources, encode)
         schema = bundles.first.info.data_schema
         self.parts = replace(
             flow_parts(release, settings, schema, self.items),
@@ -108,6 +112,15 @@ class RankingGraph:
         )
         self.named = Named(release.release_id, bundles.ids, self.items, schema)
         self.policy = open_policy(policy, bundles.first, self.items)
+        self._of = (bundles.first, release)
+        self.follower = follow(records.items, self._of, self._receivers(), self.items, encode)
+        self.growth = self.follower.growth if self.follower else growth_of(self._of, self._receivers(), self.items)
+
+    def _receivers(self) -> list[Receiver]:
+        """Who must know of new items, names last but for the policy, whose rules name them."""
+        found: list[Receiver] = [scorer.grow for scorer in self._scorers.values()]
+        found += [self._retriever.grow, names(self.items)]
+        return found if self.policy is None else [*found, self.policy.follows(self._first)]
 
     @classmethod
     def open(
@@ -177,27 +190,26 @@ class RankingGraph:
         asked = request_id or uuid.uuid4().hex
         return receipt(self.feedback.accept(request, asked, int(time.time()) if now is None else now), asked)
 
+    def scorer(self, role: str) -> Scorer:
+        """The student's or the teacher's."""
+        return self._scorers[role]
+
     def stages(self, now: int) -> Mapping[str, Callable[..., Any]]:
         """Stage -> the function that does it."""
         scoring = {role: scorer.score for role, scorer in self._scorers.items()}
         return {"user": lambda r: self.user.prepare(r, now), "retrieve": self._retriever.retrieve, **scoring}
 
-    def add_items(self, items: Sequence[TextItem]) -> int:
-        """Make described items known by id in this process; the teacher's vectors of them go to the student.
+    def add_items(self, request: ItemsRequest) -> int:
+        """Change the catalogue of this process: new items are retrieved, ranked and known by id at once.
 
-        Returns how many got a vector (0 without a teacher or student that reads text).
+        Returns how many texts were encoded (0 without a teacher or student that reads text).
         """
-        self.user.encoder.add(items)
-        builder = ColdBuilder(self.user.encoder)
-        for item in items:
-            builder.row(item)
-        cold = builder.build()
+        changes = changes_of(request, self.named.schema, int(time.time()))
+        cold = self.growth.described([c for c in changes if c.kind == "put"])
         reader = self._scorers.get("teacher") or self._scorers["student"]
         vectors = reader.encode(cold)
-        if vectors is None:
-            return 0
-        self.parts.cold_vectors.add(cold.keys, vectors)
-        return len(cold)
+        self.growth.apply([(changes, vectors)])
+        return 0 if vectors is None else len(cold)
 
 
 def receipt(found: Accepted | Rejected | Missed, request_id: str) -> FeedbackResponse:
@@ -236,9 +248,7 @@ def flow_parts(release: Release, settings: FlowSettings, schema: DatasetSchema, 
         settings=settings,
         weights=release.fusion,
         tasks=tuple(t.name for t in schema.event_tasks),
-        catalogue_size=len(items),
-        popular=np.asarray(items.popular),
-        row_of=items.row,
+        items=items,
         cold_vectors=ColdVectors(),
         has_teacher=release.teacher is not None,
     )

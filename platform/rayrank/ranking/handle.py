@@ -14,6 +14,7 @@ from rayrank.bundle.info import MANIFEST
 from rayrank.config import ConfigError
 from rayrank.messages import (
     HistoryEvent,
+    ItemsRequest,
     RankedItem,
     RankRequest,
     RankResponse,
@@ -99,9 +100,16 @@ class RankerHandle:
             warnings.warn(line, stacklevel=3)
         return response.items
 
-    def add_items(self, items: Sequence[Candidate]) -> int:
-        """Make described items known by id, with the teacher's vectors for the student; see ``RankingGraph``."""
-        return self.graph.add_items([_parse(TextItem, item) for item in items])
+    def add_items(self, items: Sequence[Mapping[str, Any]], remove: Sequence[str] = ()) -> int:
+        """Put items into the catalogue of this process, or change or remove them, as ``POST /v1/items`` does.
+
+        Each is a mapping with ``item_id`` and ``text``, ``attributes``, ``title`` or ``available``. Returns how many
+        texts the teacher encoded.
+
+        Raises:
+            RequestError: names the field and the rule.
+        """
+        return self.graph.add_items(_parse(ItemsRequest, {"items": list(items), "remove": list(remove)}))
 
 
 def open_ranker(path: str | Path, fusion: Mapping[str, float] | None = None) -> RankerHandle:

@@ -34,6 +34,9 @@ class Sources(Config):
     query: Source = Field(
         Source(weight=1.0), description="title holds every word of the request's query, if it has one"
     )
+    text: Source = Field(
+        Source(weight=0.0), description="text nearest to the request's query by the teacher's encoder, if it has one"
+    )
     recent: int = Field(20, ge=1, description="liked items that `similar` looks at")
     constant: float = Field(60.0, ge=0, description="of reciprocal rank fusion: how little the first ranks stand out")
 

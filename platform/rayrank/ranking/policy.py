@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,7 +20,8 @@ from rayrank.features.encode import Hashed, Index, index_for, is_multi
 from rayrank.features.state import category_text
 from rayrank.ranking.arrange import CapOf, diverse, explored, first_of_each, placed
 from rayrank.ranking.context import ColdItems
-from rayrank.ranking.items import Items
+from rayrank.ranking.growth import Fresh
+from rayrank.ranking.items import DESCRIBED, Items
 from rayrank.ranking.policy_spec import Match, PolicySpec
 from rayrank.ranking.scorer import Scorer
 from rayrank.schema import CategoricalFeature, RetrievalTask
@@ -34,6 +35,33 @@ class ItemFacts:
     features: Mapping[str, tuple[CategoricalFeature, Index]]  # column -> feature, and how its values are encoded
     columns: Mapping[str, np.ndarray]  # column -> (N,) or (N, V) codes, 0 none
     vectors_ND: np.ndarray | None  # likeness of items; None: the release has neither retrieval nor texts
+    put_AD: np.ndarray | None = None  # the same of items that were put while serving
+
+    def grown(self, fresh: Fresh, scorer: Scorer) -> ItemFacts:
+        """With items that were put; ``scorer`` knows them already."""
+        columns = {
+            column: np.concatenate([self.columns[column], fresh.cold.features[f.name]])
+            for column, (f, _) in self.features.items()
+        }
+        if self.vectors_ND is None:
+            return replace(self, columns=columns)
+        if scorer.schema.of_kind(RetrievalTask):
+            return replace(self, columns=columns, put_AD=scorer.put_retrieval[:, :-1])
+        width = self.vectors_ND.shape[1]
+        before = np.zeros((0, width), np.float32) if self.put_AD is None else self.put_AD
+        new = np.zeros((len(fresh.cold), width), np.float32) if fresh.cold.vectors is None else fresh.cold.vectors
+        return replace(self, columns=columns, put_AD=np.concatenate([before, new]))
+
+    def likeness(self, rows: np.ndarray) -> np.ndarray:
+        """float32 (len(rows), D): vectors of rows; zeros of those that are not known here."""
+        assert self.vectors_ND is not None
+        base = len(self.vectors_ND)
+        found = self.vectors_ND[np.where(rows < base, rows, 0)]
+        found[(rows == 0) | (rows >= base)] = 0
+        if self.put_AD is not None:
+            put = (rows >= base) & (rows < base + len(self.put_AD))
+            found[put] = self.put_AD[rows[put] - base]
+        return found
 
     @classmethod
     def of(cls, bundle: Bundle, items: Items) -> ItemFacts:
@@ -57,7 +85,7 @@ class ItemFacts:
 class Candidates:
     """Rows of one request (C,), as the flow has them; ids only of those that the catalogue does not know."""
 
-    rows: np.ndarray  # int64: catalogue rows, N + j for described items, 0 unknown
+    rows: np.ndarray  # int64: catalogue rows, DESCRIBED + j for described items, 0 unknown
     cold: ColdItems
     ids: Mapping[int, str | None]  # candidate -> id, where the row says none
 
@@ -132,7 +160,8 @@ class Policy:
         if spec.diversity is not None and facts.vectors_ND is None:
             rule = "needs a release with a retrieval task or texts"
             raise ConfigError("policy: diversity", None, rule, "remove it")
-        self._catalogue = _Table(len(facts.items), self._find, lambda column: facts.columns[column])
+        size = next((len(codes) for codes in facts.columns.values()), len(facts.items))
+        self._catalogue = _Table(size, self._find, lambda column: facts.columns[column])
         self._allowed_N = self._allowed(self._catalogue) if self._block or self._available else None
         self._moves_N = self._moves(self._catalogue) if self._boosts else None
 
@@ -145,14 +174,34 @@ class Policy:
     def pinned_rows(self) -> np.ndarray:
         """int64: catalogue rows of the pinned items that may be shown."""
         rows = np.asarray([self._facts.items.row(pin.item) for pin in self.spec.pins], np.int64)
-        allowed = True if self._allowed_N is None else self._allowed_N[rows]
-        return rows[(rows > 0) & allowed]
+        allowed = self._allowed_N
+        if allowed is not None:
+            rows = rows[(rows < len(allowed))]
+            rows = rows[allowed[rows]]
+        return rows[rows > 0]
+
+    @property
+    def lost_pins(self) -> str | None:
+        """A warning about pinned items that are never shown; None: there are none."""
+        hidden, allowed = self._facts.items.hidden, self._allowed_N
+        rows = [self._facts.items.row(pin.item) for pin in self.spec.pins]
+        filtered = [
+            f"pins.{i}" for i, r in enumerate(rows) if allowed is not None and 0 < r < len(allowed) and not allowed[r]
+        ]
+        gone = [f"pins.{i}" for i, r in enumerate(rows) if r and r in hidden]
+        said = [
+            f"{', '.join(some[:5])} {why}"
+            for some, why in ((filtered, "filtered"), (gone, "removed or not available"))
+            if some
+        ]
+        return f"policy: pinned items left out: {'; '.join(said)}" if said else None
 
     def allows(self, asked: Candidates) -> np.ndarray | None:
         """bool (C,): what may be shown; None: everything."""
         if self._allowed_N is None:
             return None
-        return self._spread(asked, self._allowed_N, self._allowed)
+        ahead = (asked.rows >= len(self._allowed_N)) & (asked.rows < DESCRIBED)  # its columns are not known here yet
+        return self._spread(asked, self._allowed_N, self._allowed) & ~ahead
 
     def moved(self, asked: Candidates, score: np.ndarray) -> np.ndarray:
         """float32 (C,): scores after boosts."""
@@ -208,14 +257,12 @@ class Policy:
 
     def _spread_out(self, asked: Candidates, standing: Standing, order: np.ndarray, count: int) -> np.ndarray:
         """Diversity among the best: those of the strongest stage, whose scores can be compared."""
-        spec, vectors_ND = self.spec.diversity, self._facts.vectors_ND
-        if spec is None or vectors_ND is None or len(order) < 2:
+        spec = self.spec.diversity
+        if spec is None or len(order) < 2:
             return order
         top = order[: spec.top]
         top = top[: int(np.argmin(np.append(standing.level[top] == standing.level[top[0]], False)))]
-        rows = asked.rows[top]
-        vectors = vectors_ND[np.where(rows < len(vectors_ND), rows, 0)]
-        vectors[(rows == 0) | (rows >= len(vectors_ND))] = 0
+        vectors = self._facts.likeness(asked.rows[top])
         new = top[diverse(standing.score[top], vectors, spec.relevance, count)]
         return np.concatenate([new, order[len(top) :]])
 
@@ -250,8 +297,7 @@ class Policy:
         self, asked: Candidates, of_catalogue: np.ndarray, of_rest: Callable[[_Table], np.ndarray]
     ) -> np.ndarray:
         """Values by candidate: looked up for catalogue rows, computed for the others."""
-        size = len(self._facts.items)
-        outside = (asked.rows == 0) | (asked.rows >= size)
+        outside = (asked.rows == 0) | (asked.rows >= len(of_catalogue))
         found = of_catalogue[np.where(outside, 0, asked.rows)]
         if outside.any():
             found[outside] = of_rest(self._rest(asked, np.flatnonzero(outside)))
@@ -259,7 +305,7 @@ class Policy:
 
     def _rest(self, asked: Candidates, at: np.ndarray) -> _Table:
         """The candidates that the catalogue does not know, with what the request says of them."""
-        rows = asked.rows[at] - len(self._facts.items)
+        rows = asked.rows[at] - DESCRIBED
 
         def column(name: str) -> np.ndarray:
             known = self._facts.columns[name]
@@ -273,7 +319,7 @@ class Policy:
 
     def _find(self, item_id: str) -> list[int]:
         row = self._facts.items.row(item_id)
-        return [row] if row else []
+        return [row] if 0 < row < self._catalogue.size else []
 
     def _rule(self, match: Match, where: str) -> _Rule:
         if match.column is None:

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from rayrank.config import ConfigError
 from rayrank.ranking.flow import Terms
+from rayrank.ranking.growth import Fresh, Receiver
 from rayrank.ranking.policy import ItemFacts, Policy
 from rayrank.ranking.policy_spec import read_policy
+from rayrank.ranking.scorer import Scorer
 
 POLL_S = 1.0
 """Between two looks at the file."""
@@ -41,6 +43,17 @@ class PolicyFile:
     def terms(self, request_id: str) -> Terms:
         """What holds for a request that comes now; never waits for the file."""
         return Terms(request_id, self._policy, self.warning)
+
+    def follows(self, scorer: Scorer) -> Receiver:
+        """Lays the policy over a catalogue with items that were put; ``scorer`` and the names know them before."""
+
+        def receive(fresh: Fresh) -> None:
+            if len(fresh.cold):
+                with self._reading:
+                    self.facts = self.facts.grown(fresh, scorer)
+                    self._policy = Policy(self._policy.spec, self.facts)
+
+        return receive
 
     def refresh(self) -> None:
         """Read the file if it has changed."""

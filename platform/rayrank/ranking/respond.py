@@ -9,7 +9,7 @@ from math import isfinite
 from rayrank.messages import DryRunAnswer, MovedItem, RankedItem, RankRequest, RankResponse, RecommendRequest
 from rayrank.ranking.flow import Ranked
 from rayrank.ranking.fusion import shown
-from rayrank.ranking.items import Items
+from rayrank.ranking.items import DESCRIBED, Items
 from rayrank.schema import DatasetSchema
 
 
@@ -46,16 +46,11 @@ def ranked_items(request: RankRequest | RecommendRequest, ranked: Ranked, named:
     stages = {stage: v.tolist() for stage, v in ranked.stages.items()} if request.explain else {}
     found = {name: ranks.tolist() for name, ranks in ranked.sources.items()} if request.explain else {}
     given = request.candidates if isinstance(request, RankRequest) else None
-    size, rows, positions, score = (
-        len(named.items),
-        ranked.rows.tolist(),
-        ranked.positions.tolist(),
-        ranked.score.tolist(),
-    )
+    rows, positions, score = ranked.rows.tolist(), ranked.positions.tolist(), ranked.score.tolist()
     propensity = [1.0] * len(rows) if ranked.propensity is None else ranked.propensity.tolist()
     lines = []
     for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
-        known = 0 < row < size
+        known = 0 < row < DESCRIBED
         # Our own values need no validation, which would cost more than scoring them.
         line = RankedItem.model_construct(
             item_id=named.items.item_id(row) if known or given is None else given[position].item_id,

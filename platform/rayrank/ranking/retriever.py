@@ -8,6 +8,7 @@ import numpy as np
 
 from rayrank.config import ConfigError
 from rayrank.ranking.context import ColdItems, Sought, UserContext
+from rayrank.ranking.growth import Encode, Fresh
 from rayrank.ranking.items import Items
 from rayrank.ranking.merge import Found, Sources, merged
 from rayrank.ranking.scorer import Scorer
@@ -21,14 +22,31 @@ class Retriever:
         ConfigError: a source needs what the bundle does not hold.
     """
 
-    def __init__(self, scorer: Scorer, items: Items, sources: Sources | None = None) -> None:
+    def __init__(
+        self, scorer: Scorer, items: Items, sources: Sources | None = None, encode: Encode | None = None
+    ) -> None:
         self._scorer, self._items, self._sources = scorer, items, sources or Sources()
+        self._encode, self._put_text = encode, np.zeros((0, 0), np.float32)  # (A, D)
         self._tasks = scorer.schema.of_kind(RetrievalTask)
-        self._now: tuple[int, np.ndarray] | None = None  # period, rows by the events before it
+        self._now: tuple[int, np.ndarray, np.ndarray] | None = None  # period, rows, the same by the events before it
+        self._put = self._put_unit = np.zeros((0, 0), np.float32)  # (A, R), (A, R − 1): what was put while serving
         if self._sources.popular_s is not None and scorer.bundle.past is None:
             rule = "counts events by the table of items' pasts, which this bundle does not hold"
             fix = "train with an @item_ column, or popular_s=null"
             raise ConfigError("flow.sources.popular_s", self._sources.popular_s, rule, fix)
+        if self._sources.text.weight and (encode is None or scorer.bundle.text_ND is None):
+            rule = "needs a teacher with a text encoder, and models that read texts"
+            raise ConfigError("flow.sources.text", self._sources.text.weight, rule, "text={weight: 0}")
+
+    def grow(self, fresh: Fresh) -> None:
+        """Enter items that were put while serving into the index; the scorer knows them already."""
+        if len(fresh.cold) and self._tasks:
+            self._put = self._scorer.put_retrieval
+            self._put_unit = _unit(self._put)
+        if len(fresh.cold) and self._sources.text.weight:
+            width = self._text.shape[1]
+            new = np.zeros((len(fresh.cold), width), np.float32) if fresh.cold.vectors is None else fresh.cold.vectors
+            self._put_text = np.concatenate([self._put_text.reshape(-1, width), np.nan_to_num(new)])
 
     def retrieve(self, context: UserContext, cold: ColdItems, sought: Sought) -> Found:
         """At most ``sought.size`` catalogue rows, best first; popular ones without history or retrieval task."""
@@ -41,6 +59,8 @@ class Retriever:
             allowed = sought.mask(context, len(self._items))
             hits = self._items.rows(sought.query, self._depth("query", sought), allowed)
             lists |= {"query": np.asarray(hits, np.int64)} if hits else {}
+        if sought.query and self._sources.text.weight:
+            lists["text"] = self._nearest(sought.query, context, sought)
         best = merged(lists, self._sources, sought.size)
         if len(best.rows) < sought.size:
             best = best.followed_by(self._popular(context, cold, sought, sought.size), "popular")
@@ -52,10 +72,24 @@ class Retriever:
     def _vector(self, context: UserContext, cold: ColdItems, sought: Sought, depth: int) -> np.ndarray:
         if not self._tasks or not len(context.history):
             return np.zeros(0, np.int64)
-        return _best(self._scorer.retrieval_items @ self._scorer.user_vector(context, cold), context, sought, depth)
+        scores = _products(self._scorer.retrieval_items, self._put, self._scorer.user_vector(context, cold))
+        return self._best(scores, context, sought, depth)
+
+    def _nearest(self, query: str, context: UserContext, sought: Sought) -> np.ndarray:
+        """Largest cosine of the items' text vectors to the query's; items without a text come last."""
+        assert self._encode is not None
+        vectors = self._encode(ColdItems((query,), (query,)))
+        if vectors is None:
+            return np.zeros(0, np.int64)
+        scores = _products(self._text, self._put_text, vectors[0])
+        lengths = np.concatenate([self._text_length, np.linalg.norm(self._put_text, axis=1)])
+        scores = np.where(lengths > 0, scores / np.maximum(lengths, 1e-12), -1e9).astype(np.float32)
+        return self._best(scores, context, sought, self._depth("text", sought))
 
     def _popular(self, context: UserContext, cold: ColdItems, sought: Sought, depth: int) -> np.ndarray:  # noqa: ARG002
-        allowed, rows = sought.mask(context, len(self._items)), self._most_events(context.time)
+        rows = self._most_events(context.time)
+        allowed = sought.mask(context, len(self._items))
+        rows = rows[rows < len(allowed)]
         return rows[allowed[rows]][:depth]
 
     def _most_events(self, time: int) -> np.ndarray:
@@ -64,29 +98,62 @@ class Retriever:
         if past is None or span_s is None:
             return popular
         period, found = time // past.period_s, self._now
-        if found is None or found[0] != period:  # nothing changes within a period
+        if found is None or found[0] != period or found[1] is not popular:  # nothing changes within a period
             until, since = (np.full(len(popular), t, np.int64) for t in (time, time - span_s))
-            events = past.value("@item_events", popular, until) - past.value("@item_events", popular, since)
-            found = self._now = period, popular[np.argsort(-events, kind="stable")]
-        return found[1]
+            rows = self._scorer.released(popular)
+            events = past.value("@item_events", rows, until) - past.value("@item_events", rows, since)
+            found = self._now = period, popular, popular[np.argsort(-events, kind="stable")]
+        return found[2]
 
     def _similar(self, context: UserContext, cold: ColdItems, sought: Sought, depth: int) -> np.ndarray:  # noqa: ARG002
         """Largest summed cosine to the last items that the user liked."""
         if not self._tasks:
             return np.zeros(0, np.int64)
-        history = context.history
-        liked = history.item[(history.labels[self._tasks[0].positive] == 1) & (history.item < len(self._items))]
+        history, put = context.history, self._put_unit
+        base = len(self._unit_items)
+        liked = history.item[(history.labels[self._tasks[0].positive] == 1) & (history.item < base + len(put))]
         if not len(liked):
             return liked.astype(np.int64)
-        wanted = self._unit_items[liked[-self._sources.recent :]].sum(axis=0)
-        return _best(self._unit_items @ wanted, context, sought, depth)
+        liked = liked[-self._sources.recent :]
+        wanted = self._unit_items[liked[liked < base]].sum(axis=0)
+        if (liked >= base).any():
+            wanted = wanted + put[liked[liked >= base] - base].sum(axis=0)
+        return self._best(_products(self._unit_items, put, wanted), context, sought, depth)
+
+    def _best(self, scores: np.ndarray, context: UserContext, sought: Sought, depth: int) -> np.ndarray:
+        hidden = self._items.hidden
+        scores[hidden[hidden < len(scores)]] = -np.inf
+        return _best(scores, context, sought, depth)
+
+    @property
+    def _text(self) -> np.ndarray:
+        """float32 (N, D): the texts of the release's items."""
+        assert self._scorer.bundle.text_ND is not None
+        return np.asarray(self._scorer.bundle.text_ND.numpy(), np.float32)
+
+    @cached_property
+    def _text_length(self) -> np.ndarray:
+        return np.asarray(np.linalg.norm(self._text, axis=1))
 
     @cached_property
     def _unit_items(self) -> np.ndarray:
         """float32 (N, R): retrieval vectors of length 1, without the last number, which is the item's own base."""
-        vectors = self._scorer.retrieval_items[:, :-1]
-        length = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.ascontiguousarray(vectors / np.where(length > 0, length, 1))
+        return _unit(self._scorer.retrieval_items)
+
+
+def _unit(items_NR: np.ndarray) -> np.ndarray:
+    vectors = items_NR[:, :-1]
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.where(length > 0, length, 1))
+
+
+def _products(items_NR: np.ndarray, put_AR: np.ndarray, vector_R: np.ndarray) -> np.ndarray:
+    """float32 (N + A,): inner products with the release's items, then with what was put."""
+    found = np.empty(len(items_NR) + len(put_AR), np.float32)
+    np.matmul(items_NR, vector_R, out=found[: len(items_NR)])
+    if len(put_AR):
+        np.matmul(put_AR, vector_R, out=found[len(items_NR) :])
+    return found
 
 
 def _best(scores: np.ndarray, context: UserContext, sought: Sought, depth: int) -> np.ndarray:

@@ -1,11 +1,13 @@
 """One model at work: rows of the request in, scores by task out. Used by student, teacher, retriever and batch alike.
 
-The catalogue's table is used as it is; only when a request describes new items, the rows that it touches are gathered
-and the new ones appended. Knows a bundle; knows nothing about requests, users' ids or other stages.
+The catalogue's table is used as it is; only when a request touches items that the release does not hold (put since, or
+described in it), the rows that it touches are gathered from all tables. Knows a bundle; knows nothing about requests,
+users' ids or other stages.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +22,18 @@ from rayrank.config import ConfigError
 from rayrank.models.encoder import TextEncoder
 from rayrank.ranking.context import ColdItems, Scored, UserContext
 from rayrank.ranking.fusion import task_scores
+from rayrank.ranking.growth import Fresh
+from rayrank.ranking.items import DESCRIBED
 from rayrank.ranking.past import CandidateContext
 from rayrank.ranking.store import History
+
+
+@dataclass(frozen=True)
+class Put:
+    """A items that were put while serving, behind those of the release."""
+
+    rows_AW: Tensor  # packed, as Ranker.item_vectors gives them
+    released: np.ndarray  # int64 (A,): rows of the release that they replace, 0 none
 
 
 class Scorer:
@@ -37,9 +49,38 @@ class Scorer:
         self.schema = bundle.info.data_schema
         self.window = bundle.info.window
         self._of_candidates = CandidateContext(bundle)
+        size = bundle.items_NW.shape[1]
+        self.put = Put(torch.zeros(0, size), np.zeros(0, np.int64))
+
+    def grow(self, fresh: Fresh) -> None:
+        """Append the rows of items that were put while serving."""
+        if not len(fresh.cold):
+            return
+        tables, start, vectors = [self.put.rows_AW], 0, fresh.cold.vectors
+        for size in fresh.groups:
+            some = np.arange(start, start + size)
+            with torch.inference_mode():
+                of_texts = None if vectors is None else vectors[some]
+                tables.append(self._packed(fresh.cold, some, of_texts, fresh.released[some]))
+            start += size
+        self.put = Put(torch.cat(tables), np.append(self.put.released, fresh.released))
+
+    @property
+    def put_retrieval(self) -> np.ndarray:
+        """float32 (A, R): the items' side of retrieval of what was put."""
+        with torch.inference_mode():
+            return np.ascontiguousarray(self.model.retrieval_items(self.put.rows_AW).numpy())
+
+    def released(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as the release has them: of an item that was put again the one before, of a new one 0."""
+        base, put = len(self.bundle.items_NW), self.put.released
+        if rows.max(initial=0) < base:
+            return rows
+        place = rows - base
+        return np.where(place < 0, rows, np.where(place < len(put), np.append(put, 0)[place.clip(0, len(put))], 0))
 
     def score(self, context: UserContext, candidates: np.ndarray, cold: ColdItems) -> Scored:
-        """Scores of catalogue rows (int64 (Q,)); described items are rows from the catalogue's size on."""
+        """Scores of catalogue rows (int64 (Q,)); described items are rows from ``DESCRIBED`` on."""
         with torch.inference_mode():
             rows, items_RW, texts = self._table(context, candidates, cold)
             logits = self._logits(self._events(context, rows), self._queries(context, candidates, rows), items_RW)
@@ -65,6 +106,11 @@ class Scorer:
         """float32 (N, R): the items' side of retrieval."""
         with torch.inference_mode():
             return np.ascontiguousarray(self.model.retrieval_items(self.bundle.items_NW).numpy())
+
+    @property
+    def reads(self) -> bool:
+        """Whether :meth:`encode` can read texts."""
+        return isinstance(getattr(self.model, "encoder", None), TextEncoder) and self._tokenizer is not None
 
     def encode(self, cold: ColdItems, wanted: np.ndarray | None = None) -> np.ndarray | None:
         """float32 (M, D) text vectors; NaN where neither known nor ``wanted`` (bool (M,)). None without an encoder."""
@@ -95,25 +141,36 @@ class Scorer:
         The catalogue's own table with rows None when nothing is new; else the distinct rows of the request (rising,
         row 0 first) and their packed items.
         """
-        size = len(self.bundle.items_NW)
+        base, put_AW = len(self.bundle.items_NW), self.put.rows_AW
         history = context.history.last(self.window).item
-        if max(history.max(initial=0), candidates.max(initial=0)) < size:
+        if max(history.max(initial=0), candidates.max(initial=0)) < base:
             return None, self.bundle.items_NW, None
         rows = np.unique(np.concatenate([np.zeros(1, np.int64), history.astype(np.int64), candidates]))
-        known, new = rows[rows < size], rows[rows >= size] - size
-        items = self.bundle.items_NW.index_select(0, torch.as_tensor(known))
+        put, new = rows[(rows >= base) & (rows < base + len(put_AW))] - base, rows[rows >= DESCRIBED] - DESCRIBED
+        ahead = len(rows) - int((rows < base).sum()) - len(put) - len(new)  # put, but this process does not know it yet
+        tables = [
+            self.bundle.items_NW.index_select(0, torch.as_tensor(rows[rows < base])),
+            put_AW.index_select(0, torch.as_tensor(put)),
+            self.bundle.items_NW[:1].expand(ahead, -1),
+        ]
+        if not len(new):
+            return rows, torch.cat(tables), None
         wanted = np.zeros(len(cold), bool)
         wanted[new] = True
         encoded = self.encode(cold, wanted)
         vectors = encoded if encoded is not None else cold.vectors
+        fresh = self._packed(cold, new, None if vectors is None else vectors[new], np.zeros(len(new), np.int64))
+        return rows, torch.cat([*tables, fresh]), encoded
+
+    def _packed(self, cold: ColdItems, new: np.ndarray, vectors: np.ndarray | None, released: np.ndarray) -> Tensor:
+        """float32 (len(new), W): rows of some described items with these text vectors and trained ids."""
         part = Catalogue(
             features={name: torch.as_tensor(value[new]) for name, value in cold.features.items()},
             count_N=torch.zeros(len(new)),
-            vectors_ND=self._text(None if vectors is None else vectors[new], len(new)),
+            vectors_ND=self._text(vectors, len(new)),
             **self._read(cold, new),
         )
-        fresh = self.model.item_vectors(part, torch.zeros(len(new), dtype=torch.int64))
-        return rows, torch.cat([items, fresh.float()]), encoded
+        return self.model.item_vectors(part, torch.as_tensor(released)).float()
 
     def _read(self, cold: ColdItems, new: np.ndarray) -> dict[str, Tensor]:
         """Tokens of new items, for a model that reads them."""
@@ -150,7 +207,7 @@ class Scorer:
         size = len(candidates)
         after = _after(context.history)
         shared = {n: torch.as_tensor(np.array(v)).expand(1, size, *v.shape) for n, v in context.context.items()}
-        own = {n: torch.as_tensor(v)[None] for n, v in self._of_candidates(context, candidates).items()}
+        own = {n: torch.as_tensor(v)[None] for n, v in self._of_candidates(context, self.released(candidates)).items()}
         return Queries(
             item_BQ=torch.as_tensor(_places(rows, candidates))[None],
             time_BQ=torch.full((1, size), context.time, dtype=torch.int64),

@@ -19,7 +19,7 @@ from rayrank.ranking.state import StateError, StateStore, UserEvents
 from rayrank.ranking.store import History, UserStore, empty_history, joined
 from rayrank.schema import Feature, past_features
 from rayrank.sources.dataset import feature_tensor
-from rayrank.wording import counted
+from rayrank.wording import counted, near_id
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,10 @@ class UserStage:
         candidates = None
         if isinstance(request, RankRequest):
             candidates = self.encoder.rows(request.candidates, cold)
-            if unknown := int((candidates == 0).sum()):
-                warnings.append(f"{counted(unknown, 'candidate')} neither in the catalogue nor described")
+            if len(unknown := np.flatnonzero(candidates == 0)):
+                near = self.encoder.items.near(request.candidates[unknown[0]].item_id or "")
+                warnings.append(f"{counted(len(unknown), 'candidate')} neither in the catalogue nor described{near}")
+        warnings += self.encoder.strange(cold.items)
         warnings += [w for w in (warning, self._unused(request), self._without_past(request)) if w]
         row = self._rows.get(request.user_id or "", 0)
         context = UserContext(
@@ -99,12 +101,17 @@ class UserStage:
         stored = self._store.history(request.user_id) if self._store else None
         told, missed = self._told(request.user_id, when[1])
         if stored is not None or told is not None:
-            history = empty if stored is None else _before(stored, request.time)
+            history = empty if stored is None else self._current(_before(stored, request.time))
             if told is not None:
-                history = joined(history, self.encoder.told(told, request.time, cold))
+                history = joined(history, self.encoder.told(told, request.time))
             return history, None, missed
-        why = "no history is known of this user" if request.user_id in self._rows else "unknown user"
+        known = request.user_id in self._rows
+        why = "no history is known of this user" if known else f"unknown user{near_id(request.user_id, self._rows)}"
         return empty, f"{why}: answered from popularity and context", missed
+
+    def _current(self, history: History) -> History:
+        """Stored rows are those of the release; an item that was put again since has another."""
+        return replace(history, item=self.encoder.items.current(history.item))
 
     def _told(self, user_id: str, now: int) -> tuple[UserEvents | None, str | None]:
         """What the user's feedback tells, or why it cannot be read; a store that is down is not asked every time."""

@@ -12,6 +12,7 @@ import torch
 from rayrank.bundle import Bundle, load_bundle
 from rayrank.models.spec import CrossSpec
 from rayrank.ranking.context import ColdItems, UserContext
+from rayrank.ranking.items import DESCRIBED
 from rayrank.ranking.scorer import Scorer
 from rayrank.ranking.store import History
 from tests.tiny_release import ITEMS, items_table, save_teacher
@@ -57,7 +58,7 @@ def test_an_item_described_by_its_text_scores_like_itself_where_ids_do_not_count
         cold = ColdItems(tuple("abcde"), texts, features)
         scorer = Scorer(wordless)
         known = scorer.score(context(), rows, ColdItems())
-        described = scorer.score(context(), rows + ITEMS, cold)
+        described = scorer.score(context(), rows - 1 + DESCRIBED, cold)
     finally:
         model.trained_items_N.copy_(trained)
     assert described.cold_vectors is not None

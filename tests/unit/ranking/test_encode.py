@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rayrank.messages import HistoryEvent, RankRequest, RecommendRequest, TextItem
+from rayrank.messages import HistoryEvent, RankRequest, RecommendRequest
 from rayrank.ranking.context import Prepared
-from rayrank.ranking.encode import ColdBuilder
 from rayrank.ranking.graph import RankingGraph, RequestError
+from rayrank.ranking.items import DESCRIBED
 from rayrank.ranking.user import Rejected
-from tests.tiny_release import ITEMS, START
+from tests.tiny_release import START
 
-N, NOW, DAY = ITEMS + 1, 2_000_000_000, 86_400
+NOW, DAY = 2_000_000_000, 86_400
 
 
 def prepared(graph: RankingGraph, request: RankRequest | RecommendRequest) -> Prepared:
@@ -47,19 +47,12 @@ def test_described_items_are_appended_once_and_known_ids_win(graph: RankingGraph
     item = {"item_id": "new", "attributes": {"genres": "War|Drama|Comedy", "year": 2010, "title": "A film"}}
     found = prepared(graph, ranking(candidates=["i7", item, "lost", {"item_id": "i2", "text": "x"}], history=[item]))
     assert found.candidates is not None
-    assert found.candidates.tolist() == [7, N, 0, 2]
-    assert found.context.history.item.tolist() == [N]
+    assert found.candidates.tolist() == [7, DESCRIBED, 0, 2]
+    assert found.context.history.item.tolist() == [DESCRIBED]
     assert found.cold.texts == ("A film. War, Drama, Comedy.",)
     assert found.cold.features["genres"].tolist() == [[3, 1]]  # max_values 2
     assert found.cold.features["year"].tolist() == [2.0]
     assert found.warnings == ("1 candidate neither in the catalogue nor described",)
-
-
-def test_added_items_are_known_by_id_afterwards(graph: RankingGraph) -> None:
-    graph.user.encoder.add([TextItem(item_id="fresh", text="red dog")])
-    builder = ColdBuilder(graph.user.encoder)
-    assert graph.user.encoder.rows([TextItem(item_id="fresh")], builder).tolist() == [N]
-    assert builder.build().texts == ("red dog",)
 
 
 def test_known_users_have_their_row_features_and_stored_history(graph: RankingGraph) -> None:
@@ -99,7 +92,7 @@ def test_labels_must_be_those_of_the_tasks(graph: RankingGraph) -> None:
     found = graph.user.prepare(ranking(history=history), NOW)
     assert isinstance(found, Rejected)
     assert {f.field: f.problem for f in found.fields} == {
-        "history.0.labels.liked": "unknown task; one of like, rating",
+        "history.0.labels.liked": "unknown task (did you mean 'like'?); one of like, rating",
         "history.1.labels.like": "must be 0 or 1",
         "history.2.labels.rating": "must lie in 1..5",
     }

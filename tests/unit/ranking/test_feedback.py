@@ -93,11 +93,11 @@ def test_labels_are_those_of_the_release(graph: RankingGraph) -> None:
 
 
 def test_items_become_known_later(graph: RankingGraph) -> None:
-    from rayrank.messages import TextItem
+    from rayrank.messages import ItemsRequest
 
     tell(graph, "new", {"item_id": "fresh", "labels": {"like": 1}, "time": NOW - 9})
     assert seen(graph, "new").item.tolist() == [0]
-    graph.add_items([TextItem(item_id="fresh", text="red dog story")])
+    graph.add_items(ItemsRequest.model_validate({"items": [{"item_id": "fresh", "text": "red dog story"}]}))
     assert seen(graph, "new").item.tolist() == [31]
     assert graph.respond(RecommendRequest(user_id="new", k=1), NOW).degraded is None
 

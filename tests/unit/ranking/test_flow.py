@@ -14,24 +14,25 @@ from rayrank.ranking.context import ColdItems, ColdVectors, Prepared, Scored, Us
 from rayrank.ranking.drive import Budgets, Driver
 from rayrank.ranking.flow import Call, FlowParts, FlowSettings, Missed, Ranked, StageError, rank_flow
 from rayrank.ranking.graph import RequestError
+from rayrank.ranking.items import DESCRIBED, Items
 from rayrank.ranking.merge import Found
 from rayrank.ranking.store import empty_history
 from rayrank.ranking.user import Rejected
 
 SIZE = 11  # ten items
-POPULAR = np.arange(1, SIZE)
 SECONDS = Budgets(user=0.2, retrieve=0.2, student=0.2, teacher=0.05, failures=2, rest_s=60)
 
 
 def parts(**changes: Any) -> FlowParts:
     settings = FlowSettings(pool=6, rerank=2, cold=1)
-    fields: dict[str, Any] = {"weights": {"like": 1.0}, "tasks": ("like",), "catalogue_size": SIZE, "popular": POPULAR}
-    fields["row_of"] = lambda item_id: int((item_id or "i0")[1:])
+    fields: dict[str, Any] = {"weights": {"like": 1.0}, "tasks": ("like",)}
+    names = [f"i{n}" for n in range(1, SIZE)]
+    fields["items"] = Items(names, names, np.arange(SIZE, 1, -1))
     return FlowParts(settings, **{**fields, "cold_vectors": ColdVectors(), **changes})
 
 
 class Stages:
-    """Student scores an item by its row, the teacher by minus its row; described items (rows >= SIZE) count -1."""
+    """Student scores an item by its row, the teacher by minus its row; described items count -100."""
 
     def __init__(self, candidates: list[int] | None = None, cold: ColdItems | None = None, **missed: str) -> None:
         self.candidates, self.cold, self.missed = candidates, cold or ColdItems(), missed
@@ -49,7 +50,7 @@ class Stages:
         rows = call.arguments[1].astype(np.float32)
         sign = 1.0 if call.stage == "student" else -1.0
         vectors = np.ones((len(self.cold), 2), np.float32) if call.stage == "teacher" and len(self.cold) else None
-        return Scored({"like": np.where(rows >= SIZE, -100.0, sign * rows).astype(np.float32)}, vectors)
+        return Scored({"like": np.where(rows >= DESCRIBED, -100.0, sign * rows).astype(np.float32)}, vectors)
 
 
 def run(request: Any, stages: Stages, given: FlowParts | None = None) -> Ranked:
@@ -83,9 +84,9 @@ def test_candidates_beyond_the_teachers_share_follow_in_the_students_order() -> 
 
 def test_described_items_reach_the_teacher_and_their_vectors_are_kept() -> None:
     cold = ColdItems(("key",), ("text",), {})
-    given, stages = parts(), Stages([2, 9, SIZE], cold)
+    given, stages = parts(), Stages([2, 9, DESCRIBED], cold)
     run(RankRequest(candidates=["a"] * 3), stages, given)
-    assert stages.calls[-1].arguments[1].tolist() == [9, 2, SIZE]
+    assert stages.calls[-1].arguments[1].tolist() == [9, 2, DESCRIBED]
     attached = given.cold_vectors.attach(cold)
     assert attached.vectors is not None
     assert attached.vectors.tolist() == [[1.0, 1.0]]

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from rayrank.config import ConfigError, parse
-from rayrank.messages import RankedItem, RankRequest, RankResponse, RecommendRequest
+from rayrank.messages import ItemsRequest, RankedItem, RankRequest, RankResponse, RecommendRequest
 from rayrank.ranking.flow import FlowSettings, Terms
 from rayrank.ranking.graph import RankingGraph
 from rayrank.ranking.policy import ItemFacts, Policy
@@ -150,6 +150,18 @@ def test_diversity_puts_unlike_items_first(desk: Desk) -> None:
     assert likeness(spread) < likeness(plain)
     assert spread[0].item_id == plain[0].item_id
     assert ids(desk.ask({"k": 4}, diversity={"relevance": 1.0})) == ids(plain)
+
+
+def test_a_pin_that_is_never_shown_is_told(desk: Desk) -> None:
+    rules = {"pins": [{"item": f"i{n}", "position": n} for n in (1, 2, 3)] + [{"item": "unknown", "position": 0}]}
+    assert desk.policy(**rules).lost_pins is None
+    rules |= {"block": [{"items": ["i2"]}]}
+    desk.graph.add_items(ItemsRequest(remove=["i3"]))
+    said = "policy: pinned items left out: pins.1 filtered; pins.2 removed or not available"
+    assert desk.policy(**rules).lost_pins == said
+    desk.graph.policy = _Fixed(desk.policy(**rules))  # type: ignore[assignment]
+    assert said in desk.graph.respond(RecommendRequest(user_id="u3"), NOW).warnings
+    assert desk.graph.respond(RankRequest(candidates=["i1"], user_id="u3"), NOW).warnings == []
 
 
 def test_exploration_tells_its_propensities_and_spares_pins(desk: Desk) -> None:

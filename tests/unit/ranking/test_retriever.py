@@ -10,13 +10,15 @@ import pytest
 
 from rayrank.config import ConfigError, parse
 from rayrank.features.derived import ItemPast
-from rayrank.messages import RankResponse, RecommendRequest
+from rayrank.messages import ItemsRequest, RankResponse, RecommendRequest
 from rayrank.ranking.context import ColdItems, Prepared, Sought, UserContext
+from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.graph import RankingGraph
 from rayrank.ranking.merge import Found, Sources, merged
+from rayrank.ranking.release import load_release
 from rayrank.ranking.retriever import Retriever
 from rayrank.ranking.scorer import Scorer
-from tests.tiny_release import ITEMS, START
+from tests.tiny_release import ITEMS, START, TinyWorld, items_table
 
 NOW = START + 9 * 86_400
 OFF, ON = {"weight": 0}, {"weight": 1}
@@ -114,3 +116,27 @@ def test_popular_now_counts_the_last_periods_only(graph: RankingGraph) -> None:
     assert found.retrieve(tomorrow, ColdItems(), Sought(4)).rows.tolist() == [6, 7, 5, 1]
     much_later = replace(now, time=now.time + 90 * day)
     assert found.retrieve(much_later, ColdItems(), Sought(3)).rows.tolist() == [1, 2, 3], "as if nothing were known"
+
+
+def test_a_query_finds_the_nearest_texts_also_of_items_put_since(world: TinyWorld) -> None:
+    settings = FlowSettings(sources=parse(Sources, {"vector": OFF, "query": OFF, "text": ON}))
+    graph = RankingGraph.open(load_release(world.releases), settings)
+    said = items_table().column("text").to_pylist()
+    context = context_of(graph)
+
+    def found(query: str) -> np.ndarray:
+        ranks = graph.stages(NOW)["retrieve"](context, ColdItems(), Sought(40, query=query))
+        order = np.argsort(np.where(ranks.ranks["text"] > 0, ranks.ranks["text"], 10**6), kind="stable")
+        return np.asarray(ranks.rows[order])
+
+    teacher = graph.scorer("teacher")
+    query = teacher.encode(ColdItems(("q",), (said[8],)))
+    assert query is not None
+    table = graph.bundles.first.text_ND.numpy()[1:]  # type: ignore[union-attr]
+    cosines = table @ query[0] / np.linalg.norm(table, axis=1)
+    assert found(said[8]).tolist() == (1 + np.argsort(-cosines, kind="stable")).tolist()
+    assert cosines.argmax() == 8
+    graph.add_items(ItemsRequest.model_validate({"items": [{"item_id": "put", "text": said[8]}]}))
+    assert set(found(said[8])[:2].tolist()) == {9, ITEMS + 1}
+    with pytest.raises(ConfigError, match=r"flow\.sources\.text"):
+        Retriever(Scorer(graph.bundles.first), graph.items, settings.sources)

@@ -18,6 +18,7 @@ from rayrank.ranking.context import ColdItems, Sought, UserContext
 from rayrank.ranking.fusion import fused, task_scores
 from rayrank.ranking.graph import Bundles, RankingGraph, RequestError
 from rayrank.ranking.handle import RankerHandle, open_ranker
+from rayrank.ranking.items import DESCRIBED
 from rayrank.ranking.release import load_release
 from rayrank.ranking.scorer import Scorer
 from tests.tiny_release import ITEMS, SCHEMA, WINDOW, TinyWorld, items_table, tokens_of
@@ -81,7 +82,13 @@ def test_described_items_score_as_rows_appended_to_the_catalogue(world: TinyWorl
         offsets[1:],
     )
     items_NW = torch.cat([teacher.items_NW, teacher.model.item_vectors(part, torch.zeros(1, dtype=torch.int64))])
-    expected = reference(teacher, prepared.context, prepared.candidates, items_NW)  # type: ignore[arg-type, union-attr]
+    asked = prepared.candidates  # type: ignore[union-attr]
+    item = prepared.context.history.item  # type: ignore[union-attr]
+    assert asked is not None
+    assert (asked[1], item[0]) == (DESCRIBED, DESCRIBED)
+    history = replace(prepared.context.history, item=np.where(item == DESCRIBED, N, item))  # type: ignore[union-attr]
+    context = replace(prepared.context, history=history)  # type: ignore[union-attr]
+    expected = reference(teacher, context, np.where(asked == DESCRIBED, N, asked), items_NW)
     found = Scorer(teacher).score(prepared.context, prepared.candidates, prepared.cold)  # type: ignore[arg-type, union-attr]
     np.testing.assert_allclose(found.scores["rating"], expected[1], atol=1e-5)
     assert found.cold_vectors is not None
@@ -125,7 +132,7 @@ def test_added_items_need_no_description_afterwards(graph: RankingGraph) -> None
     assert handle.add_items([NEW]) == 1
     by_id = handle.rank(["i3"], ["new"])[0]
     assert by_id.score == pytest.approx(described.score, abs=1e-6)
-    with pytest.raises(ValueError, match="needs item_id"):
+    with pytest.raises(ValueError, match=r"items\.0\.item_id"):
         handle.add_items([{"text": "no id"}])
 
 

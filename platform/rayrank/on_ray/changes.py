@@ -1,0 +1,72 @@
+"""Items that clients put and remove, inside an ingress replica: a thread that waits for the disk, behind the gate."""
+
+from __future__ import annotations
+
+import time
+
+from rayrank.messages import ErrorField, ItemsRequest, ItemsResponse, ItemStatus
+from rayrank.on_ray.pool import Gate, Pool, StageFullError
+from rayrank.ranking.desk import BacklogError, ItemDesk
+from rayrank.ranking.encode import RequestEncoder
+from rayrank.ranking.flow import StageError
+from rayrank.ranking.graph import RequestError
+from rayrank.ranking.growth import Follower
+from rayrank.ranking.item_log import ItemLogError, ItemsSpec
+
+_ONGOING = 8
+"""Calls that wait for the disk at once; more get 429."""
+
+
+class Changes:
+    """What the routes of items need; without a desk the service takes none."""
+
+    def __init__(self, desk: ItemDesk | None, gate: Gate) -> None:
+        self._desk, self._gate = desk, gate
+        self._pool = Pool(_ONGOING, "items-in")
+
+    @classmethod
+    def of(cls, spec: ItemsSpec | None, encoder: RequestEncoder, follower: Follower | None, gate: Gate) -> Changes:
+        """For the log that ``follower`` follows; its names are those of the encoder."""
+        if spec is None or follower is None:
+            return cls(None, gate)
+        return cls(ItemDesk(encoder, encoder.items, follower, spec.waiting), gate)
+
+    async def tell(self, request: ItemsRequest, request_id: str) -> ItemsResponse:
+        """Keep changes; they are on disk when this returns.
+
+        Raises:
+            BusyError: this replica works on as many requests as it may.
+            BacklogError: too much waits already.
+            RequestError: the service takes no items.
+            StageError: the disk refuses; nothing was kept.
+        """
+        if self._desk is None:
+            raise RequestError([ErrorField(field="items", problem="the service takes no items (items: null)")])
+        with self._gate:
+            try:
+                found = await self._pool.run(self._desk.accept, request, request_id, int(time.time()))
+            except ItemLogError as error:
+                raise StageError(f"items were not kept: {error}") from None
+            except StageFullError as error:
+                raise BacklogError(f"busy: {error}") from None
+        assert isinstance(found, ItemsResponse)
+        return found
+
+    async def status(self, item_id: str) -> ItemStatus | None:
+        """What this replica knows of an item; None: nothing.
+
+        Raises:
+            StageError: the disk gives no answer.
+        """
+        if self._desk is None:
+            return None
+        try:
+            found = await self._pool.run(self._desk.status, item_id)
+        except (ItemLogError, StageFullError) as error:
+            raise StageError(f"items: {error}") from None
+        assert found is None or isinstance(found, ItemStatus)
+        return found
+
+    def counts(self) -> dict[str, int] | None:
+        """For ``/v1/release``; None: the service takes no items."""
+        return None if self._desk is None else self._desk.counts()

@@ -1,0 +1,98 @@
+"""Where items are put and removed: what is told becomes changes of the log, with an answer that says what each is.
+
+Knows names, features and the log; encoding texts is for the replicas that follow the log.
+"""
+
+from __future__ import annotations
+
+from rayrank.messages import ItemsRequest, ItemsResponse, ItemStatus, NewItem
+from rayrank.ranking.encode import RequestEncoder
+from rayrank.ranking.growth import Follower
+from rayrank.ranking.item_log import ItemChange
+from rayrank.ranking.items import Items
+from rayrank.schema import DatasetSchema
+from rayrank.wording import counted
+
+
+class BacklogError(RuntimeError):
+    """Too many items wait for their texts to be encoded; the caller may try again after ``retry_s`` seconds."""
+
+    retry_s = 30
+
+
+class ItemDesk:
+    """Takes what is told of items."""
+
+    def __init__(self, encoder: RequestEncoder, items: Items, follower: Follower, most_waiting: int) -> None:
+        self._encoder, self._items, self._follower, self._most = encoder, items, follower, most_waiting
+
+    def accept(self, request: ItemsRequest, request_id: str, now: int) -> ItemsResponse:
+        """Keep all of it or nothing; on disk when this returns.
+
+        Raises:
+            BacklogError: too many items wait already.
+            ItemLogError: the disk refuses.
+        """
+        changes = changes_of(request, self._encoder.schema, now)
+        puts = [c for c in changes if c.kind == "put"]
+        waiting = self._follower.look()
+        if puts and waiting + len(puts) > self._most:
+            raise BacklogError(f"busy: {counted(waiting, 'item')} wait for their texts to be encoded already")
+        warnings = self._encoder.strange(request.items)
+        known = [c.kind == "put" or self._items.row(c.item_id) > 0 for c in changes]
+        if lost := known.count(False):
+            warnings.append(f"{counted(lost, 'id')} without a description not in the catalogue that this replica knows")
+        updated = sum(self._items.row(c.item_id) > 0 for c in puts)
+        self._follower.log.append(changes)
+        self._follower.refresh(encode=False)  # what is removed is gone here when this returns
+        return ItemsResponse(
+            new=len(puts) - updated,
+            updated=updated,
+            removed=len(request.remove),
+            availability=sum(c.kind == "shelve" for c in changes),
+            waiting=waiting + len(puts),
+            warnings=warnings,
+            request_id=request_id,
+        )
+
+    def status(self, item_id: str) -> ItemStatus | None:
+        """What this replica knows of an item; None: nothing."""
+        self._follower.look()
+        kind = self._follower.awaited(item_id) or self._items.state(item_id)
+        if kind is None:
+            return None
+        title = self._items.title(self._items.row(item_id))
+        return ItemStatus.model_validate({"item_id": item_id, "title": title, "status": kind})
+
+    def counts(self) -> dict[str, int]:
+        """Since the start of the log, for ``/v1/release``."""
+        growth = self._follower.growth
+        return {
+            "put": growth.items,
+            "removed": growth.removals,
+            "waiting": self._follower.waiting,
+            "dropped": growth.dropped,
+        }
+
+
+def changes_of(request: ItemsRequest, schema: DatasetSchema, now: int) -> list[ItemChange]:
+    """Changes for the log. An item that is told by its id alone changes its availability."""
+    changes = [_change(item, schema, now) for item in request.items]
+    return changes + [ItemChange(kind="remove", item_id=item_id, time=now) for item_id in request.remove]
+
+
+def _change(item: NewItem, schema: DatasetSchema, now: int) -> ItemChange:
+    if not item.described and item.title is None:
+        return ItemChange(kind="shelve", item_id=item.item_id, time=now, available=item.available)
+    attributes = dict(item.attributes)
+    if schema.title is not None and item.title is not None:
+        attributes.setdefault(schema.title, item.title)  # the template of texts may name it
+    return ItemChange(
+        kind="put",
+        item_id=item.item_id,
+        time=now,
+        title=item.title,
+        text=item.text,
+        attributes=attributes,
+        available=item.available,
+    )

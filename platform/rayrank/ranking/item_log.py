@@ -1,0 +1,185 @@
+"""What was told of items while serving: a folder of small files that every replica of every stage follows.
+
+``part-00000001.json`` … hold changes in the order in which they were told, files of the same names in
+``vectors-<teacher>`` what that teacher made of their texts. A file appears whole, flushed to disk and under the next
+free number, or not at all, and never changes: many writers and readers of one disk (also a mounted one) need no lock.
+Knows files, no models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from rayrank.config import Config, ConfigError, DataPath
+from rayrank.messages import Attributes
+from rayrank.ranking.release import releases_folder
+
+FOLDER, FORMAT = "items", 1
+
+
+class ItemsSpec(Config):
+    """Where items that are put and removed while serving are kept."""
+
+    path: DataPath | None = Field(
+        None, description=f"folder on a disk that all replicas see; None: {FOLDER} in the releases folder"
+    )
+    poll_s: float = Field(1.0, gt=0, le=30, description="between two looks of a replica at the folder, seconds")
+    waiting: int = Field(10_000, ge=1, description="items that may wait for their texts to be encoded; more get 429")
+
+
+class ItemChange(Config):
+    """One thing that was told of an item."""
+
+    kind: Literal["put", "remove", "shelve"] = Field(description="shelve: its availability alone")
+    item_id: str = Field(description="the item")
+    time: int = Field(description="unix seconds when it was told")
+    title: str | None = Field(None, description="of a put")
+    text: str | None = Field(None, description="of a put")
+    attributes: Attributes = Field(default_factory=dict, description="of a put: raw columns")
+    available: bool | None = Field(None, description="whether it may be shown; None: as before")
+
+
+@dataclass(frozen=True)
+class ItemPart:
+    """One file of the log."""
+
+    number: int
+    changes: tuple[ItemChange, ...]
+    mark: str | None = None  # name of what it was made from, for whoever must not tell it twice
+
+    @property
+    def puts(self) -> tuple[ItemChange, ...]:
+        """Those that need a row."""
+        return tuple(c for c in self.changes if c.kind == "put")
+
+
+class ItemLogError(RuntimeError):
+    """The folder gives no answer; the message names no item."""
+
+
+class ItemLog:
+    """The folder.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            rule = f"the folder of added items must be writable ({type(error).__name__})"
+            raise ConfigError("items.path", str(path), rule, "choose another folder, or items=null") from None
+        self._last = 0  # a number that is taken
+
+    def append(self, changes: Sequence[ItemChange], mark: str | None = None) -> int:
+        """Keep changes, all or none; on disk when this returns. Returns the number of the file.
+
+        Raises:
+            ItemLogError: the disk refuses.
+        """
+        lines = [c.model_dump(mode="json", exclude_none=True) for c in changes]
+        body = json.dumps({"format": FORMAT, "mark": mark, "changes": lines}, separators=(",", ":")).encode()
+        number = self._last + 1
+        while not self._commit(self._part(number), body):
+            number += 1
+        self._last = number
+        return number
+
+    def parts(self, after: int = 0) -> Iterator[ItemPart]:
+        """Files behind number ``after``, in order, up to the first number that is free.
+
+        Raises:
+            ItemLogError: a file cannot be read; none behind it is.
+        """
+        number = after + 1
+        while (found := self._read(number)) is not None:
+            self._last = max(self._last, number)
+            yield found
+            number += 1
+
+    def vectors(self, teacher_id: str, number: int) -> np.ndarray | None:
+        """float32 (puts, D): what a teacher made of the texts of a file; None: nothing yet."""
+        file = self._vectors(teacher_id, number)
+        try:
+            return load_file(file)["text"]
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ItemLogError(f"{file.name} cannot be read ({type(error).__name__})") from None
+
+    def keep_vectors(self, teacher_id: str, number: int, vectors: np.ndarray) -> None:
+        """Write what a teacher made of a file's texts; where another replica was quicker, nothing happens."""
+        file = self._vectors(teacher_id, number)
+        file.parent.mkdir(exist_ok=True)
+        self._commit(file, save({"text": np.ascontiguousarray(vectors, np.float32)}))
+
+    def _part(self, number: int) -> Path:
+        return self.path / f"part-{number:08d}.json"
+
+    def _vectors(self, teacher_id: str, number: int) -> Path:
+        return self.path / f"vectors-{teacher_id}" / f"part-{number:08d}.safetensors"
+
+    def _commit(self, file: Path, body: bytes) -> bool:
+        """Whether the file was free; linking, unlike renaming, never replaces one."""
+        if file.exists():
+            return False
+        temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            with temporary.open("wb") as sink:
+                sink.write(body)
+                sink.flush()
+                os.fsync(sink.fileno())
+            try:
+                os.link(temporary, file)
+            except FileExistsError:
+                return False
+            folder = os.open(file.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise ItemLogError(f"the disk refuses ({error.strerror})") from None
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        return True
+
+    def _read(self, number: int) -> ItemPart | None:
+        file = self._part(number)
+        try:
+            raw = json.loads(file.read_bytes())
+            if raw.get("format") != FORMAT:
+                raise ItemLogError(f"{file.name} was written by another version of rayrank")
+            changes = tuple(ItemChange.model_validate(line) for line in raw["changes"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, AttributeError, ValidationError) as error:
+            raise ItemLogError(f"{file.name} cannot be read ({type(error).__name__})") from None
+        return ItemPart(number, changes, raw.get("mark"))
+
+
+def open_items(spec: ItemsSpec, releases: str) -> ItemLog:
+    """The log that ``spec`` names; without a name the folder beside the releases.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    return ItemLog(spec.path or releases_folder(releases) / FOLDER)
