@@ -36,6 +36,7 @@ VERBS: Mapping[str, Verb] = {
     "score": Verb("Score shards in batch with the code that serves (Ray Data)."),
     "promote": Verb("Make a release the champion if every gate passes."),
     "serve": Verb("Start the ranking graph of the promoted release over HTTP (Ray Serve)."),
+    "loadtest": Verb("Ask a running service at given rates; say how many replicas a rate needs."),
     "load_state": Verb("Put the histories that exist already into the store of user state."),
     "export_served": Verb("Turn the served log and feedback into tables that prepare reads."),
     "quickstart": Verb("Run the whole path on a small dataset and write a report.", config_optional=True),
