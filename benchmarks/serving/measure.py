@@ -64,12 +64,20 @@ def rates(rounds: Sequence[Mapping[str, Slice]]) -> str:
     return ", ".join(parts)
 
 
-def in_process(graph: RankingGraph, bodies: Sequence[Body], now: int, seconds: float) -> Slice:
-    """The same requests, already parsed, answered one after the other by the functions themselves."""
+def in_process(graph: RankingGraph, bodies: Sequence[Body], now: int, seconds: float, wire: bool = False) -> Slice:
+    """The same requests answered one after the other by the functions themselves: objects in, objects out.
+
+    With ``wire`` bytes in, bytes out: JSON is read, checked and written as in a served request.
+    """
     asked = [parsed(body) for body in bodies]
+    raw = [json.dumps(body).encode() for body in bodies]
     times, number, began = list[float](), 0, time.perf_counter()
     while (start := time.perf_counter()) - began < seconds:
-        graph.respond(asked[number % len(asked)], now)
+        place = number % len(asked)
+        if wire:
+            graph.respond(type(asked[place]).model_validate(json.loads(raw[place])), now).model_dump_json().encode()
+        else:
+            graph.respond(asked[place], now)
         times.append((time.perf_counter() - start) * 1000)
         number += 1
     return Slice(time.perf_counter() - began, tuple(times), {})

@@ -9,6 +9,7 @@ pydantic straight to bytes, one torch thread, no access log.
 # FastAPI and LitServe read annotations at run time: they must not be postponed here.
 import json
 import sys
+
 import torch
 
 from benchmarks.serving.server import READY

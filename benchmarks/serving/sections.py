@@ -106,12 +106,15 @@ def taxes_of_a_hop(bench: Bench) -> list[Finding]:
         check_equal(targets, reference)
         nothing = Target(url, "/nothing/", bench.bodies("rank"))
         bench.warm({**targets, "nothing": nothing})
-        arms = {name: bench.arm(target, 1) for name, target in {**targets, "nothing": nothing}.items()}
-        arms["in process"] = partial(in_process, graph, bench.bodies("rank"), bench.world.now, bench.seconds)
-        found = in_turn(arms, bench.rounds)
-    names = {"fused_tax": "fused", "hop_tax": "staged"}
-    case = "rank, 1 client"
-    return [Finding(c, case, taxes(found, n, "in process", "nothing"), rates(found)) for c, n in names.items()]
+        arms: dict[str, Arm] = {n: bench.arm(target, 1) for n, target in {**targets, "nothing": nothing}.items()}
+        inside = partial(in_process, graph, bench.bodies("rank"), bench.world.now, bench.seconds)
+        found = in_turn({**arms, "in process": inside, "in process, JSON": partial(inside, wire=True)}, bench.rounds)
+    cases = {"rank, 1 client": "in process", "rank, 1 client, JSON in process too": "in process, JSON"}
+    return [
+        Finding(claim, case, taxes(found, form, arm, "nothing"), rates(found))
+        for claim, form in (("fused_tax", "fused"), ("hop_tax", "staged"))
+        for case, arm in cases.items()
+    ]
 
 
 def graph_and_forms(bench: Bench) -> list[Finding]:

@@ -13,9 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.memory import end
 from benchmarks.results import ROOT
@@ -24,7 +26,7 @@ from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
 from rayrank.on_ray.graph_spec import GraphSpec
 from rayrank.on_ray.profile import ProfileName, launch_profile
 
-START_S, STOP_S = 300.0, 60.0
+START_S, STOP_S, REST_S = 300.0, 60.0, 10.0
 READY = "ready"
 
 
@@ -130,13 +132,25 @@ def _process(command: list[str], name: str) -> Iterator[None]:
                 time.sleep(0.2)
             yield
         finally:
-            if job.poll() is None:
-                job.terminate()
-                try:
-                    job.wait(STOP_S)
-                except subprocess.TimeoutExpired:
-                    end(job)
+            _end(job)
     log.unlink(missing_ok=True)
+
+
+def _end(job: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end; what then still runs of it and of all that it started is killed."""
+    family = []
+    if job.poll() is None:
+        family = psutil.Process(job.pid).children(recursive=True)
+        job.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            job.wait(STOP_S)
+        end(job)
+    with suppress(ProcessLookupError):
+        os.killpg(job.pid, signal.SIGKILL)  # its session: what a crashed leader left
+    _, left = psutil.wait_procs(family, timeout=REST_S)
+    for member in left:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
 
 
 if __name__ == "__main__":

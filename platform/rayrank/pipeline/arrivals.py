@@ -72,7 +72,7 @@ async def open_loop(client: Client, due: Sequence[float], requests: Sequence[byt
             return Outcome(at, sent, time.perf_counter() - began, error=str(error))
         ended, headers = time.perf_counter() - began, answer.headers
         if answer.status != 200:
-            lacks = answer.status == 429 and "retry-after" not in headers
+            lacks = answer.status in (429, 503) and "retry-after" not in headers
             kind = f"{answer.status}{' without retry-after' if lacks else ''}"
             return Outcome(at, sent, ended, answer.status, kind)
         stage, degraded = headers.get("x-answered-by", "unknown"), headers.get("x-degraded") == "true"

@@ -63,9 +63,9 @@ class _Connection(asyncio.Protocol):
     """One request at a time."""
 
     def __init__(self) -> None:
-        self._buffer, self._waiting = bytearray(), None
+        self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
-        self._waiting: asyncio.Future[Answer] | None
+        self._waiting: asyncio.Future[Answer] | None = None
         self.usable = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
