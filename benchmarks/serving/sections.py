@@ -68,8 +68,8 @@ class Bench:
         return partial(closed, target, clients, self.seconds)
 
     def spec(self, fused: bool) -> GraphSpec:
-        """The graph in one form."""
-        return self.world.spec(self.scratch, fused)
+        """The graph in one form, with an empty store of its own."""
+        return self.world.spec(Path(tempfile.mkdtemp(dir=self.scratch)), fused)
 
     def warm(self, targets: Mapping[str, Target]) -> None:
         """Let every target answer for a while that does not count."""
@@ -93,8 +93,7 @@ def both_forms(bench: Bench) -> Iterator[str]:
 
 
 def _inside(bench: Bench) -> tuple[RankingGraph, Callable[[Body], dict[str, object]]]:
-    scratch = Path(tempfile.mkdtemp(dir=bench.scratch))
-    graph = open_graph(bench.world.spec(scratch, True))
+    graph = open_graph(bench.spec(True))
     return graph, lambda body: graph.respond(parsed(body), bench.world.now).model_dump()
 
 
@@ -164,7 +163,7 @@ def profiles(bench: Bench) -> list[Finding]:
 def _against(bench: Bench, name: str) -> list[Finding]:
     """The fused graph, one replica, against the same models behind another server with one worker."""
     port, made = free_port(), []
-    asked = json.dumps({"port": port, "spec": bench.world.spec(_folder(bench, name), True).model_dump(mode="json")})
+    asked = json.dumps({"port": port, "spec": bench.spec(True).model_dump(mode="json")})
     command = [sys.executable, "-m", "benchmarks.serving.peers", name, asked]
     with (
         served("haproxy", {"fused": bench.spec(True)}, free_port(), LIFE_S) as url,
@@ -181,12 +180,6 @@ def _against(bench: Bench, name: str) -> list[Finding]:
                 made.append(Finding(f"vs_{name}", case, ratios(found, "ours", name), rates(found)))
                 bench.say(f"{case}: {rates(found)}")
     return made
-
-
-def _folder(bench: Bench, name: str) -> Path:
-    place = bench.scratch / name
-    place.mkdir(exist_ok=True)
-    return place
 
 
 def against_fastapi(bench: Bench) -> list[Finding]:
