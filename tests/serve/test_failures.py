@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from typing import Any
 
 import pytest
 
+from rayrank.pipeline.loadtest import LoadtestConfig, loadtest
 from tests.serve.conftest import Served
 from tests.tiny_release import START
 
@@ -67,6 +69,35 @@ def test_a_hanging_teacher_costs_its_budget_then_nothing(served: Served) -> None
         assert seconds < 3
     finally:
         os.kill(pid, signal.SIGCONT)
+    wait_for_the_teacher(served)
+
+
+def test_a_teacher_that_stops_mid_load_shows_in_the_shares_and_in_no_error(served: Served) -> None:
+    """The loadtest job against the graph, its own numbers: who answered, what failed, what a stage computed."""
+    wait_for_the_teacher(served)
+    _, pid = teacher_replica()
+    body = {key: value for key, value in BODY.items() if key != "user_id"} | {"timeout_ms": 1500}
+    config = LoadtestConfig(
+        url=f"{str(served.client.base_url).rstrip('/')}/staged", rates=(8.0,), seconds=8, warm_up_s=0, request=body
+    )
+    timers = [threading.Timer(at, os.kill, (pid, what)) for at, what in ((3, signal.SIGSTOP), (6, signal.SIGCONT))]
+    try:
+        for timer in timers:
+            timer.start()
+        result = loadtest(config, lambda _: None)
+    finally:
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+        os.kill(pid, signal.SIGCONT)
+    (step,), (cpu_ms,) = result.steps, result.cpu_ms
+    assert step.errors == {}
+    assert step.sent > 30
+    assert {"student", "teacher"} <= step.stages.keys(), "both are seen"
+    assert step.degraded >= step.stages["student"] > 0
+    assert step.latency_ms["p99.9"] < 1500 + 3000, "timeout_ms, and room for a loaded machine"
+    assert {"ingress", "user", "retrieve", "student", "teacher"} <= cpu_ms.keys()
+    assert all(ms >= 0 for ms in cpu_ms.values())
     wait_for_the_teacher(served)
 
 

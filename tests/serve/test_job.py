@@ -46,6 +46,21 @@ def test_a_busy_port_is_explained(world: TinyWorld) -> None:
             serve(ServeConfig.model_validate({"releases": str(world.releases), "http": http}), quiet)
 
 
+def test_a_policy_that_does_not_fit_the_release_is_explained_before_ray_starts(
+    world: TinyWorld, tmp_path: Path
+) -> None:
+    import ray
+
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("caps: [{column: genre, most: 2}]\n")
+    config = {"releases": str(world.releases), "policy": str(policy), "http": {"port": free_port()}}
+    running, said = ray.is_initialized(), list[str]()
+    with pytest.raises(ConfigError, match=r"caps\.0\.column.*genres"):
+        serve(ServeConfig.model_validate(config), said.append)
+    assert ray.is_initialized() == running
+    assert "starting Ray" not in said
+
+
 def test_a_missing_page_is_explained(world: TinyWorld) -> None:
     config = {"releases": str(world.releases), "playground": "none.html", "http": {"port": free_port()}}
     with pytest.raises(ConfigError, match="playground"):

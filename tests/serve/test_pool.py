@@ -12,6 +12,13 @@ import pytest
 from rayrank.on_ray.pool import BusyError, Gate, Pool, StageFullError
 
 
+def test_the_user_stage_has_room_for_all_that_are_let_in() -> None:
+    from rayrank.on_ray.graph_spec import Replicas
+
+    assert Replicas(ongoing=32, ingress=3, user=2).room("user") == 48
+    assert Replicas(ongoing=1).room("user") == Replicas().room("teacher") == 8
+
+
 def test_a_gate_lets_so_many_in_and_no_more() -> None:
     gate = Gate(2)
     with gate:

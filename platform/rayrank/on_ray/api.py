@@ -179,7 +179,7 @@ def _add_errors(api: FastAPI) -> None:
         length = request.headers.get("content-length", "0")
         if "transfer-encoding" in request.headers:
             response: Response = _error(request, 411, "a body needs a content-length")
-        elif not length.isdigit() or int(length) > MAX_BODY:
+        elif not re.fullmatch(r"[0-9]{1,12}", length) or int(length) > MAX_BODY:
             response = _error(request, 413, f"the body may hold at most {MAX_BODY} bytes")
         else:
             try:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.ranking.drive import Budgets
-from rayrank.ranking.flow import FlowSettings
+from rayrank.ranking.flow import FlowSettings, Stage
 from rayrank.ranking.follow import ItemSource
 from rayrank.ranking.item_log import ItemsSpec, open_items
 from rayrank.ranking.release import Release
@@ -18,6 +18,9 @@ from rayrank.ranking.served_log import ServedLogSpec
 from rayrank.ranking.state import StateSpec, StateStore, open_state
 from rayrank.ranking.store import UserStore
 from rayrank.sources.dataset import Dataset
+
+ROOM = 8
+"""Requests that a stage which can be left out holds per replica."""
 
 
 class Replicas(Config):
@@ -30,6 +33,16 @@ class Replicas(Config):
     teacher: int = Field(1, ge=1, description="replicas of the re-ranker")
     num_cpus: float = Field(0.1, gt=0, description="logical CPUs that each replica reserves")
     ongoing: int = Field(32, ge=1, description="requests that one ingress replica works on at once; more get 429")
+
+    def room(self, stage: Stage) -> int:
+        """Requests that one replica of a stage works on or holds; more are refused at once and count as missed.
+
+        Nothing replaces the user stage: it has room for all that are let in, so that when everything is full it is
+        the door that says so (429) and no stage behind it (503).
+        """
+        if stage != "user":
+            return ROOM
+        return max(ROOM, -(-self.ongoing * self.ingress // self.user))
 
 
 class GraphSpec(Config):

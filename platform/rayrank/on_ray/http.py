@@ -70,6 +70,7 @@ def deployed(spec: GraphSpec, http: HttpConfig, page: str | None, progress: Call
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application, ran_before = build_graph(spec, page), _runs()
     try:
+        progress("starting Serve")
         _start(http, QUIET)
         # Deploy without blocking: the wait below has a time-out, the blocking form has none.
         serve.run_many(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from rayrank.config import ConfigError
+from rayrank.on_ray.orphans import PLACE, PREFIX, claim
 
 ProfileName = Literal["auto", "haproxy", "stock"]
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -25,7 +26,12 @@ PROFILE = {SWITCH: "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_HAPROX
 """What cluster.yaml sets too. One proxy thread: Serve's default of four is for machines with more cores."""
 _DRAIN = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
 """Replicas of a Ray of our own end with it: no other machine's proxy must learn of it first (default 30 s)."""
-_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
+_PORTS = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,  # several may listen on it, and then answer for each other
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": 9500,
+}
 _CHECK_S = 10.0
 _OPEN = "ports 8404, 9101 and those of the replicas listen on all interfaces, whatever http.host says"
 
@@ -50,7 +56,8 @@ def launch_profile(name: ProfileName, address: str | None, progress: Callable[[s
         progress(f"HTTP: Serve's stock proxy ({reason})")
         yield
         return
-    folder = tempfile.mkdtemp(prefix="rr-", dir="/tmp")  # short: socket paths below it may have about 100 characters
+    folder = tempfile.mkdtemp(prefix=PREFIX, dir=PLACE)
+    claim(Path(folder))
     values = {k: v for k, v in {**PROFILE, **_DRAIN, **_places(folder)}.items() if k not in os.environ}
     os.environ.update(values)
     progress(f"HTTP: HAProxy in throughput mode ({_OPEN}; http.profile=stock avoids that)")

@@ -40,7 +40,7 @@ from rayrank.on_ray.pool import Gate, Pool
 from rayrank.ranking.drive import Driver
 from rayrank.ranking.encode import RequestEncoder
 from rayrank.ranking.feedback import Accepted, FeedbackStage
-from rayrank.ranking.flow import Call, Missed, StageError, Terms, rank_flow
+from rayrank.ranking.flow import Call, Missed, Stage, StageError, Terms, rank_flow
 from rayrank.ranking.follow import follow, names
 from rayrank.ranking.fusion import check_weights
 from rayrank.ranking.graph import (
@@ -64,10 +64,6 @@ from rayrank.ranking.served_log import ServedLog, shown_of
 from rayrank.ranking.user import Rejected, UserStage
 from rayrank.ranking.warm import WarmUp
 from rayrank.schema import RegressionTask
-
-MAX_ONGOING = 8
-"""Requests a stage works on or holds at once per replica; more are refused at once and count as missed."""
-
 
 QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 """A line per request would cost more than the request; what is logged names no user and no text."""
@@ -95,17 +91,16 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
     )(serve.ingress()(Ingress))
     if spec.fused:
         return ingress.bind(raw, page)
-    stages: dict[str, type] = {"user": UserState, "retrieve": Retrieve, "student": PreRank}
-    if release.teacher is not None:
-        stages["teacher"] = ReRank
+    stages: list[type[_Stage]] = [UserState, Retrieve, PreRank, *([ReRank] if release.teacher is not None else [])]
     handles = {}
-    for stage, target in stages.items():
+    for target in stages:
+        stage, room = target.name, spec.replicas.room(target.name)
         deployment = serve.deployment(
             name=target.__name__,
             num_replicas=getattr(spec.replicas, stage),
             ray_actor_options=reserved,
-            max_ongoing_requests=MAX_ONGOING,
-            max_queued_requests=MAX_ONGOING,
+            max_ongoing_requests=room,
+            max_queued_requests=room,
             logging_config=QUIET,
         )(target)
         handles[stage] = deployment.bind(raw)
@@ -115,9 +110,12 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
 class _Stage(ABC):
     """One worker thread per replica: threads that share cores make a 2 ms call take 100 ms."""
 
+    name: Stage
+
     def __init__(self, raw: Mapping[str, Any]) -> None:
-        self._pool = Pool(2 * MAX_ONGOING)
-        self._work = self._prepare(*_setup(raw))
+        spec, release = _setup(raw)
+        self._pool = Pool(2 * spec.replicas.room(self.name))
+        self._work = self._prepare(spec, release)
 
     @abstractmethod
     def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
@@ -130,6 +128,8 @@ class _Stage(ABC):
 class UserState(_Stage):
     """Who asks, what they did, what they ask about."""
 
+    name = "user"
+
     def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
         bundle = open_bundles(release, ("student",)).first
         store, state = open_user_data(spec, release)
@@ -137,7 +137,7 @@ class UserState(_Stage):
         self._stage = UserStage(bundle, items, store, state)
         self._follower = follow(open_item_source(spec), (bundle, release), [names(items)], items)
         self._feedback = FeedbackStage(self._stage.encoder, state)
-        self._writes = Pool(MAX_ONGOING, "feedback")  # waits for the disk, which no ranking should wait for
+        self._writes = Pool(spec.replicas.room("user"), "feedback")  # waits for the disk, which no ranking should
         return self._stage.prepare
 
     async def feedback(self, request: FeedbackRequest, request_id: str, now: int) -> Accepted | Rejected | Missed:
@@ -154,6 +154,8 @@ class UserState(_Stage):
 class Retrieve(_Stage):
     """Candidates from the whole catalogue."""
 
+    name = "retrieve"
+
     def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
         bundle = open_bundles(release, ("student",)).first
         items, scorer = Items.of(bundle.items), Scorer(bundle)
@@ -168,6 +170,8 @@ class Retrieve(_Stage):
 class PreRank(_Stage):
     """The student."""
 
+    name = "student"
+
     def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
         scorer = Scorer(open_bundles(release, ("student",)).first)
         self._follower = follow(open_item_source(spec), (scorer.bundle, release), [scorer.grow])
@@ -176,6 +180,8 @@ class PreRank(_Stage):
 
 class ReRank(_Stage):
     """The teacher."""
+
+    name = "teacher"
 
     def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
         scorer = Scorer(open_bundles(release, ("teacher",)).first)

@@ -20,7 +20,7 @@ from rayrank.bundle import read_info
 from rayrank.config import Config, ConfigError, DataPath, to_yaml
 from rayrank.ranking.release import load_release
 from rayrank.ranking.state import StateError, StateSpec, StateStore, open_state
-from rayrank.schema import DatasetSchema
+from rayrank.schema import DatasetSchema, MulticlassTask
 from rayrank.sources.join import AttributionJoin
 from rayrank.sources.served import Tally, behaviours, impressions, served_schema
 from rayrank.sources.tables import TablesConfig
@@ -38,8 +38,11 @@ class ExportServedConfig(Config):
     state: StateSpec = Field(default_factory=StateSpec, description="where the service keeps feedback; as there")
     output: DataPath = Field(description="folder of the tables and of prepare.yaml, which names them")
     window_s: int = Field(86_400, ge=1, description="seconds after an answer in which feedback is counted to it")
-    items: DataPath | None = Field(None, description="raw items table, as the release's dataset was prepared from")
-    users: DataPath | None = Field(None, description="raw users table, likewise")
+    items: DataPath | None = Field(
+        None,
+        description="raw items table, as the release's dataset was prepared from; prepare needs it for item features",
+    )
+    users: DataPath | None = Field(None, description="raw users table, likewise for user features")
     items_key: str | None = Field(None, description="id column of `items`; None: named as in the interactions")
     users_key: str | None = Field(None, description="id column of `users`, likewise")
 
@@ -50,6 +53,7 @@ class ExportServedResult:
 
     prepare: str
     tally: Tally
+    lacking: tuple[str, ...] = ()  # tables that prepare needs and that were not given
 
     def summary(self) -> list[str]:
         """What was read, what was left out, and what to do next."""
@@ -66,6 +70,11 @@ class ExportServedResult:
             "answers and events of no plausible time": tally.untimely,
         }
         lines += [f"left out: {number:,} {what}" for what, number in left.items() if number]
+        if self.lacking:
+            keys = " ".join(f"{name}=FILE" for name in self.lacking)
+            lines.append(
+                f"first: give the raw {' and '.join(self.lacking)} that the schema reads ({keys}) to this job again"
+            )
         return [*lines, f"next: python -m jobs.prepare {self.prepare}"]
 
 
@@ -97,7 +106,16 @@ def export_served(config: ExportServedConfig, progress: Progress) -> ExportServe
     for old in Path(config.output).glob("tables-*"):
         if old != made:
             shutil.rmtree(old, ignore_errors=True)
-    return ExportServedResult(str(prepare), tally)
+    return ExportServedResult(str(prepare), tally, _lacking(config, schema))
+
+
+def _lacking(config: ExportServedConfig, schema: DatasetSchema) -> tuple[str, ...]:
+    """Tables that hold features or texts of the schema, and were not given: log and feedback know only keys."""
+    needed = {
+        "items": bool(schema.item_features or schema.text) and config.items is None,
+        "users": bool(schema.user_features or schema.of_kind(MulticlassTask)) and config.users is None,
+    }
+    return tuple(name for name, missing in needed.items() if missing)
 
 
 def _told(store: StateStore, tasks: list[str], tally: Tally) -> Iterator[pa.Table]:

@@ -16,8 +16,9 @@ from rayrank.config import ConfigError, DataPath
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.graph_spec import GraphSpec
 from rayrank.on_ray.http import HttpConfig, check_port, deployed
+from rayrank.on_ray.orphans import end_orphans
 from rayrank.on_ray.profile import launch_profile
-from rayrank.ranking.policy_spec import read_policy
+from rayrank.ranking.graph import check_policy
 from rayrank.ranking.release import load_release
 
 Progress = Callable[[str], None]
@@ -71,13 +72,16 @@ def serve(config: ServeConfig, progress: Progress) -> ServeResult:
 def serving(config: ServeConfig, progress: Progress) -> Iterator[str]:
     """The graph, healthy, for the time of the block; yields its URL."""
     release = load_release(config.releases)
+    end_orphans(progress)
     check_port(config.http)
-    if config.policy is not None:
-        read_policy(config.policy)  # whether it fits the release is for the replicas to say
     page = _page(config.playground)
     progress(f"release {release.release_id}: student {release.student}, teacher {release.teacher or 'none'}")
+    if config.policy is not None:
+        progress(f"checking {config.policy} against the release")
+        check_policy(config.policy, release)
     with (
         launch_profile(config.http.profile, config.cluster.address, progress),
+        _said("starting Ray", progress),
         ensure_cluster(config.cluster) as cluster,
     ):
         stages = config.replicas
@@ -87,6 +91,13 @@ def serving(config: ServeConfig, progress: Progress) -> Iterator[str]:
         check_capacity(cluster, processes * stages.num_cpus, "replicas.num_cpus")
         with deployed(config.graph, config.http, page, progress) as url:
             yield url
+
+
+@contextmanager
+def _said(line: str, progress: Progress) -> Iterator[None]:
+    """Between two things that are entered one after the other: what follows takes a while."""
+    progress(line)
+    yield
 
 
 @contextmanager

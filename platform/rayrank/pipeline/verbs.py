@@ -41,6 +41,7 @@ VERBS: Mapping[str, Verb] = {
     ),
     "serve": Verb("Start the ranking graph of the promoted release over HTTP (Ray Serve)."),
     "add_items": Verb("Put items into the catalogue that is served, or take them out, without training."),
+    "loadtest": Verb("Ask a running service at given rates; say how many replicas a rate needs."),
     "load_state": Verb("Put the histories that exist already into the store of user state."),
     "export_served": Verb("Turn the served log and feedback into tables that prepare reads."),
     "quickstart": Verb("Run the whole path on a small dataset and write a report.", config_optional=True),

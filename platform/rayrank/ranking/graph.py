@@ -28,8 +28,9 @@ from rayrank.ranking.follow import ItemSource, follow, growth_of, names
 from rayrank.ranking.fusion import check_weights
 from rayrank.ranking.growth import Receiver
 from rayrank.ranking.items import Items
-from rayrank.ranking.policy import ItemFacts
+from rayrank.ranking.policy import ItemFacts, Policy
 from rayrank.ranking.policy_file import PolicyFile
+from rayrank.ranking.policy_spec import read_policy
 from rayrank.ranking.release import Release
 from rayrank.ranking.respond import Named, respond
 from rayrank.ranking.retriever import Retriever
@@ -261,6 +262,17 @@ def open_policy(path: str | None, bundle: Bundle, items: Items) -> PolicyFile | 
         ConfigError: unreadable, invalid, or it does not fit the release.
     """
     return None if path is None else PolicyFile(path, ItemFacts.of(bundle, items))
+
+
+def check_policy(path: str, release: Release) -> None:
+    """Refuse a policy file before anything is started.
+
+    Raises:
+        ConfigError: unreadable, invalid, or it does not fit the release.
+    """
+    spec = read_policy(path)
+    bundle = open_bundles(release, ("student",), verify=False).first  # replicas verify it
+    Policy(spec, ItemFacts.of(bundle, Items.of(bundle.items)))
 
 
 def bundle_ids(release: Release) -> dict[str, str]:

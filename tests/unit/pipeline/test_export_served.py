@@ -154,6 +154,15 @@ def test_running_again_replaces_the_tables(exported: Loop) -> None:
     assert any("torn" in line for line in again.summary())
 
 
+def test_tables_that_prepare_will_miss_are_named(exported: Loop, tmp_path: Path) -> None:
+    config, first, _ = exported
+    assert not any("first:" in line for line in first.summary())
+    without = config.model_copy(update={"output": str(tmp_path / "out"), "items": None})
+    lines = export_served(without, quiet).summary()
+    assert lines[-2].startswith("first: give the raw items that the schema reads (items=FILE)")
+    assert lines[-1].startswith("next: python -m jobs.prepare")
+
+
 def test_mistakes_leave_nothing_behind(exported: Loop, tmp_path: Path) -> None:
     config = exported[0].model_copy(update={"output": str(tmp_path / "out")})
     with pytest.raises(ConfigError, match="holds no served"):

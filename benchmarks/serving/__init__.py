@@ -1,0 +1,1 @@
+"""How fast the ranking graph answers, and what it does when it is overloaded; see ``__main__``."""
