@@ -75,14 +75,17 @@ def pairs_found(
         ndcg = np.array([cut.ndcg for cut in mine])
         made.append(
             PairFound(
-                *pair,
-                *steps.mean(axis=0).tolist(),
-                mean_of(steps.sum(axis=1), draws),
-                float(ndcg.mean()),
-                mean_of(ndcg - teacher, draws),
-                timed.quantile("total", share),
-                timed.quantile("total", 0.5),
-                {stage: timed.quantile(stage, 0.5) for stage in timed.by_stage},
+                pool=pair[0],
+                rerank=pair[1],
+                lost_retrieve=float(steps[:, 0].mean()),
+                lost_prerank=float(steps[:, 1].mean()),
+                lost_final=float(steps[:, 2].mean()),
+                lost=mean_of(steps.sum(axis=1), draws),
+                ndcg=float(ndcg.mean()),
+                ndcg_gain=mean_of(ndcg - teacher, draws),
+                latency_ms=timed.quantile("total", share),
+                median_ms=timed.quantile("total", 0.5),
+                stages_ms={stage: timed.quantile(stage, 0.5) for stage in timed.by_stage},
             )
         )
     return tuple(made)
