@@ -199,7 +199,9 @@ def test_optuna_proposes_inside_the_space_and_goes_on_from_what_is_known() -> No
     space = parse_space({**sizes, **rate}, "space")
     base = parse(FitTask, {"dataset": "d", "model": {"kind": "student", "hidden": 64}})
     task = SearchTask(base, space, 6, "folder")
-    spec = parse(SearchSpec, {"goal": {"kind": "single", "metric": AUC, "mode": "max"}, "algorithm": {"kind": "optuna"}})
+    spec = parse(
+        SearchSpec, {"goal": {"kind": "single", "metric": AUC, "mode": "max"}, "algorithm": {"kind": "optuna"}}
+    )
 
     def proposed(known: list[Finished]) -> list[dict[str, Any]]:
         proposals = proposals_of(task, spec, known, 2)
@@ -232,7 +234,9 @@ def test_optuna_proposes_inside_the_space_and_goes_on_from_what_is_known() -> No
 
 def test_optuna_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    spec = parse(SearchSpec, {"goal": {"kind": "single", "metric": AUC, "mode": "max"}, "algorithm": {"kind": "optuna"}})
+    spec = parse(
+        SearchSpec, {"goal": {"kind": "single", "metric": AUC, "mode": "max"}, "algorithm": {"kind": "optuna"}}
+    )
     task = SearchTask(parse(FitTask, {"dataset": "d"}), DRAWN, 2, "folder")
     with pytest.raises(ConfigError, match=r"search\.algorithm.*pip install 'rayrank\[optuna\]'"):
         proposals_of(task, spec, [], 1)
