@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rayrank.config import load
-from rayrank.messages import FeedbackRequest, HistoryEvent, RankRequest, RecommendRequest
+from rayrank.messages import FeedbackRequest, HistoryEvent, ItemsRequest, RankRequest, RecommendRequest
 from rayrank.on_ray.graph_spec import open_store
 from rayrank.pipeline.distill import DistillConfig, distill
 from rayrank.pipeline.prepare import PrepareConfig, prepare
@@ -67,8 +67,8 @@ def test_the_curl_lines_are_answered_without_a_warning(releases: Path) -> None:
     release = load_release(str(releases))
     store, state = open_store(release, str(releases / "histories.sqlite")), open_state(StateSpec(), str(releases))
     graph = RankingGraph.open(release, store=store, records=Records(state))
-    *asked, (told, feedback) = documented_requests()
-    assert [*(route for route, _ in asked), told] == ["recommend", "rank", "feedback"]
+    *asked, (changing, change), (told, feedback) = documented_requests()
+    assert [*(route for route, _ in asked), changing, told] == ["recommend", "rank", "items", "feedback"]
     for route, body in asked:
         answer = graph.respond(REQUESTS[route].model_validate(body))
         assert answer.warnings == [], route
@@ -76,6 +76,9 @@ def test_the_curl_lines_are_answered_without_a_warning(releases: Path) -> None:
         assert len(answer.items) == body.get("k", 3)
         assert [item.cold for item in answer.items].count(True) == (route == "rank")
     assert graph.tell(FeedbackRequest.model_validate(feedback)).accepted == 1
+    assert graph.add_items(ItemsRequest.model_validate(change)) == 1
+    shown = graph.respond(RankRequest.model_validate({"candidates": ["new-1", "i0000005"]}))
+    assert {item.item_id for item in shown.items} == {"new-1", "i0000005"}
 
 
 def test_the_policy_of_the_page_fits_the_release(releases: Path, tmp_path: Path) -> None:
