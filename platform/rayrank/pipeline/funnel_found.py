@@ -107,7 +107,9 @@ def choose(found: Sequence[PairFound], budget_ms: float, slack: float) -> Choice
         return Choice(None, reason)
     least = min(one.lost.value for one in within)
     good = [one for one in within if one.lost.value <= least + slack]
-    best = min(good, key=lambda one: one.latency_ms)
+    quickest = min(good, key=lambda one: one.latency_ms)
+    no_larger = [one for one in good if one.pool <= quickest.pool and one.rerank <= quickest.rerank]
+    best = min(no_larger, key=lambda one: one.pair)  # smaller cuts cost no more, whatever the clock said this time
     reason = (
         f"{best.latency_ms:.1f} ms and {best.lost.value:.3f} of the teacher's best lost; the cheapest of {len(good)} "
         f"that lose at most {least + slack:.3f}, among the {len(within)} of {len(found)} that keep to {budget_ms:g} ms"

@@ -172,6 +172,8 @@ def test_the_cheapest_pair_within_the_budget_by_hand():
     assert choose(found, 30, 0.0).pair == (500, 200)
     assert choose(found, 8, 0.01).pair == (100, 50)
     assert choose(found, 8, 0.2).pair == (100, 0)
+    by_chance = [*found, pair(500, 60, 0.105, 8.9)]  # quicker than the smaller (500, 50) by the clock's noise alone
+    assert choose(by_chance, 30, 0.01).pair == (500, 50)
     nothing = choose(found, 1, 0.01)
     assert nothing.pair is None
     assert "(100, 0), needs 2.0 ms" in nothing.reason

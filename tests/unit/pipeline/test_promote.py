@@ -185,7 +185,7 @@ def test_what_evaluate_found_is_judged_without_scoring_again(world, tmp_path, mo
     bundles = OFF | {"dataset": world.dataset, "teacher": world.teacher, "student": world.student}
     timed = {"resamples": 100, "cost_requests": 20, "cost_candidates": 50}
     found = evaluate(parse(EvaluateConfig, bundles | timed | {"output": str(tmp_path / "out")}), quiet).comparison
-    monkeypatch.setattr("rayrank.pipeline.promote.compare", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr("rayrank.pipeline.promote.compared", lambda *_: pytest.fail("scored again"))
     raw = bundles | {"releases": str(tmp_path / "releases"), "resamples": 100}
     gates = {"requests": 20, "candidates": 50, **LOOSE}
     assert promote(parse(PromoteConfig, raw | {"gates": gates}), quiet, found).promoted
