@@ -24,7 +24,7 @@ from benchmarks import results
 from benchmarks.quality_ml1m import Runner, Setting, _full, _quick, _say
 from benchmarks.results import ROOT, Row, Table
 from rayrank.config import load, parse, replace
-from rayrank.pipeline.compare import Asked, compare
+from rayrank.pipeline.comparison import Asked, compared
 from rayrank.pipeline.distill import DistillConfig, distill
 from rayrank.pipeline.prepare import PrepareConfig, prepare
 from rayrank.pipeline.tune import TuneConfig, tune
@@ -80,7 +80,7 @@ def measure(runner: Runner, arm: str, seed: int, trials: int) -> dict[str, float
     winner = replace(load(DistillConfig, found.best_yaml), {"output": f"{config.output}/student"})
     bundle = distill(winner, _say).bundle
     asked = Asked({arm: bundle}, protocols=("streaming",), baselines=False, resamples=20)
-    (entry,) = compare(runner.dataset, asked, _say).entries
+    (entry,) = compared(runner.dataset, asked, _say).entries
     return {f"{task} {m}": float(entry.metrics[f"{task}/{m}"]) for task, (m, _) in judged_by(schema).items()}
 
 

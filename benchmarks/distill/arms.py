@@ -17,7 +17,7 @@ from benchmarks import results
 from benchmarks.quality_ml1m import Setting, recipe_of
 from rayrank.bundle import Bundle, load_bundle
 from rayrank.config import parse
-from rayrank.pipeline.compare import judged_task
+from rayrank.pipeline.comparison import judged_task
 from rayrank.pipeline.distill import DistillConfig, distill
 from rayrank.pipeline.label import LabelConfig, label
 from rayrank.pipeline.prepare import PrepareConfig, prepare

@@ -13,7 +13,7 @@ from benchmarks.distill.arms import DISTILLED, TABLE, TEACHER, UNDISTILLED
 from benchmarks.distill.figures import LEAST, NEAR, Paired
 from benchmarks.distill.quality import COLUMNS, SLICES
 from benchmarks.results import Row, Table
-from rayrank.pipeline.compare import kept_lift
+from rayrank.pipeline.comparison import kept_lift
 
 NAME, CLAIMS = "distill", "distill_claims"
 VERSION = 1

@@ -17,7 +17,8 @@ from rayrank.bundle import Bundle
 from rayrank.learning.plan import take
 from rayrank.models.encoder import TextEncoder
 from rayrank.models.ranker import take_rows
-from rayrank.on_ray.label import LabelTask, Teacher
+from rayrank.on_ray.label import Labeller
+from rayrank.on_ray.label_spec import LabelTask, Member
 from rayrank.pipeline.cost import one_thread
 from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
@@ -87,8 +88,8 @@ class NaiveLabels:
 
 def label_vs_naive(bundle: Bundle, dataset: Dataset, targets: int, rounds: int) -> dict[str, float]:
     """How many times faster the label job's teacher is, on one thread, after both gave the same logits."""
-    task = LabelTask(dataset=dataset.path, teacher=str(bundle.path), output="", actors=0)
-    labeller, shards = Teacher(task.model_dump(mode="json")), Shards(dataset.path)
+    task = LabelTask(dataset=dataset.path, teachers=(Member(bundle=str(bundle.path)),), output="", actors=0)
+    labeller, shards = Labeller(task.model_dump(mode="json")), Shards(dataset.path)
     place = shards.place(_middle(dataset))
     batch = collate(read_place(place), dataset.schema)
     labelled_P2 = (batch.part_BT > 0).nonzero()
