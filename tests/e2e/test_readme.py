@@ -28,6 +28,8 @@ SMALL = {
     "evaluate": ["resamples=50", "cost_requests=5"],
     "promote": ["resamples=100", "gates.skip=[gain_auc, gain_gauc, lift, calibration, latency]"],
     "score": ["actors=0"],
+    "compare": ["resamples=100", "cost_requests=5"],
+    "funnel": ["requests=10", "timed=5", "repeats=1"],
     "serve": ["for_s=1", "fused=true", "http.port=8458"],
     "loadtest": ["url=http://127.0.0.1:8456"],
 }
@@ -66,6 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "clicks.csv").write_text("\n".join(clicks) + "\n")
     items = ["item_id,title,category"] + [f"i{i},A thing with number {i} on it,{'abc'[i % 3]}" for i in range(1, 51)]
     (made / "items.csv").write_text("\n".join(items) + "\n")
+    (made / "new_items.csv").write_text("item_id,title,category\nnew-1,A thing that nobody has clicked yet,a\n")
     return made
 
 

@@ -40,7 +40,9 @@ VERBS: Mapping[str, Verb] = {
         "Measure what a release's cuts lose of the teacher's best, and find the cheapest pair within a latency budget."
     ),
     "serve": Verb("Start the ranking graph of the promoted release over HTTP (Ray Serve)."),
-    "add_items": Verb("Put items into the catalogue that is served, or take them out, without training."),
+    "add_items": Verb(
+        "Put items into the catalogue that is served, or take them out, without training.", config_optional=True
+    ),
     "loadtest": Verb("Ask a running service at given rates; say how many replicas a rate needs."),
     "load_state": Verb("Put the histories that exist already into the store of user state."),
     "export_served": Verb("Turn the served log and feedback into tables that prepare reads."),
