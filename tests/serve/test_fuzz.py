@@ -26,13 +26,14 @@ from tests.tiny_release import START, make_world
 
 EXAMPLES = 12
 ANSWER_S = 5.0
-POSTS = ("/v1/recommend", "/v1/rank", "/v1/policy/dry-run", "/v1/feedback")
+POSTS = ("/v1/recommend", "/v1/rank", "/v1/policy/dry-run", "/v1/feedback", "/v1/items")
 GETS = ("/v1/health", "/v1/release", "/v1/items")
 RIGHT, WRONG = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 CASES = [
     *((path, "POST", mode) for path in POSTS for mode in (RIGHT, WRONG)),
     *((path, "GET", RIGHT) for path in GETS),
     ("/v1/items", "GET", WRONG),  # the other two take nothing that could be wrong
+    *(("/v1/items/{item_id}", method, RIGHT) for method in ("GET", "DELETE")),
 ]
 BODIES = {
     "not text": b"\xff\xfe\x00",
@@ -83,7 +84,9 @@ def test_every_route_of_the_document_is_fuzzed(document: Any) -> None:
     assert found == {(path, method) for path, method, _ in CASES}
 
 
-@pytest.mark.parametrize(("path", "method", "mode"), CASES, ids=[f"{path[4:]}-{mode.value}" for path, _, mode in CASES])
+@pytest.mark.parametrize(
+    ("path", "method", "mode"), CASES, ids=[f"{way} {path[4:]}-{mode.value}" for path, way, mode in CASES]
+)
 def test_nothing_that_is_sent_breaks_the_service(document: Any, path: str, method: str, mode: GenerationMode) -> None:
     operation = document[path][method]
     statuses = set()
