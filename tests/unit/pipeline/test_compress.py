@@ -22,6 +22,7 @@ from rayrank.on_ray.train import Workers, run_in_process
 from rayrank.pipeline.compress import CompressConfig, CompressResult, compress
 from rayrank.pipeline.cost import request_contexts
 from rayrank.ranking.context import ColdItems
+from rayrank.ranking.items import DESCRIBED
 from rayrank.ranking.scorer import Scorer
 from rayrank.ranking.store import empty_history
 from rayrank.sources.dataset import Dataset
@@ -218,14 +219,14 @@ def test_a_pruned_encoder_goes_with_a_student_for_items_it_never_met(texts: dict
     assert torch.equal(bundle.text_ND, teacher.text_ND)
     assert "its own encoder" in (student / "MODEL_CARD.md").read_text()
     context = request_contexts(Dataset.open(texts["dataset"]), bundle.info.window, 1)[0]
-    rows, size = np.arange(1, 5), len(bundle.items_NW)
+    rows = np.arange(1, 5)
     cold = ColdItems(
         ("new",), ("A baker travels.",), {n: v[1:2].numpy() for n, v in bundle.catalogue().features.items()}
     )
     vectors = Scorer(encoder).encode(cold)
     assert vectors is not None
     np.testing.assert_allclose(Scorer(bundle).encode(cold), vectors, rtol=1e-5, atol=1e-6)
-    asked = np.append(rows, size)
+    asked = np.append(rows, DESCRIBED)
     own = Scorer(bundle).score(context, asked, cold)
     given = Scorer(load_bundle(plain)).score(context, asked, replace(cold, vectors=vectors))
     without = Scorer(load_bundle(plain)).score(context, asked, cold)
