@@ -61,13 +61,9 @@ class Cross(Ranker):
         static = self.static.items(catalogue, known_N, noise, ids_N).detach()  # is trained on rows alone
         return torch.cat([tokens_NL.to(vector.dtype), vector, static, retrieval], dim=-1)
 
-    def static_items(self, catalogue: Catalogue, ids_N: Tensor | None = None, noise: Noise | None = None) -> Tensor:
-        ids_N = self.all_ids(catalogue, ids_N)
-        return self.static.items(catalogue, self.known_items(ids_N, noise), noise, ids_N)
-
-    def static_part(self, items_NW: Tensor) -> Tensor:
-        start = self.item_tokens + self.spec.width
-        return items_NW[:, start : start + self.static.row_width]
+    @property
+    def static_start(self) -> int:
+        return self.item_tokens + self.spec.width
 
     @property
     def has_static(self) -> bool:

@@ -152,13 +152,23 @@ class Ranker(nn.Module, ABC):
         """Whether the history is an input."""
         return bool(self.spec.inputs.history)
 
-    @abstractmethod
     def static_items(self, catalogue: Catalogue, ids_N: Tensor | None = None, noise: Noise | None = None) -> Tensor:
         """(N, ·) what the static path knows of items: a part of :meth:`item_vectors`."""
+        ids_N = self.all_ids(catalogue, ids_N)
+        return self.static.items(self.readable(catalogue), self.known_items(ids_N, noise), noise, ids_N)
 
-    @abstractmethod
     def static_part(self, items_NW: Tensor) -> Tensor:
         """The columns of :meth:`static_items` in packed item rows."""
+        return items_NW[:, self.static_start : self.static_start + self.static.row_width]
+
+    @property
+    @abstractmethod
+    def static_start(self) -> int:
+        """The first column of :meth:`static_items` in packed item rows."""
+
+    def readable(self, catalogue: Catalogue) -> Catalogue:
+        """The catalogue with the text vectors that the static path reads."""
+        return catalogue
 
     def static_state(self, events: Events, noise: Noise | None = None) -> UserState:
         """A user state for :meth:`static_logits` alone: the events are not read."""

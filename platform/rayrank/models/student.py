@@ -78,19 +78,14 @@ class Student(Ranker):
     def item_vectors(self, catalogue: Catalogue, ids_N: Tensor | None = None, noise: Noise | None = None) -> Tensor:
         ids_N = self.all_ids(catalogue, ids_N)
         known_N = self.known_items(ids_N, noise)
-        self._check_table(catalogue)
+        catalogue = self.readable(catalogue)
         vector, hidden, retrieval = self.items(catalogue, known_N)
         static = self.static.items(catalogue, known_N, noise, ids_N).detach()  # is trained on rows alone
         return torch.cat([vector, self.reader.items(catalogue, known_N), hidden, static, retrieval], dim=-1)
 
-    def static_items(self, catalogue: Catalogue, ids_N: Tensor | None = None, noise: Noise | None = None) -> Tensor:
-        ids_N = self.all_ids(catalogue, ids_N)
-        self._check_table(catalogue)
-        return self.static.items(catalogue, self.known_items(ids_N, noise), noise, ids_N)
-
-    def static_part(self, items_NW: Tensor) -> Tensor:
-        start = self.spec.width + self.reader.row_width + self.hidden_part(self.spec)
-        return items_NW[:, start : start + self.static.row_width]
+    @property
+    def static_start(self) -> int:
+        return self.spec.width + self.reader.row_width + self.hidden_part(self.spec)
 
     def read(
         self,
@@ -139,9 +134,10 @@ class Student(Ranker):
         with torch.no_grad():
             self.items.factor.weight.copy_(self.static.item_id.weight[:, : self.spec.id_width])
 
-    def _check_table(self, catalogue: Catalogue) -> None:
+    def readable(self, catalogue: Catalogue) -> Catalogue:
         if self.static.text is not None and catalogue.vectors_ND is None:
             raise ValueError("a student with text input needs Catalogue.vectors_ND (the distilled item table)")
+        return catalogue
 
     def _split_sums(self, state: UserState) -> list[Tensor]:
         return list(state.sums_BSX.split([self.reader.sums_width, self.summary.sums_width], dim=-1))

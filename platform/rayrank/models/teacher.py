@@ -66,19 +66,15 @@ class Teacher(Ranker):
 
     def item_vectors(self, catalogue: Catalogue, ids_N: Tensor | None = None, noise: Noise | None = None) -> Tensor:
         ids_N = self.all_ids(catalogue, ids_N)
-        catalogue = self._with_texts(catalogue)
+        catalogue = self.readable(catalogue)
         known_N = self.known_items(ids_N, noise)
         vector, retrieval = self.items(catalogue, known_N, noise, ids_N)
         static = self.static.items(catalogue, known_N, noise, ids_N).detach()  # is trained on rows alone
         return torch.cat([vector, self.reader.items(catalogue, known_N), static, retrieval], dim=-1)
 
-    def static_items(self, catalogue: Catalogue, ids_N: Tensor | None = None, noise: Noise | None = None) -> Tensor:
-        ids_N = self.all_ids(catalogue, ids_N)
-        return self.static.items(self._with_texts(catalogue), self.known_items(ids_N, noise), noise, ids_N)
-
-    def static_part(self, items_NW: Tensor) -> Tensor:
-        start = self.spec.width + self.reader.row_width
-        return items_NW[:, start : start + self.static.row_width]
+    @property
+    def static_start(self) -> int:
+        return self.spec.width + self.reader.row_width
 
     def read(self, state: UserState, events: Events, items_NW: Tensor, noise: Noise | None = None) -> UserState:
         packed_BTW = functional.embedding(events.item_BT, items_NW[:, : self.spec.width + self.reader.row_width])
@@ -128,7 +124,7 @@ class Teacher(Ranker):
         with torch.no_grad():
             self.items.factor.weight.copy_(self.static.item_id.weight[:, : self.spec.id_width] * FACTOR_SCALE)
 
-    def _with_texts(self, catalogue: Catalogue) -> Catalogue:
+    def readable(self, catalogue: Catalogue) -> Catalogue:
         """The catalogue with text vectors: its own table when it has one, else encoded now."""
         if not self.spec.inputs.text or catalogue.vectors_ND is not None:
             return catalogue
