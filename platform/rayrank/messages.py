@@ -83,6 +83,20 @@ class TextItem(Message):
         return self.text is not None or bool(self.attributes)
 
 
+def _form(value: Any) -> str:
+    return _BY_ID if isinstance(value, str) else _BY_TEXT
+
+
+_BY_ID, _BY_TEXT = "<id>", "<item>"
+Candidate = Annotated[Annotated[ItemId, Tag(_BY_ID)] | Annotated[TextItem, Tag(_BY_TEXT)], Discriminator(_form)]
+"""An id stays the string that it is: an object for each of 500 candidates costs more than scoring them."""
+
+
+def id_of(candidate: str | TextItem) -> str | None:
+    """The id that was given, if one was."""
+    return candidate if isinstance(candidate, str) else candidate.item_id
+
+
 class HistoryEvent(TextItem):
     """One past event of the user: an item, the labels given to it, and when."""
 
@@ -143,12 +157,12 @@ class RecommendRequest(_Asked):
 class RankRequest(_Asked):
     """In which order should this user see these items?"""
 
-    candidates: list[TextItem] = Field(min_length=1, max_length=MAX_CANDIDATES, description="ids or described items")
+    candidates: list[Candidate] = Field(min_length=1, max_length=MAX_CANDIDATES, description="ids or described items")
     k: int | None = Field(None, ge=1, le=MAX_CANDIDATES, description="return only the first k; None: all")
     explain: bool = Field(False, description="also return each stage's own score of every returned item")
 
     def _texts(self) -> Iterable[TextItem]:
-        return [*(self.history or ()), *self.candidates]
+        return [*(self.history or ()), *(c for c in self.candidates if not isinstance(c, str))]
 
 
 class FeedbackEvent(Message):
@@ -377,7 +391,8 @@ def _rule(error: Mapping[str, Any]) -> str:
 
 def _dotted(loc: Sequence[Any]) -> str:
     # Keys of mappings are chosen by the caller: show plain names only.
-    parts = [str(part) if re.fullmatch(r"[\w.\[\]-]{1,64}", str(part)) else "?" for part in loc]
+    shown = [str(part) for part in loc if part not in (_BY_ID, _BY_TEXT)]
+    parts = [part if re.fullmatch(r"[\w.\[\]-]{1,64}", part) else "?" for part in shown]
     return ".".join(parts) or "body"
 
 

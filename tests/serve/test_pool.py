@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rayrank.on_ray.pool import BusyError, Gate, Pool, StageFullError
+from rayrank.on_ray.pool import BusyError, Gate, Pool, StageFullError, Turns
 
 
 def test_the_user_stage_has_room_for_all_that_are_let_in() -> None:
@@ -55,6 +55,45 @@ def test_a_stuck_thread_gathers_calls_up_to_its_bound_even_when_nobody_waits_for
 
     asyncio.run(main())
     assert ran == [], "calls that nobody waits for are passed over"
+
+
+def test_turns_are_taken_one_after_the_other_and_only_so_many_wait() -> None:
+    done: list[int] = []
+
+    async def main() -> None:
+        turns, looked = Turns(3), []
+        asyncio.get_running_loop().call_soon(looked.append, "the loop goes on between two calls")
+        calls = [asyncio.create_task(turns.run(done.append, n)) for n in range(5)]
+        told = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(t) for t in told] == [type(None)] * 3 + [StageFullError] * 2
+        assert looked
+        late = [asyncio.create_task(turns.run(done.append, 9)) for _ in range(2)]
+        late[1].cancel()  # out of time before its turn
+        await asyncio.gather(*late, return_exceptions=True)
+        for _ in range(5):  # places are given back, after errors too
+            with pytest.raises(KeyError):
+                await turns.run({}.__getitem__, "absent")
+
+    asyncio.run(main())
+    assert done == [0, 1, 2, 9]
+
+
+def test_only_short_calls_that_wait_for_nothing_are_done_by_the_loop() -> None:
+    from rayrank.on_ray.graph_spec import GraphSpec
+    from rayrank.on_ray.places import Places
+    from rayrank.ranking.context import ColdItems
+    from rayrank.ranking.flow import Call
+    from rayrank.ranking.state import StateSpec
+
+    stages = ("user", "retrieve", "student", "teacher")
+    here = Places(stages, GraphSpec(releases="r"), 4)
+    there = Places(stages, GraphSpec(releases="r", state=StateSpec(url="redis://127.0.0.1:1")), 4)
+    known, described = (None, None, ColdItems()), (None, None, ColdItems(keys=("new",)))
+    assert isinstance(here.of(Call("user", ())), Turns)
+    assert isinstance(there.of(Call("user", ())), Pool)
+    assert isinstance(here.of(Call("student", known)), Turns)
+    assert isinstance(here.of(Call("student", described)), Pool)
+    assert isinstance(here.of(Call("teacher", known)), Pool)
 
 
 def test_results_and_errors_come_through() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rayrank.messages import MAX_CANDIDATES, MAX_HISTORY, RankRequest, RecommendRequest, error_fields
+from rayrank.messages import MAX_CANDIDATES, MAX_HISTORY, RankRequest, RecommendRequest, TextItem, error_fields
 
 NAN = math.nan
 SECRET = "my secret diary"
@@ -22,7 +22,7 @@ def problems(cls: type, body: dict[str, Any]) -> dict[str, str]:
 
 def test_ids_may_be_given_bare() -> None:
     request = RankRequest.model_validate({"candidates": ["a", {"text": "t"}], "history": ["b"]})
-    assert [c.item_id for c in request.candidates] == ["a", None]
+    assert request.candidates == ["a", TextItem(text="t")]
     assert request.history is not None
     assert request.history[0].item_id == "b"
 

@@ -7,12 +7,14 @@ No answer carries a stack trace or repeats what was sent; every answer carries a
 import logging
 import re
 import uuid
+from collections.abc import MutableMapping
 from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rayrank.messages import (
     DryRunRequest,
@@ -171,24 +173,7 @@ def _add_item_routes(api: FastAPI, service: Service) -> None:
 
 
 def _add_errors(api: FastAPI) -> None:
-    @api.middleware("http")
-    async def guard(request: Request, proceed: Any) -> Response:
-        """Request id (Serve puts it into the headers too), body limit, and a last net under everything."""
-        asked = request.headers.get("x-request-id", "")
-        request.state.request_id = asked if re.fullmatch(r"[\w-]{1,64}", asked) else uuid.uuid4().hex
-        length = request.headers.get("content-length", "0")
-        if "transfer-encoding" in request.headers:
-            response: Response = _error(request, 411, "a body needs a content-length")
-        elif not re.fullmatch(r"[0-9]{1,12}", length) or int(length) > MAX_BODY:
-            response = _error(request, 413, f"the body may hold at most {MAX_BODY} bytes")
-        else:
-            try:
-                response = await proceed(request)
-            except Exception as error:
-                # The message could repeat what was sent, so only the kind of error is written down.
-                _log.error("request %s: unexpected %s", request.state.request_id, type(error).__name__)
-                response = _error(request, 500, "unexpected error")
-        return response
+    api.add_middleware(_Guard)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -217,6 +202,48 @@ def _add_errors(api: FastAPI) -> None:
     @api.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
         return _error(request, error.status_code, str(error.detail))
+
+
+class _Guard:
+    """Request id (Serve puts it into the headers too), body limit, and a last net under everything.
+
+    Plain ASGI: Starlette's function middleware starts a task and two streams for every request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request, started = Request(scope), False
+        asked = request.headers.get("x-request-id", "")
+        request.state.request_id = asked if re.fullmatch(r"[\w-]{1,64}", asked) else uuid.uuid4().hex
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        refusal = _refusal(request)
+        try:
+            await (refusal or self._app)(scope, receive, watched)
+        except Exception as error:
+            # The message could repeat what was sent, so only the kind of error is written down.
+            _log.error("request %s: unexpected %s", request.state.request_id, type(error).__name__)
+            if not started:
+                await _error(request, 500, "unexpected error")(scope, receive, send)
+
+
+def _refusal(request: Request) -> Response | None:
+    length = request.headers.get("content-length", "0")
+    if "transfer-encoding" in request.headers:
+        return _error(request, 411, "a body needs a content-length")
+    if not re.fullmatch(r"[0-9]{1,12}", length) or int(length) > MAX_BODY:
+        return _error(request, 413, f"the body may hold at most {MAX_BODY} bytes")
+    return None
 
 
 def _without_body(field: ErrorField) -> ErrorField:

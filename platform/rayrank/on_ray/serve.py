@@ -36,6 +36,7 @@ from rayrank.messages import (
 )
 from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_item_source, open_user_data
+from rayrank.on_ray.places import Places, in_process
 from rayrank.on_ray.pool import Gate, Pool
 from rayrank.ranking.drive import Driver
 from rayrank.ranking.encode import RequestEncoder
@@ -108,13 +109,13 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
 
 
 class _Stage(ABC):
-    """One worker thread per replica: threads that share cores make a 2 ms call take 100 ms."""
+    """A stage in a replica of its own."""
 
     name: Stage
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         spec, release = _setup(raw)
-        self._pool = Pool(2 * spec.replicas.room(self.name))
+        self._places = Places([self.name], spec, 2 * spec.replicas.room(self.name))
         self._work = self._prepare(spec, release)
 
     @abstractmethod
@@ -122,7 +123,7 @@ class _Stage(ABC):
         """Load what the stage needs; returns the function that does its work."""
 
     async def __call__(self, *arguments: Any) -> Any:
-        return await self._pool.run(_quietly, self._work, *arguments)
+        return await self._places.of(Call(self.name, arguments)).run(_quietly, self._work, *arguments)
 
 
 class UserState(_Stage):
@@ -207,7 +208,7 @@ class Ingress:
             self._parts, self._named, self._user, self._policy = graph.parts, graph.named, graph.user, graph.policy
             self._feedback, self._writes = graph.feedback, Pool(self._spec.replicas.ongoing, "feedback")
             encoder, follower = graph.user.encoder, graph.follower
-            invoke = _in_threads(graph, self._now, self._spec.replicas.ongoing)
+            invoke = in_process(graph, self._now, self._spec)
         else:
             student = open_bundles(release, ("student",)).first
             items, schema = Items.of(student.items), student.info.data_schema
@@ -370,16 +371,6 @@ def _setup(raw: Mapping[str, Any]) -> tuple[GraphSpec, Release]:
 
     torch.set_num_threads(1)
     return parse(GraphSpec, raw["spec"], "serve"), parse(Release, raw["release"], "release")
-
-
-def _in_threads(graph: RankingGraph, now: Callable[[], int], most: int) -> Callable[[Call], Any]:
-    """One thread per stage: a stuck teacher does not hold up the student of the next request."""
-    pools = {stage: Pool(most, stage) for stage in graph.stages(0)}
-
-    async def invoke(call: Call) -> Any:
-        return await pools[call.stage].run(graph.stages(now())[call.stage], *call.arguments)
-
-    return invoke
 
 
 def _describe(named: Named, release: Release) -> ReleaseInfo:

@@ -87,7 +87,8 @@ class Driver:
         hurried = left is not None and left < budget
         wait = min(budget, left) if left is not None else budget
         try:
-            result = await asyncio.wait_for(self.invoke(call), wait)
+            async with asyncio.timeout(wait):
+                result = await self.invoke(call)
         except TimeoutError:
             missed = Missed(f"no answer within {wait * 1000:.0f} ms")
         except Exception as error:  # a stage may fail in any way; the request goes on without it

@@ -88,9 +88,10 @@ class RequestEncoder:
         self.context = TableEncoder(schema.context_features, state.context)
         self.item = TableEncoder(schema.item_features, state.items)
 
-    def rows(self, items: Sequence[TextItem], cold: ColdBuilder) -> np.ndarray:
+    def rows(self, items: Sequence[str | TextItem], cold: ColdBuilder) -> np.ndarray:
         """int64 (len(items),): catalogue rows; described unknown items are entered in ``cold``, the others are 0."""
-        return np.asarray([self._row(item, cold) for item in items], np.int64)
+        row = self.items.row
+        return np.asarray([row(i) if isinstance(i, str) else self._row(i, cold) for i in items], np.int64)
 
     def _row(self, item: TextItem, cold: ColdBuilder) -> int:
         row = self.items.row(item.item_id)

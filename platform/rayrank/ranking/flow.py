@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from rayrank.config import Config
-from rayrank.messages import AnsweredBy, RankRequest, RecommendRequest
+from rayrank.messages import AnsweredBy, RankRequest, RecommendRequest, id_of
 from rayrank.ranking.context import ColdVectors, Prepared, Scored, Sought
 from rayrank.ranking.fusion import fused, order
 from rayrank.ranking.items import DESCRIBED, Items
@@ -147,7 +147,7 @@ def _given(request: RankRequest, prepared: Prepared) -> Candidates:
     rows = prepared.candidates
     assert rows is not None
     unknown = np.flatnonzero((rows == 0) | (rows >= DESCRIBED)).tolist()
-    return Candidates(rows, prepared.cold, {i: request.candidates[i].item_id for i in unknown})
+    return Candidates(rows, prepared.cold, {i: id_of(request.candidates[i]) for i in unknown})
 
 
 def _retrieved(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 
-from rayrank.messages import DryRunAnswer, MovedItem, RankedItem, RankRequest, RankResponse, RecommendRequest
+from rayrank.messages import DryRunAnswer, MovedItem, RankedItem, RankRequest, RankResponse, RecommendRequest, id_of
 from rayrank.ranking.flow import Ranked
 from rayrank.ranking.fusion import shown
 from rayrank.ranking.items import DESCRIBED, Items
@@ -53,7 +53,7 @@ def ranked_items(request: RankRequest | RecommendRequest, ranked: Ranked, named:
         known = 0 < row < DESCRIBED
         # Our own values need no validation, which would cost more than scoring them.
         line = RankedItem.model_construct(
-            item_id=named.items.item_id(row) if known or given is None else given[position].item_id,
+            item_id=named.items.item_id(row) if known or given is None else id_of(given[position]),
             position=None if given is None else position,
             title=named.items.title(row),
             score=score[i],

@@ -10,7 +10,7 @@ import numpy as np
 
 from rayrank.bundle import Bundle
 from rayrank.features.derived import request_columns
-from rayrank.messages import ErrorField, RankRequest, RecommendRequest
+from rayrank.messages import ErrorField, RankRequest, RecommendRequest, id_of
 from rayrank.ranking.breaker import Breaker
 from rayrank.ranking.context import Prepared, UserContext
 from rayrank.ranking.encode import ColdBuilder, RequestEncoder
@@ -63,7 +63,7 @@ class UserStage:
         if isinstance(request, RankRequest):
             candidates = self.encoder.rows(request.candidates, cold)
             if len(unknown := np.flatnonzero(candidates == 0)):
-                near = self.encoder.items.near(request.candidates[unknown[0]].item_id or "")
+                near = self.encoder.items.near(id_of(request.candidates[unknown[0]]) or "")
                 warnings.append(f"{counted(len(unknown), 'candidate')} neither in the catalogue nor described{near}")
         warnings += self.encoder.strange(cold.items)
         warnings += [w for w in (warning, self._unused(request), self._without_past(request)) if w]
