@@ -1,0 +1,39 @@
+"""Where the stages of one process work: short calls in the event loop, all others in threads."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from rayrank.on_ray.graph_spec import GraphSpec
+from rayrank.on_ray.pool import Pool, Turns
+from rayrank.ranking.flow import Call
+from rayrank.ranking.graph import RankingGraph
+
+
+class Places:
+    """Where the work of stages is done: short work by the event loop, all other by a thread for each stage.
+
+    A thread of its own, so that a stuck teacher does not hold up the student of the next request.
+    """
+
+    def __init__(self, stages: Iterable[str], spec: GraphSpec, most: int) -> None:
+        self._turns, self._pools = Turns(most), {stage: Pool(most, stage) for stage in stages}
+        self._local = spec.state is None or spec.state.url is None
+
+    def of(self, call: Call) -> Turns | Pool:
+        """Short is what takes a few ms and waits for nothing: no server, no texts of described items."""
+        described = call.stage == "student" and len(call.arguments[2])
+        if call.stage in ("retrieve", "teacher") or described or (call.stage == "user" and not self._local):
+            return self._pools[call.stage]
+        return self._turns
+
+
+def in_process(graph: RankingGraph, now: Callable[[], int], spec: GraphSpec) -> Callable[[Call], Awaitable[Any]]:
+    """The stages of a graph as its driver calls them."""
+    places = Places(graph.stages(0), spec, spec.replicas.ongoing)
+
+    async def invoke(call: Call) -> Any:
+        return await places.of(call).run(graph.stages(now())[call.stage], *call.arguments)
+
+    return invoke
