@@ -198,7 +198,7 @@ class Ingress:
         self, raw: Mapping[str, Any], page: str | None, handles: Mapping[str, DeploymentHandle] | None = None
     ) -> None:
         self._spec, release = _setup(raw)
-        self._page, self._handles = page, handles
+        self._page, self._handles = page, _lean(handles)
         self._gate = Gate(self._spec.replicas.ongoing)
         self._log = None if self._spec.served_log is None else ServedLog(self._spec.served_log)
         if handles is None:
@@ -355,6 +355,16 @@ class Ingress:
         except asyncio.CancelledError:
             response.cancel()  # out of time: do not let the stage work for nobody
             raise
+
+
+def _lean(handles: Mapping[str, DeploymentHandle] | None) -> Mapping[str, DeploymentHandle] | None:
+    """Plain pickle between our own replicas: cloudpickle looks at every object in Python, and none needs that."""
+    if handles is None:
+        return None
+    return {
+        stage: handle.options(request_serialization="pickle", response_serialization="pickle")
+        for stage, handle in handles.items()
+    }
 
 
 def _quietly(work: Callable[..., Any], *arguments: Any) -> Any:
