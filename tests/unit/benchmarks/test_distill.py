@@ -16,11 +16,16 @@ from benchmarks.distill.arms import DISTILLED, TABLE, TEACHER, UNDISTILLED, Arms
 from benchmarks.quality_ml1m import Setting
 from benchmarks.results import ROOT
 from rayrank.batch import Events, Queries
+from rayrank.bundle import load_bundle
 from rayrank.config import to_yaml
 from rayrank.metrics.order import ndcg
+from rayrank.pipeline.cost import request_contexts
+from rayrank.ranking.items import DESCRIBED
+from rayrank.ranking.scorer import Scorer
 from rayrank.sources.build import build, run_here
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.spec import BuildSpec
+from tests.tiny_release import make_world
 
 
 def test_t_quantiles_are_those_of_tables() -> None:
@@ -175,8 +180,18 @@ def test_described_items_bring_text_and_features(generated: Dataset) -> None:
     cold, rows = requests.described(generated, np.array([3, 1]))
     texts = generated.catalogue_table()["text"].to_pylist()
     assert cold.texts == (texts[2], texts[0])
-    assert rows.tolist() == [81, 82]
+    assert rows.tolist() == [DESCRIBED, DESCRIBED + 1]
     assert all(len(values) == 2 for values in cold.features.values())
+
+
+def test_the_teacher_reads_the_texts_of_described_items(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    scorer = Scorer(load_bundle(world.teacher))
+    (context,) = request_contexts(Dataset.open(str(world.dataset)), 5, 1)
+    cold, rows = requests.described(Dataset.open(str(world.dataset)), np.array([3, 1, 8]))
+    read = scorer.score(context, rows, cold).cold_vectors
+    assert read is not None
+    np.testing.assert_allclose(read, scorer.bundle.text_ND[[3, 1, 8]], atol=1e-5)
 
 
 def test_claims_follow_from_rows(tmp_path: Path) -> None:
