@@ -220,7 +220,7 @@ def test_claims_follow_from_rows(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ended_between_two_protocols_measures_the_second(
-    tmp_path: Path, generated: Dataset, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, found = make_world(tmp_path), arms(tmp_path)
     object.__setattr__(found, "dataset", Dataset.open(str(world.dataset)))
