@@ -27,6 +27,11 @@ Progress = Callable[[str], None]
 class ServeConfig(GraphSpec):
     """What is served, where it listens, and where Ray runs."""
 
+    fused: bool = Field(
+        True,
+        description="all stages in one process; false: a deployment for each, which scale and fail by themselves, at a"
+        " multiple of the latency on a small machine",
+    )
     http: HttpConfig = Field(default_factory=HttpConfig, description="address and waiting")
     playground: DataPath | None = Field(None, description="HTML file served at /; None: no page")
     for_s: float | None = Field(None, gt=0, description="stop by itself after so many seconds; None: until Ctrl-C")
