@@ -196,6 +196,35 @@ def test_a_score_that_is_no_number_hides_no_winner() -> None:
     assert [t.score for t in _heard("max", [[-0.5], [nan], [0.0]])[0]] == [0.0, -0.5, None]
 
 
+def _folds_heard(epochs: list[list[float]], end: str) -> Trial:
+    """A trial of two folds that ended by itself, was cut, or crashed."""
+    watch = Watch(_goal("max"), [], lambda _: None, lambda _: None, folds=2)
+    trial: Any = SimpleNamespace(trial_id="x", config={"point": {"number": 1, "values": {}}})
+    watch.began(trial)
+    said = {EPOCHS: [[{"m": score} for score in fold] for fold in epochs], SCHEDULE: [], TRAINING: 1.0}
+    watch.told(trial, {**said, WHOLE: end == "whole"})
+    (watch.failed if end == "crashed" else watch.ended)(trial)
+    return watch.ranked()[0]
+
+
+def test_half_a_cross_validation_cannot_win() -> None:
+    assert _folds_heard([[0.9], [0.7]], "whole").score == pytest.approx(0.8)
+    for epochs in ([[0.9]], [[0.9], [0.95]]):
+        for end, error in (("cut", f"fold {len(epochs)} of 2"), ("crashed", "unknown error")):
+            found = _folds_heard(epochs, end)
+            assert (found.score, found.values, found.folds) == (None, {}, ())
+            assert error in str(found.error)
+
+
+def test_a_trial_that_crashed_cannot_win() -> None:
+    watch = Watch(_goal("max"), [], lambda _: None, lambda _: None)
+    for number, score in ((1, 0.9), (2, 0.7)):
+        trial: Any = SimpleNamespace(trial_id=f"x{number}", config={"point": {"number": number, "values": {}}})
+        watch.told(trial, {EPOCHS: [[{"m": score}]], SCHEDULE: [], TRAINING: 1.0, WHOLE: number == 2})
+        (watch.failed if number == 1 else watch.ended)(trial)
+    assert [(t.number, t.score) for t in watch.ranked()] == [(2, 0.7), (1, None)]
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("max", [float("-inf"), 0.6, 0.7]), ("min", [float("inf"), 0.6, 0.6])])
 def test_a_trial_that_began_with_no_number_can_still_win(mode: str, expected: list[float]) -> None:
     said: list[dict[str, Any]] = []
