@@ -63,6 +63,7 @@ class Listeners:
     """Who hears of what."""
 
     progress: Callable[[str], None] = lambda _: None  # lines for people, rank 0
+    on_ready: Callable[[], None] = lambda: None  # the model is built, training begins; every rank
     on_epoch: Callable[[int, dict[str, float]], None] = lambda _epoch, _metrics: None  # every rank
     on_snapshot: Callable[[Snapshot, Ranker], None] = lambda _snapshot, _model: None  # after every epoch, every rank
     alive: Callable[[], None] = lambda: None  # often, while there is progress of any kind; every rank
@@ -116,6 +117,7 @@ def fit(
         steps_per_epoch(dataset.manifest, task.learning),
         lambda: alive_through(feed.evaluated("valid"), listeners.alive),
     )
+    listeners.on_ready()
     result = _train(model, data, TrainSpec(task.learning, task.objective), hooks, collectives)
     collectives.barrier()  # not after saving, which takes as long as it takes
     if task.output and collectives.rank == 0:

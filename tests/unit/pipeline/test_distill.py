@@ -15,6 +15,8 @@ from rayrank.config import ConfigError, replace
 from rayrank.on_ray.items import bundle_id
 from rayrank.pipeline.distill import DistillConfig, distill
 from rayrank.pipeline.label import LabelConfig, label
+from rayrank.pipeline.tune import TuneConfig, tune
+from rayrank.tracking import NoTracking
 
 
 def _config(world, folder: Path) -> DistillConfig:
@@ -122,6 +124,31 @@ def test_labels_of_another_teacher_are_refused(world, tmp_path: Path) -> None:
     (other / "manifest.json").write_text(json.dumps(manifest | {"bundle_id": "0123456789abcdef"}))
     with pytest.raises(ConfigError, match="labels are of teacher 0123456789abcdef"):
         distill(replace(config, {"labels": str(other)}), lambda _: None)
+
+
+@pytest.mark.parametrize("teacher", [True, False])
+def test_labels_of_another_dataset_are_refused(world, tmp_path: Path, teacher: bool) -> None:
+    """Also where no item table is taken, and before a search starts."""
+    config = _config(world, tmp_path)
+    manifest = json.loads((tmp_path / "labels" / "manifest.json").read_text())
+    (tmp_path / "labels" / "manifest.json").write_text(json.dumps(manifest | {"data_fingerprint": "0" * 64}))
+    changed = replace(config, {} if teacher else {"teacher": None})
+    with pytest.raises(ConfigError, match=r"^labels: .*these labels are of other shards \(0{16}\)"):
+        distill(changed, lambda _: None)
+    search = TuneConfig(distill=changed, output=str(tmp_path / "tune"), tracking=NoTracking())
+    with pytest.raises(ConfigError, match=r"^distill\.labels: .*these labels are of other shards"):
+        tune(search, lambda _: None)
+
+
+def test_a_search_refuses_teachers_in_the_loop_that_read_another_schema(world, tmp_path: Path) -> None:
+    other = tmp_path / "teacher"
+    shutil.copytree(world.teacher, other)
+    info = json.loads((other / "bundle.json").read_text())
+    (other / "bundle.json").write_text(json.dumps(info | {"schema_fingerprint": "1" * 64}))
+    changes = {"labels": None, "teacher": None, "online": {"teachers": [{"bundle": str(other)}]}}
+    config = replace(_config(world, tmp_path), changes)
+    with pytest.raises(ConfigError, match=r"^distill\.online: .*must have the schema of the dataset"):
+        tune(TuneConfig(distill=config, output=str(tmp_path / "tune"), tracking=NoTracking()), lambda _: None)
 
 
 def test_text_needs_a_teacher_that_reads_text(world, tmp_path: Path) -> None:
