@@ -33,8 +33,8 @@ class Breaker:
         """The stage answered in time."""
         self._count = 0
 
-    def failed(self) -> None:
-        """The stage was late or broken."""
-        self._count += 1
+    def failed(self, enough: bool = False) -> None:
+        """The stage was late or broken; ``enough``: so costly that this one failure opens."""
+        self._count = self.failures if enough else self._count + 1
         if self._count >= self.failures:
             self._open_until = self.clock() + self.rest_s
