@@ -7,12 +7,13 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rayrank.messages import RankRequest
+from rayrank.messages import DryRunRequest, RankRequest
 from rayrank.on_ray.aside import Aside
 from rayrank.on_ray.pool import BusyError
 from rayrank.ranking.flow import StageError
@@ -89,3 +90,24 @@ def test_a_store_that_hangs_holds_up_neither_health_nor_the_loop(tmp_path: Path)
             assert await listing == []
 
         asyncio.run(main())
+
+
+@pytest.mark.slow
+def test_dry_runs_come_one_at_a_time_and_know_the_haste_of_their_requests(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("pins: []")
+    asked = {"policy": {"pins": [{"item": "i3", "position": 0}]}, "requests": [{"k": 3}]}
+
+    async def main() -> None:
+        service = ingress(tmp_path, policy=str(policy), state=None, items=None)
+        run = partial(service.dry_run, request_id="r")
+        calls = [run(DryRunRequest.model_validate(asked)) for _ in range(3)]
+        first, *others = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(other) for other in others] == [BusyError] * 2
+        assert first.answers[0].items[0].item_id == "i3"
+        hasty = asked | {"requests": [{"k": 3, "timeout_ms": 1}]}
+        with suppress(StageError):  # the user stage itself may be too late
+            found = await run(DryRunRequest.model_validate(hasty))
+            assert "timeout_ms" in found.answers[0].degraded
+
+    asyncio.run(main())
