@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from sys import float_info
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from rayrank.wording import few_words
 
 MAX_CANDIDATES = 2000
 MAX_HISTORY = 1000
@@ -144,11 +146,8 @@ class RecommendRequest(_Asked):
     pool: int | None = Field(
         None, ge=1, le=MAX_CANDIDATES, description="items the retriever hands on (at least k); None: the service's"
     )
-    query: str | None = Field(
-        None,
-        min_length=1,
-        max_length=200,
-        description="items whose title holds all these words (where switched on: near texts too) join the candidates",
+    query: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(few_words)] | None = Field(
+        None, description="items whose title holds all these words (or, where switched on, near texts) join the rest"
     )
     exclude_seen: bool = Field(True, description="leave out items of the history")
     explain: bool = Field(False, description="also return each stage's own score of every returned item")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
+MAX_WORDS = 16
+"""Words of a query: each is looked for in every title."""
 _MOST = 2000
 """Names that are compared at most: looking for a near one takes about 10 µs each."""
 
@@ -28,3 +30,14 @@ def near_id(given: str, known: Collection[str]) -> str:
     tries = (bare, bare.lower(), bare.upper(), head + number, head.lower() + number)
     found = next((t for t in tries if t != given and t in known), None)
     return f" (did you mean '{found}'?)" if found is not None else ""
+
+
+def few_words(query: str) -> str:
+    """The query.
+
+    Raises:
+        ValueError: it has more than :data:`MAX_WORDS` words.
+    """
+    if len(query.split()) > MAX_WORDS:
+        raise ValueError(f"must have at most {MAX_WORDS} words")
+    return query

@@ -61,7 +61,12 @@ class FakeService:
     async def describe(self) -> ReleaseInfo:
         return ReleaseInfo(release_id="r", bundles={"student": "s"}, dataset="d", tasks=[], fusion={}, items=1)
 
-    def search(self, query: str, limit: int) -> list[ItemHit]:
+    async def examples(self) -> list[str]:
+        if self.error is not None:
+            raise self.error
+        return ["u1"]
+
+    async def search(self, query: str, limit: int) -> list[ItemHit]:
         return [ItemHit(item_id="i", title=query)][:limit]
 
 
@@ -157,6 +162,10 @@ def test_the_page_and_the_rest() -> None:
     assert send(FakeService(), "GET", "/").json() == {"documentation": "/docs"}
     assert send(FakeService(), "GET", "/v1/health").json() == {"status": "ok", "release_id": "r", "student_id": "s"}
     assert send(FakeService(), "GET", "/v1/items?query=dog").json() == [{"item_id": "i", "title": "dog"}]
+    few = send(FakeService(), "GET", "/v1/items", params={"query": "a " * 17})
+    assert few.json()["fields"] == [{"field": "query", "problem": "must have at most 16 words"}]
+    assert send(FakeService(), "GET", "/v1/release").json()["example_users"] == ["u1"]
+    assert send(FakeService(StageError("user state: hangs")), "GET", "/v1/release").status_code == 503
     assert send(FakeService(), "GET", "/v1/items?limit=0").json()["fields"][0]["field"] == "limit"
     schema = send(FakeService(), "GET", "/openapi.json").json()
     assert schema["paths"]["/v1/rank"]["post"]["responses"].keys() >= {"411", "413", "422", "429", "503"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +30,8 @@ SECRET = "mysecretdiary"
 class Desk:
     """The routes over one graph."""
 
-    def __init__(self, folder: Path, most: int = 3) -> None:
-        spec = ItemsSpec(path=str(folder / "items"), poll_s=30, waiting=most)
+    def __init__(self, folder: Path, most: int = 3, **spec_of: Any) -> None:
+        spec = ItemsSpec(path=str(folder / "items"), poll_s=30, waiting=most, **spec_of)
         source = ItemSource(ItemLog(folder / "items"), spec)
         world = make_world(folder)
         records = Records(items=source)
@@ -129,6 +130,28 @@ def test_a_service_may_take_no_items(desk: Desk) -> None:
         assert desk.send("GET", "/v1/items/i1").status_code == 404
     finally:
         desk.api = before
+
+
+def test_a_disk_that_hangs_is_503_in_time_and_a_crowd_429(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, timeout_s=0.3)
+    stuck = tmp_path / "items" / "part-00000001.json"
+    os.mkfifo(stuck)  # reading it waits for a writer
+
+    async def crowd() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=desk.api)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            calls = [client.get("/v1/items/i1") for _ in range(10)] + [client.delete("/v1/items/i1")]
+            return await asyncio.wait_for(asyncio.gather(*calls), 10)
+
+    try:
+        *asked, told = asyncio.run(crowd())
+    finally:
+        writer = os.open(stuck, os.O_WRONLY | os.O_NONBLOCK)
+        stuck.unlink()
+        os.close(writer)
+    assert [answer.status_code for answer in asked] == [503] * 8 + [429] * 2
+    assert asked[0].json()["error"] == "items: no answer within 0.3 s"
+    assert (told.status_code, told.headers["retry-after"]) == (429, "1")
 
 
 @pytest.mark.slow

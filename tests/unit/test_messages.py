@@ -71,3 +71,9 @@ def test_nothing_that_was_sent_comes_back() -> None:
 def test_broken_json_is_a_problem_of_the_body() -> None:
     errors = [{"type": "json_invalid", "loc": ("body", 11), "msg": "JSON decode error", "ctx": {"error": SECRET}}]
     assert [(f.field, f.problem) for f in error_fields(errors)] == [("body", "body must be valid JSON")]
+
+
+def test_a_query_has_a_few_words() -> None:
+    assert RecommendRequest(query="a " * 16).query is not None
+    with pytest.raises(ValidationError, match="at most 16 words"):
+        RecommendRequest(query="a " * 17)

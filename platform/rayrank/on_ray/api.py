@@ -13,6 +13,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import AfterValidator
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -38,6 +39,7 @@ from rayrank.on_ray.pool import BusyError
 from rayrank.ranking.desk import BacklogError
 from rayrank.ranking.flow import StageError
 from rayrank.ranking.graph import RequestError
+from rayrank.wording import few_words
 
 MAX_BODY = 8 * 2**20
 """Bytes of a request body."""
@@ -47,13 +49,16 @@ _Answers = dict[int | str, dict[str, Any]]
 _WRONG: _Answers = {422: {"model": ErrorBody, "description": "the request breaks a rule; `fields` say which"}}
 _UNAVAILABLE: _Answers = {503: {"model": ErrorBody, "description": "a stage that nothing replaces gives no answer"}}
 _UNKNOWN: _Answers = {404: {"model": ErrorBody, "description": "nothing is known of the item"}}
+_FULL: _Answers = {
+    429: {"model": ErrorBody, "description": "too many requests at once; `retry-after` says when to try again"}
+}
+_LOOKED_UP: _Answers = {**_FULL, **_UNAVAILABLE}
 PathId = Annotated[str, Path(min_length=1, max_length=256)]
 _ASKED: _Answers = {
     **_WRONG,
     411: {"model": ErrorBody, "description": "a body without content-length"},
     413: {"model": ErrorBody, "description": f"a body of more than {MAX_BODY} bytes"},
-    429: {"model": ErrorBody, "description": "too many requests at once; `retry-after` says when to try again"},
-    **_UNAVAILABLE,
+    **_LOOKED_UP,
 }
 
 
@@ -86,10 +91,14 @@ class Service(Protocol):
         ...
 
     async def describe(self) -> ReleaseInfo:
-        """What is served."""
+        """What is served; waits for nothing."""
         ...
 
-    def search(self, query: str, limit: int) -> list[ItemHit]:
+    async def examples(self) -> list[str]:
+        """Some known user ids, where the service shows any."""
+        ...
+
+    async def search(self, query: str, limit: int) -> list[ItemHit]:
         """Items by title."""
         ...
 
@@ -134,10 +143,11 @@ def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
         bundles = {f"{role}_id": bundle_id for role, bundle_id in info.bundles.items()}
         return {"status": "ok", "release_id": info.release_id, **bundles, **told}
 
-    @api.get("/v1/release", response_model=ReleaseInfo, responses=_UNAVAILABLE)
+    @api.get("/v1/release", response_model=ReleaseInfo, responses=_LOOKED_UP)
     async def release() -> Response:
         """The release: bundles, tasks, fusion weights."""
-        return _json(await service.describe())
+        info = await service.describe()
+        return _json(info.model_copy(update={"example_users": await service.examples()}))
 
     @api.get("/", include_in_schema=False)
     async def playground() -> Response:
@@ -146,12 +156,13 @@ def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
 
 
 def _add_item_routes(api: FastAPI, service: Service) -> None:
-    @api.get("/v1/items", response_model=list[ItemHit], responses=_WRONG)
+    @api.get("/v1/items", response_model=list[ItemHit], responses={**_WRONG, **_LOOKED_UP})
     async def items(
-        query: Annotated[str, Query(max_length=200)] = "", limit: Annotated[int, Query(ge=1, le=100)] = 20
+        query: Annotated[str, Query(max_length=200), AfterValidator(few_words)] = "",
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> list[ItemHit]:
         """Items whose title holds every word of the query, most popular first."""
-        return service.search(query, limit)
+        return await service.search(query, limit)
 
     @api.post("/v1/items", response_model=ItemsResponse, responses=_ASKED, status_code=202)
     async def tell_items(body: ItemsRequest, request: Request) -> Response:
@@ -163,7 +174,7 @@ def _add_item_routes(api: FastAPI, service: Service) -> None:
         """Never show an item again, unless it is put again."""
         return _json(await service.changes.tell(ItemsRequest(remove=[item_id]), request.state.request_id), 202)
 
-    @api.get("/v1/items/{item_id:path}", response_model=ItemStatus, responses={**_WRONG, **_UNKNOWN, **_UNAVAILABLE})
+    @api.get("/v1/items/{item_id:path}", response_model=ItemStatus, responses={**_WRONG, **_UNKNOWN, **_LOOKED_UP})
     async def item(item_id: PathId) -> Response:
         """Whether an item is served, waiting, unavailable or removed."""
         found = await service.changes.status(item_id)

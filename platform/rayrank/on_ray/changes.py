@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 from rayrank.messages import ErrorField, ItemsRequest, ItemsResponse, ItemStatus
-from rayrank.on_ray.pool import Gate, Pool, StageFullError
-from rayrank.ranking.desk import BacklogError, ItemDesk
+from rayrank.on_ray.aside import Aside
+from rayrank.on_ray.pool import Gate
+from rayrank.ranking.desk import ItemDesk
 from rayrank.ranking.encode import RequestEncoder
 from rayrank.ranking.flow import StageError
 from rayrank.ranking.graph import RequestError
@@ -20,16 +21,16 @@ _ONGOING = 8
 class Changes:
     """What the routes of items need; without a desk the service takes none."""
 
-    def __init__(self, desk: ItemDesk | None, gate: Gate) -> None:
+    def __init__(self, desk: ItemDesk | None, gate: Gate, wait_s: float = 10.0) -> None:
         self._desk, self._gate = desk, gate
-        self._pool = Pool(_ONGOING, "items-in")
+        self._aside = Aside("items", _ONGOING, wait_s)
 
     @classmethod
     def of(cls, spec: ItemsSpec | None, encoder: RequestEncoder, follower: Follower | None, gate: Gate) -> Changes:
         """For the log that ``follower`` follows; its names are those of the encoder."""
         if spec is None or follower is None:
             return cls(None, gate)
-        return cls(ItemDesk(encoder, encoder.items, follower, spec.waiting), gate)
+        return cls(ItemDesk(encoder, encoder.items, follower, spec.waiting), gate, spec.timeout_s)
 
     async def tell(self, request: ItemsRequest, request_id: str) -> ItemsResponse:
         """Keep changes; they are on disk when this returns.
@@ -38,17 +39,15 @@ class Changes:
             BusyError: this replica works on as many requests as it may.
             BacklogError: too much waits already.
             RequestError: the service takes no items.
-            StageError: the disk refuses; nothing was kept.
+            StageError: the disk refuses, and nothing was kept; or it hangs, and the same may be sent again.
         """
         if self._desk is None:
             raise RequestError([ErrorField(field="items", problem="the service takes no items (items: null)")])
         with self._gate:
             try:
-                found = await self._pool.run(self._desk.accept, request, request_id, int(time.time()))
+                found = await self._aside.run(self._desk.accept, request, request_id, int(time.time()))
             except ItemLogError as error:
                 raise StageError(f"items were not kept: {error}") from None
-            except StageFullError as error:
-                raise BacklogError(f"busy: {error}") from None
         assert isinstance(found, ItemsResponse)
         return found
 
@@ -56,13 +55,14 @@ class Changes:
         """What this replica knows of an item; None: nothing.
 
         Raises:
+            BusyError: too many ask.
             StageError: the disk gives no answer.
         """
         if self._desk is None:
             return None
         try:
-            found = await self._pool.run(self._desk.status, item_id)
-        except (ItemLogError, StageFullError) as error:
+            found = await self._aside.run(self._desk.status, item_id)
+        except ItemLogError as error:
             raise StageError(f"items: {error}") from None
         assert found is None or isinstance(found, ItemStatus)
         return found

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from rayrank.wording import counted
+
 
 class BusyError(RuntimeError):
     """More requests than there is room for; the caller may try again after ``retry_s`` seconds."""
@@ -22,7 +24,7 @@ class BusyError(RuntimeError):
     retry_s = 1
 
     def __init__(self, most: int) -> None:
-        super().__init__(f"busy: {most} requests are being worked on already")
+        super().__init__(f"busy: {counted(most, 'request')} {'is' if most == 1 else 'are'} being worked on already")
 
 
 class StageFullError(RuntimeError):

@@ -19,12 +19,10 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from rayrank.config import ConfigError, parse
+from rayrank.config import parse
 from rayrank.messages import (
-    DryRunAnswer,
     DryRunRequest,
     DryRunResponse,
-    ErrorField,
     FeedbackRequest,
     FeedbackResponse,
     ItemHit,
@@ -34,7 +32,9 @@ from rayrank.messages import (
     ReleaseInfo,
     TaskInfo,
 )
+from rayrank.on_ray.aside import Aside
 from rayrank.on_ray.changes import Changes
+from rayrank.on_ray.dry_run import DryRuns
 from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_item_source, open_user_data
 from rayrank.on_ray.places import Places, in_process
 from rayrank.on_ray.pool import Gate, Pool
@@ -47,7 +47,6 @@ from rayrank.ranking.fusion import check_weights
 from rayrank.ranking.graph import (
     RankingGraph,
     Records,
-    RequestError,
     bundle_ids,
     flow_parts,
     open_bundles,
@@ -55,10 +54,8 @@ from rayrank.ranking.graph import (
     receipt,
 )
 from rayrank.ranking.items import Items
-from rayrank.ranking.policy import Policy
-from rayrank.ranking.policy_spec import PolicySpec
 from rayrank.ranking.release import Release, load_release
-from rayrank.ranking.respond import Named, difference, respond
+from rayrank.ranking.respond import Named, respond
 from rayrank.ranking.retriever import Retriever
 from rayrank.ranking.scorer import Scorer
 from rayrank.ranking.served_log import ServedLog, shown_of
@@ -66,6 +63,8 @@ from rayrank.ranking.user import Rejected, UserStage
 from rayrank.ranking.warm import WarmUp
 from rayrank.schema import RegressionTask
 
+_LOOKING, _LOOK_S = 4, 5.0
+"""Searches for titles at once in an ingress replica, and the longest wait of one, seconds."""
 QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 """A line per request would cost more than the request; what is logged names no user and no text."""
 
@@ -200,6 +199,8 @@ class Ingress:
         self._spec, release = _setup(raw)
         self._page, self._handles = page, _lean(handles)
         self._gate = Gate(self._spec.replicas.ongoing)
+        self._titles = Aside("titles", _LOOKING, _LOOK_S)
+        self._lists = Aside("user state", _LOOKING, self._spec.budgets.user)
         self._log = None if self._spec.served_log is None else ServedLog(self._spec.served_log)
         if handles is None:
             store, state = open_user_data(self._spec, release)
@@ -224,6 +225,7 @@ class Ingress:
             invoke = self._through_handles
         self.changes = Changes.of(self._spec.items, encoder, follower, self._gate)
         self._driver, self._warm_up = Driver(invoke, self._spec.budgets), WarmUp(invoke, self._parts)
+        self._dry_runs = DryRuns(self._driver, self._parts, self._named, self._policy)
         self._info = _describe(self._named, release)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -281,24 +283,8 @@ class Ingress:
             BusyError: this replica works on as many requests as it may.
             RequestError: no policy file is followed, or the other policy is not valid.
         """
-        if self._policy is None:
-            raise RequestError([ErrorField(field="policy", problem="the service follows no policy file")])
         with self._gate:
-            try:
-                spec = parse(PolicySpec, asked.policy, "policy")
-                tried = await asyncio.to_thread(Policy, spec, self._policy.facts)
-            except ConfigError as error:
-                field = ErrorField(field=error.path.replace(": ", "."), problem=f"{error.rule}; fix: {error.fix}")
-                raise RequestError([field]) from None
-            now = self._policy.terms(request_id)
-            assert now.policy is not None
-            answers = list[DryRunAnswer]()
-            for request in asked.requests:
-                orders = []
-                for terms in (now, Terms(request_id, tried)):
-                    orders.append((await self._driver.run(rank_flow(request, self._parts, terms), request_id))[0])
-                answers.append(difference(request, orders[0], orders[1], self._named))
-        return DryRunResponse(before=now.policy.hash, after=tried.hash, answers=answers)
+            return await self._dry_runs.run(asked, request_id)
 
     async def check_health(self) -> None:
         """Serve asks this before it sends requests here, and then from time to time.
@@ -317,8 +303,8 @@ class Ingress:
         await self._warm_up.finish()
 
     async def describe(self) -> ReleaseInfo:
-        """What is served, with some known users."""
-        limit, info = self._spec.example_users, self._info
+        """What is served, but for its users."""
+        info = self._info
         if self._policy is not None:
             terms = self._policy.terms("")
             trouble = f"{terms.warning}: {self._policy.reason}" if terms.warning else None
@@ -327,21 +313,36 @@ class Ingress:
         if self._log is not None:
             counts = {"written": self._log.written, "dropped": self._log.dropped}
             info = info.model_copy(update={"served_log": counts})
-        info = info.model_copy(update={"told": self.changes.counts()})
+        return info.model_copy(update={"told": self.changes.counts()})
+
+    async def examples(self) -> list[str]:
+        """Some known user ids.
+
+        Raises:
+            BusyError: too many ask.
+            StageError: the store or the user stage gives no answer.
+        """
+        limit = self._spec.example_users
         if not limit:
-            return info
-        if self._handles is None:
-            users = self._user.examples(limit)
-        else:
+            return []
+        with self._gate:
+            if self._handles is None:
+                return list(await self._lists.run(self._user.examples, limit))
             try:
                 users = await asyncio.wait_for(self._handles["user"].examples.remote(limit), self._spec.budgets.user)
             except Exception as error:  # a dead replica raises many kinds
                 raise StageError(f"user state: no answer ({type(error).__name__})") from None
-        return info.model_copy(update={"example_users": users})
+        return list(users)
 
-    def search(self, query: str, limit: int) -> list[ItemHit]:
-        """Items by title."""
-        return self._named.items.search(query, limit)
+    async def search(self, query: str, limit: int) -> list[ItemHit]:
+        """Items by title.
+
+        Raises:
+            BusyError: too many ask.
+            StageError: no answer in time.
+        """
+        with self._gate:
+            return list(await self._titles.run(self._named.items.search, query, limit))
 
     def _now(self) -> int:
         return self._spec.now if self._spec.now is not None else int(time.time())

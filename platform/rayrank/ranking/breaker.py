@@ -1,5 +1,9 @@
 """A circuit breaker: after some failures in a row a stage is left alone for a while instead of costing its budget.
 
+A request in a hurry waits for less than a stage's budget. What it missed counts by the share that it waited: a dead
+stage is found out by callers of any patience, and takes the same time of theirs in all; one caller's haste says little
+of a healthy stage, and the next answer wipes it out.
+
 Pure; the clock is passed in.
 """
 
@@ -17,7 +21,7 @@ class Breaker:
     failures: int = 3
     rest_s: float = 5.0
     clock: Callable[[], float] = monotonic
-    _count: int = field(default=0, init=False)
+    _count: float = field(default=0.0, init=False)
     _open_until: float = field(default=0.0, init=False)
 
     def allows(self) -> bool:
@@ -31,10 +35,10 @@ class Breaker:
 
     def succeeded(self) -> None:
         """The stage answered in time."""
-        self._count = 0
+        self._count = 0.0
 
-    def failed(self, enough: bool = False) -> None:
-        """The stage was late or broken; ``enough``: so costly that this one failure opens."""
-        self._count = self.failures if enough else self._count + 1
+    def failed(self, weight: float = 1.0) -> None:
+        """The stage was broken or late. ``weight``: the share of its budget that was waited; ``failures`` opens at once."""
+        self._count += weight
         if self._count >= self.failures:
             self._open_until = self.clock() + self.rest_s

@@ -32,7 +32,12 @@ class Budgets(Config):
     retrieve: float = Field(0.5, gt=0, description="retrieval; popular items replace it")
     student: float = Field(0.5, gt=0, description="pre-rank; the order of retrieval replaces it")
     teacher: float = Field(1.0, gt=0, description="re-rank; the student's order replaces it")
-    failures: int = Field(3, ge=1, description="misses in a row after which a stage is left alone for rest_s")
+    failures: int = Field(
+        3,
+        ge=1,
+        description="misses in a row after which a stage is left alone for rest_s; in a hurry"
+        " (timeout_ms) one counts by the share of the budget that was left",
+    )
     rest_s: float = Field(5.0, ge=0, description="how long a failing stage is left alone, seconds")
 
     def of(self, stage: Stage) -> float:
@@ -84,20 +89,19 @@ class Driver:
         if breaker is not None and not breaker.allows():
             return Missed("left alone after repeated misses")
         budget = self.budgets.of(call.stage)
-        hurried = left is not None and left < budget
         wait = min(budget, left) if left is not None else budget
         try:
             async with asyncio.timeout(wait):
                 result = await self.invoke(call)
         except TimeoutError:
-            missed = Missed(f"no answer within {wait * 1000:.0f} ms")
+            missed, share = Missed(f"no answer within {wait * 1000:.0f} ms"), wait / budget
         except Exception as error:  # a stage may fail in any way; the request goes on without it
-            missed, hurried = Missed(f"failed ({type(error).__name__})"), False
+            missed, share = Missed(f"failed ({type(error).__name__})"), 1.0
         else:
             if breaker is not None:
                 breaker.succeeded()
             return result
-        if breaker is not None and not hurried:  # one caller's haste must not keep the stage from all others
-            breaker.failed()
+        if breaker is not None:
+            breaker.failed(share)
         _log.warning("request %s: stage %s: %s", request_id, call.stage, missed.reason)
         return missed

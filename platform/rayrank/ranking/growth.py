@@ -77,8 +77,12 @@ class Growth:
         texts = tuple(p.text or item_text(self._schema, p.attributes) for p in puts)
         return ColdItems(tuple(p.item_id for p in puts), texts, self._encoder([p.attributes for p in puts]))
 
-    def apply(self, told: Sequence[Told], again: bool = False) -> None:
-        """Hand changes to every receiver; ``again``: they will come once more, and are not counted now."""
+    def apply(self, told: Sequence[Told], early: Sequence[ItemChange] = ()) -> None:
+        """Hand changes to every receiver.
+
+        ``early``: removals and the like that lie behind puts which wait; they come once more, and are not counted now.
+        """
+        told = [*told, (early, None)] if early else told
         changes = [c for some, _ in told for c in some]
         made = [v for _, v in told if v is not None and len(v)]
         vectors = np.concatenate(made) if made else None
@@ -97,9 +101,8 @@ class Growth:
         fresh = Fresh(left, titles, released[put & kept], cold, tuple(n for n in groups if n))
         for receive in self._receivers:
             receive(fresh)
-        if not again:
-            self.items, self.dropped = self.items + len(puts), self.dropped + len(changes) - len(left)
-            self.removals += sum(c.kind == "remove" for c in left)
+        self.items, self.dropped = self.items + len(puts), self.dropped + len(changes) - len(left)
+        self.removals += sum(c.kind == "remove" for c in left) - sum(c.kind == "remove" for c in early)
 
 
 class Follower:
@@ -167,35 +170,36 @@ class Follower:
             try:
                 while self._step():
                     pass
-                self._hurry()
             except ItemLogError as error:
                 trouble = str(error)
         return trouble
 
-    def _hurry(self) -> None:
-        """Apply removals that lie behind puts which wait for the encoder; in their turn they are applied again."""
-        waiting = [part for part in tuple(self._waiting) if part.number > self._hurried]
-        if not waiting:
-            return
-        if hurried := [c for part in waiting for c in part.changes if c.kind != "put"]:
-            self.growth.apply([(hurried, None)], again=True)
-        self._hurried = waiting[-1].number
-
     def _step(self) -> bool:
-        """Apply some ready parts; whether there may be more."""
-        ready, count = list[Told](), 0
-        for part in tuple(self._waiting):
-            found = self._vectors_of(part)
+        """Apply some ready parts, and the removals among those that wait; whether there may be more.
+
+        The removals are applied with every step, in the same breath: a put before them would undo them until their
+        turn comes.
+        """
+        waiting, ready, count, damage = tuple(self._waiting), list[Told](), 0, None
+        for part in waiting:
+            try:
+                found = self._vectors_of(part)
+            except ItemLogError as error:
+                damage = error
+                break
             if found is None or count > _AT_ONCE:
                 break
             ready.append((part.changes, found))
             count += len(part.changes)
-        if not ready:
-            return False
-        self.growth.apply(ready)
-        with self._reading:
-            del self._waiting[: len(ready)]
-        return True
+        behind = waiting[len(ready) :]
+        if ready or (behind and behind[-1].number > self._hurried):
+            self.growth.apply(ready, [c for part in behind for c in part.changes if c.kind != "put"])
+            self._hurried = waiting[-1].number
+            with self._reading:
+                del self._waiting[: len(ready)]
+        if damage is not None:
+            raise damage
+        return bool(ready)
 
     def _vectors_of(self, part: ItemPart) -> np.ndarray | None:
         """float32 (puts, D), or (0, 0) where none are needed; None: they are still to come."""

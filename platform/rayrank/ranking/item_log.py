@@ -37,6 +37,7 @@ class ItemsSpec(Config):
     )
     poll_s: float = Field(1.0, gt=0, le=30, description="between two looks of a replica at the folder, seconds")
     waiting: int = Field(10_000, ge=1, description="items that may wait for their texts to be encoded; more get 429")
+    timeout_s: float = Field(10.0, gt=0, description="longest wait of a client for the folder, seconds; then 503")
 
 
 class ItemChange(Config):

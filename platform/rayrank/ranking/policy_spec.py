@@ -14,15 +14,25 @@ from pydantic import Field, model_validator
 
 from rayrank.config import Config, ConfigError, parse, read_yaml
 
+MAX_RULES = 200
+"""Rules of one kind: each is laid over the whole catalogue whenever the policy or the catalogue changes."""
+MAX_IDS = 100_000
+"""Item ids of one rule."""
+MAX_VALUES = 1000
+MAX_COLUMNS = 50
+MAX_PINS = 500
+
 Value = str | int | float | bool
 
 
 class Match(Config):
     """Some items: by id, or by the values of a categorical column of items (one of the two)."""
 
-    items: tuple[str, ...] = Field((), description="item ids")
+    items: tuple[str, ...] = Field((), max_length=MAX_IDS, description="item ids")
     column: str | None = Field(None, description="categorical column of items, as in the dataset's schema")
-    values: tuple[Value, ...] = Field((), description="values of the column; any of them matches")
+    values: tuple[Value, ...] = Field(
+        (), max_length=MAX_VALUES, description="values of the column; any of them matches"
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Match:
@@ -42,7 +52,9 @@ class Dedupe(Config):
     """Which items count as the same; the best one stays."""
 
     items: bool = Field(True, description="the same item asked for twice")
-    columns: tuple[str, ...] = Field((), description="single-valued columns, e.g. series: one item of each value")
+    columns: tuple[str, ...] = Field(
+        (), max_length=MAX_COLUMNS, description="single-valued columns, e.g. series: one item of each value"
+    )
 
 
 class Diversity(Config):
@@ -77,13 +89,17 @@ class Exploration(Config):
 class PolicySpec(Config):
     """A whole policy; an empty one changes nothing but showing each item once."""
 
-    block: tuple[Match, ...] = Field((), description="items that are never shown")
-    available: tuple[Match, ...] = Field((), description="where given, only items that match one of these are shown")
-    boosts: tuple[Boost, ...] = Field((), description="scores that are moved; several on one item follow each other")
+    block: tuple[Match, ...] = Field((), max_length=MAX_RULES, description="items that are never shown")
+    available: tuple[Match, ...] = Field(
+        (), max_length=MAX_RULES, description="where given, only items that match one of these are shown"
+    )
+    boosts: tuple[Boost, ...] = Field(
+        (), max_length=MAX_RULES, description="scores that are moved; several on one item follow each other"
+    )
     dedupe: Dedupe = Field(default_factory=Dedupe, description="which items count as the same")
     diversity: Diversity | None = Field(None, description="spread over unlike items; None: off")
-    caps: tuple[Cap, ...] = Field((), description="attribute caps")
-    pins: tuple[Pin, ...] = Field((), description="items at fixed places")
+    caps: tuple[Cap, ...] = Field((), max_length=MAX_COLUMNS, description="attribute caps")
+    pins: tuple[Pin, ...] = Field((), max_length=MAX_PINS, description="items at fixed places")
     exploration: Exploration = Field(default_factory=Exploration, description="exploration with known propensities")
 
     @model_validator(mode="after")

@@ -123,7 +123,7 @@ class UserStage:
             found = self._state.events(user_id, now)
         except StateError as error:
             # Requests wait for each other here: were each to wait in vain, all behind the first ones would be too late.
-            self._breaker.failed(enough=isinstance(error, StateLateError))
+            self._breaker.failed(self._breaker.failures if isinstance(error, StateLateError) else 1)
             return None, f"user state: {error}; without the latest events"
         self._breaker.succeeded()
         return found, None

@@ -201,7 +201,7 @@ def test_items_below_the_least_score_are_left_out() -> None:
     assert len(run(RecommendRequest(user_id="u", k=4, min_score=0.9), alone).rows) == 4, "no model scored them"
 
 
-def test_a_request_in_a_hurry_gets_what_is_ready_and_opens_no_breaker() -> None:
+def test_a_few_requests_in_a_great_hurry_get_what_is_ready_and_open_no_breaker() -> None:
     stages, hangs = Stages(), [True]
     wide = Budgets(user=30, retrieve=30, student=30, teacher=30, failures=2, rest_s=60)
 
@@ -220,6 +220,39 @@ def test_a_request_in_a_hurry_gets_what_is_ready_and_opens_no_breaker() -> None:
     assert all(found.answered_by != "teacher" for found in hurried)
     assert all("teacher: no" in (found.degraded or "") for found in hurried)
     assert patient.answered_by == "teacher"
+
+
+@pytest.mark.parametrize(("timeout_ms", "asked"), [(75, 4), (50, 6), (None, 3)])
+def test_a_dead_stage_is_left_alone_whatever_the_callers_patience(timeout_ms: int | None, asked: int) -> None:
+    stages, waited = Stages(), list[int]()
+    budgets = Budgets(user=9, retrieve=9, student=9, teacher=0.1, failures=3, rest_s=60)
+
+    async def invoke(call: Call) -> Any:
+        if call.stage == "teacher":
+            waited.append(1)
+            await asyncio.sleep(30)
+        return stages(call)
+
+    async def fifteen() -> Ranked:
+        driver = Driver(invoke, budgets)
+        found = [(await driver.run(rank_flow(recommend(), parts()), "id", timeout_ms))[0] for _ in range(15)]
+        return found[-1]
+
+    assert asyncio.run(fifteen()).degraded == "teacher: left alone after repeated misses"
+    assert asked <= len(waited) <= asked + 2, "what the stages before it took is not left for it"
+
+
+def test_haste_counts_by_its_share_and_the_next_answer_wipes_it_out() -> None:
+    breaker = Breaker(failures=2, rest_s=5.0, clock=lambda: 0.0)
+    for _ in range(9):
+        breaker.failed(0.2)
+    assert breaker.allows()
+    breaker.succeeded()
+    for _ in range(9):
+        breaker.failed(0.2)
+    assert breaker.allows()
+    breaker.failed()
+    assert not breaker.allows()
 
 
 def test_breaker_opens_after_failures_in_a_row_and_tries_again_after_its_rest() -> None:

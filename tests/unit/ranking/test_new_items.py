@@ -302,3 +302,35 @@ def test_a_removal_does_not_wait_for_texts_before_it(shop: Shop) -> None:
     shop.follower.refresh()
     assert set(shop.ids(k=40, pool=40)) == set(found)
     assert shop.desk.counts() == {"put": 2, "removed": 3, "waiting": 0, "dropped": 0}
+
+
+def test_a_removal_holds_while_a_put_before_it_is_applied(shop: Shop) -> None:
+    for body in (
+        {"items": [{"item_id": "x", "text": "dog"}]},
+        {"items": [{"item_id": "slow", "text": "war"}]},
+        {"remove": ["x"]},
+    ):
+        shop.desk.accept(ItemsRequest.model_validate(body), "r", NOW)
+    assert shop.desk.status("x").status == "waiting"  # type: ignore[union-attr]
+    assert shop.graph.items.state("x") == "removed"
+    log, reader = shop.follower.log, bundle_ids(shop.graph.release)["teacher"]
+    log.keep_vectors(reader, 1, np.zeros((1, 16), np.float32))
+    shop.follower.refresh(encode=False)
+    assert (shop.graph.items.row("x"), shop.follower.waiting) == (ITEMS + 1, 1), "its put is applied, slow's is not"
+    assert "x" not in shop.ids(k=40, pool=40)
+    shop.follower.refresh()
+    assert not {"x"} & set(shop.ids(k=40, pool=40))
+    assert shop.desk.counts() == {"put": 2, "removed": 1, "waiting": 0, "dropped": 0}
+
+
+def test_damaged_vectors_hold_up_neither_what_lies_before_nor_removals(shop: Shop) -> None:
+    shop.desk.accept(ItemsRequest.model_validate({"items": [{"item_id": "x", "text": "dog"}]}), "r", NOW)
+    shop.desk.accept(ItemsRequest.model_validate({"items": [{"item_id": "y", "text": "war"}]}), "r", NOW)
+    log, reader = shop.follower.log, bundle_ids(shop.graph.release)["teacher"]
+    log.keep_vectors(reader, 1, np.zeros((1, 16), np.float32))
+    (log.path / f"vectors-{reader}" / "part-00000002.safetensors").write_bytes(b"{")
+    shop.desk.accept(ItemsRequest(remove=["i2"]), "r", NOW)
+    shop.follower.refresh(encode=False)
+    assert "part-00000002.safetensors cannot be read" in (shop.follower.trouble or "")
+    found = set(shop.ids(k=40, pool=40))
+    assert ("x" in found, "y" in found, "i2" in found) == (True, False, False)

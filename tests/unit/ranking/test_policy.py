@@ -300,3 +300,21 @@ def test_a_dry_run_shows_both_orders(desk: Desk) -> None:
     a, b, c, d = ids(plain)
     assert [(i.item_id, i.before, i.after) for i in found] == [(d, None, 0), (a, 0, 1), (c, 2, 2), (b, 1, None)]
     assert [i.policy for i in found] == [["pinned"], [], [], []]
+
+
+@pytest.mark.parametrize(
+    ("raw", "where"),
+    [
+        ({"block": [{"items": ["a"]}] * 201}, "block"),
+        ({"available": [{"items": ["a"]}] * 201}, "available"),
+        ({"boosts": [{"items": ["a"]}] * 524_000}, "boosts"),
+        ({"block": [{"items": ["a"] * 100_001}]}, "block.0.items"),
+        ({"block": [{"column": "genres", "values": ["War"] * 1001}]}, "block.0.values"),
+        ({"caps": [{"column": "genres", "most": 1}] * 51}, "caps"),
+        ({"dedupe": {"columns": ["genres"] * 51}}, "dedupe.columns"),
+        ({"pins": [{"item": f"i{n}", "position": n % 400} for n in range(501)]}, "pins"),
+    ],
+)
+def test_lists_of_rules_end_somewhere(raw: dict[str, Any], where: str) -> None:
+    with pytest.raises(ConfigError, match=f"policy: {where}.*at most"):
+        parse(PolicySpec, raw, "policy")
