@@ -84,7 +84,7 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
     reserved = {"num_cpus": spec.replicas.num_cpus}
     ingress = serve.deployment(
         name="Ingress",
-        num_replicas=spec.replicas.ingress,
+        **spec.replicas.serve_options("ingress"),
         ray_actor_options=reserved,
         max_ongoing_requests=2 * spec.replicas.ongoing,  # room to say 429; Serve itself answers 503 beyond the queue
         max_queued_requests=2 * spec.replicas.ongoing,
@@ -98,7 +98,7 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
         stage, room = target.name, spec.replicas.room(target.name)
         deployment = serve.deployment(
             name=target.__name__,
-            num_replicas=getattr(spec.replicas, stage),
+            **spec.replicas.serve_options(stage),
             ray_actor_options=reserved,
             max_ongoing_requests=room,
             max_queued_requests=room,
