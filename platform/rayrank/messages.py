@@ -104,6 +104,10 @@ class HistoryEvent(TextItem):
     time: Time | None = Field(None, description="unix seconds; None: unknown, order in the list counts")
 
 
+Switchable = Literal["retrieve", "student", "teacher"]
+"""Stages that a service or a request may leave out: popular items, the order before, and the student's replace them."""
+
+
 class _Asked(Message):
     user_id: UserId | None = Field(None, description="a user whose history and attributes the service may know")
     history: list[HistoryEvent] | None = Field(
@@ -119,6 +123,9 @@ class _Asked(Message):
     )
     rerank: int | None = Field(
         None, ge=0, le=MAX_CANDIDATES, description="items the teacher scores (at least k; 0: none); None: the service's"
+    )
+    off: list[Switchable] = Field(
+        default_factory=list, max_length=3, description="stages to leave out, besides those that the service leaves out"
     )
     timeout_ms: int | None = Field(
         None,

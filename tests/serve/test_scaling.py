@@ -1,4 +1,4 @@
-"""Replicas by number or by load: what Serve is told, and what is refused."""
+"""Replicas by number or by load, or none: what Serve is told, and what is refused."""
 
 from __future__ import annotations
 
@@ -75,3 +75,17 @@ def test_the_deployments_are_told(tmp_path: Path) -> None:
     assert stages["PreRank"]._deployment_config.autoscaling_config is None
     assert stages["PreRank"].num_replicas == 2
     assert ingress.num_replicas == 1
+
+
+def test_a_stage_that_is_off_has_no_replicas_but_the_teacher_encodes_new_items(tmp_path: Path) -> None:
+    from rayrank.on_ray.serve import build_graph
+
+    world = make_world(tmp_path)
+
+    def stages(**settings: Any) -> set[str]:
+        spec = GraphSpec.model_validate({"releases": str(world.releases), **settings})
+        return set(build_graph(spec)._bound_deployment.init_args[2])
+
+    assert stages(flow={"off": ["retrieve", "student"]}) == {"user", "teacher"}
+    assert stages(flow={"off": ["teacher"]}) == {"user", "retrieve", "student", "teacher"}
+    assert stages(flow={"off": ["teacher"]}, items=None) == {"user", "retrieve", "student"}

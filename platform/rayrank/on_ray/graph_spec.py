@@ -141,6 +141,17 @@ class GraphSpec(Config):
     example_users: int = Field(20, ge=0, le=100, description="known user ids that /v1/release shows; 0: none")
 
 
+def processes_of(spec: GraphSpec, release: Release) -> tuple[Part, ...]:
+    """Parts of the graph that have replicas of their own: with ``fused`` only the ingress; no stage that is off.
+
+    The teacher is there as long as items are taken, whose texts it encodes.
+    """
+    if spec.fused:
+        return ("ingress",)
+    teacher = release.teacher is not None and ("teacher" not in spec.flow.off or spec.items is not None)
+    return tuple(p for p in PARTS if (teacher if p == "teacher" else p not in spec.flow.off))
+
+
 def open_user_data(spec: GraphSpec, release: Release) -> tuple[UserStore | None, StateStore | None]:
     """The histories of the release's dataset and what users told since.
 

@@ -35,7 +35,7 @@ from rayrank.messages import (
     TaskInfo,
 )
 from rayrank.on_ray.changes import Changes
-from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_item_source, open_user_data
+from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_item_source, open_user_data, processes_of
 from rayrank.on_ray.places import Places, in_process
 from rayrank.on_ray.pool import Gate, Pool
 from rayrank.ranking.drive import Driver
@@ -92,9 +92,8 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
     )(serve.ingress()(Ingress))
     if spec.fused:
         return ingress.bind(raw, page)
-    stages: list[type[_Stage]] = [UserState, Retrieve, PreRank, *([ReRank] if release.teacher is not None else [])]
-    handles = {}
-    for target in stages:
+    parts, handles = processes_of(spec, release), {}
+    for target in (s for s in (UserState, Retrieve, PreRank, ReRank) if s.name in parts):
         stage, room = target.name, spec.replicas.room(target.name)
         deployment = serve.deployment(
             name=target.__name__,

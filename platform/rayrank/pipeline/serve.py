@@ -14,7 +14,7 @@ from pydantic import Field
 
 from rayrank.config import ConfigError, DataPath
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
-from rayrank.on_ray.graph_spec import PARTS, GraphSpec
+from rayrank.on_ray.graph_spec import GraphSpec, processes_of
 from rayrank.on_ray.http import HttpConfig, check_port, deployed
 from rayrank.on_ray.orphans import end_orphans
 from rayrank.on_ray.profile import launch_profile
@@ -85,8 +85,7 @@ def serving(config: ServeConfig, progress: Progress) -> Iterator[str]:
         ensure_cluster(config.cluster) as cluster,
     ):
         stages = config.replicas
-        parts = [p for p in PARTS if p == "ingress" or not config.fused]
-        processes = sum(stages.most(p) for p in parts if p != "teacher" or release.teacher)
+        processes = sum(stages.most(part) for part in processes_of(config, release))
         check_capacity(cluster, processes * stages.num_cpus, "replicas.num_cpus")
         with deployed(config.graph, config.http, page, progress) as url:
             yield url
