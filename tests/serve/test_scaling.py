@@ -77,7 +77,7 @@ def test_the_deployments_are_told(tmp_path: Path) -> None:
     assert ingress.num_replicas == 1
 
 
-def test_a_stage_that_is_off_has_no_replicas_but_the_teacher_encodes_new_items(tmp_path: Path) -> None:
+def test_a_stage_that_is_left_out_has_no_replicas_but_the_teacher_encodes_new_items(tmp_path: Path) -> None:
     from rayrank.on_ray.serve import build_graph
 
     world = make_world(tmp_path)
@@ -86,6 +86,6 @@ def test_a_stage_that_is_off_has_no_replicas_but_the_teacher_encodes_new_items(t
         spec = GraphSpec.model_validate({"releases": str(world.releases), **settings})
         return set(build_graph(spec)._bound_deployment.init_args[2])
 
-    assert stages(flow={"off": ["retrieve", "student"]}) == {"user", "teacher"}
-    assert stages(flow={"off": ["teacher"]}) == {"user", "retrieve", "student", "teacher"}
-    assert stages(flow={"off": ["teacher"]}, items=None) == {"user", "retrieve", "student"}
+    assert stages(flow={"without": ["retrieve", "student"]}) == {"user", "teacher"}
+    assert stages(flow={"without": ["teacher"]}) == {"user", "retrieve", "student", "teacher"}
+    assert stages(flow={"without": ["teacher"]}, items=None) == {"user", "retrieve", "student"}

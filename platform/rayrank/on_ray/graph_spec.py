@@ -142,14 +142,14 @@ class GraphSpec(Config):
 
 
 def processes_of(spec: GraphSpec, release: Release) -> tuple[Part, ...]:
-    """Parts of the graph that have replicas of their own: with ``fused`` only the ingress; no stage that is off.
+    """Parts of the graph that have replicas of their own: with ``fused`` only the ingress; no stage that is left out.
 
     The teacher is there as long as items are taken, whose texts it encodes.
     """
     if spec.fused:
         return ("ingress",)
-    teacher = release.teacher is not None and ("teacher" not in spec.flow.off or spec.items is not None)
-    return tuple(p for p in PARTS if (teacher if p == "teacher" else p not in spec.flow.off))
+    teacher = release.teacher is not None and ("teacher" not in spec.flow.without or spec.items is not None)
+    return tuple(p for p in PARTS if (teacher if p == "teacher" else p not in spec.flow.without))
 
 
 def open_user_data(spec: GraphSpec, release: Release) -> tuple[UserStore | None, StateStore | None]:

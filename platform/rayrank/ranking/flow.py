@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from rayrank.config import Config
-from rayrank.messages import AnsweredBy, RankRequest, RecommendRequest, Switchable, id_of
+from rayrank.messages import AnsweredBy, Omittable, RankRequest, RecommendRequest, id_of
 from rayrank.ranking.context import ColdVectors, Prepared, Scored, Sought
 from rayrank.ranking.fusion import fused, order
 from rayrank.ranking.items import DESCRIBED, Items
@@ -32,8 +32,8 @@ class FlowSettings(Config):
     pool: int = Field(500, ge=1, description="items the retriever hands to the student")
     rerank: int = Field(100, ge=0, description="best items of the student that the teacher scores again; 0: none")
     cold: int = Field(32, ge=0, description="described new items that the teacher scores whatever the student says")
-    off: tuple[Switchable, ...] = Field(
-        (), description="stages that are never asked; a request can leave out more, and turn none on"
+    without: tuple[Omittable, ...] = Field(
+        (), description="stages that are never asked; a request can leave out more, and bring none back"
     )
     sources: Sources = Field(
         default_factory=Sources, description="where the retriever looks, merged by reciprocal rank"
@@ -136,11 +136,11 @@ def rank_flow(request: Request, parts: FlowParts, terms: Terms = Terms()) -> Flo
     if isinstance(request, RecommendRequest):
         board.best = (1.0 / (1 + kept)).astype(np.float32)  # until a model says more: the order of retrieval
     cold = parts.cold_vectors.attach(prepared.cold)
-    if parts.has_student and len(kept) and not _off("student", request, parts):
+    if parts.has_student and len(kept) and not _without("student", request, parts):
         by_student = yield Call("student", (prepared.context, asked.rows, cold))
         board.note("student", by_student, np.arange(len(kept)), notes)
     chosen = _shortlist(board, request, parts) if parts.has_student else np.arange(len(kept))
-    if parts.has_teacher and len(chosen) and not _off("teacher", request, parts):
+    if parts.has_teacher and len(chosen) and not _without("teacher", request, parts):
         by_teacher = yield Call("teacher", (prepared.context, asked.rows[chosen], cold))
         board.note("teacher", by_teacher, chosen, notes)
         if isinstance(by_teacher, Scored) and by_teacher.cold_vectors is not None:
@@ -163,7 +163,7 @@ def _retrieved(
     allowed = terms.policy.allowed_bits if terms.policy else None
     sought = Sought(size, request.exclude_seen, allowed, _blocked(request, parts), request.query)
     found = None
-    if not _off("retrieve", request, parts):
+    if not _without("retrieve", request, parts):
         found = yield Call("retrieve", (prepared.context, prepared.cold, sought))
     if isinstance(found, Missed):
         notes.append(f"retrieve: {found.reason}; popular items instead")
@@ -174,8 +174,8 @@ def _retrieved(
     return found.followed_by(terms.policy.pinned_rows) if terms.policy is not None else found
 
 
-def _off(stage: Switchable, request: Request, parts: FlowParts) -> bool:
-    return stage in parts.settings.off or stage in request.off
+def _without(stage: Omittable, request: Request, parts: FlowParts) -> bool:
+    return stage in parts.settings.without or stage in request.without
 
 
 def _blocked(request: Request, parts: FlowParts) -> np.ndarray:

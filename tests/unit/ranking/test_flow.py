@@ -114,7 +114,7 @@ def test_without_models_what_was_retrieved_comes_in_its_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("off", "asked", "rows"),
+    ("without", "asked", "rows"),
     [
         (["teacher"], ["user", "retrieve", "student"], [7, 5]),
         (["student"], ["user", "retrieve", "teacher"], [1, 3]),  # the first two of retrieval, in the teacher's order
@@ -124,11 +124,11 @@ def test_without_models_what_was_retrieved_comes_in_its_order() -> None:
     ],
 )
 @pytest.mark.parametrize("by_service", [True, False])
-def test_a_stage_that_is_off_is_not_asked_and_nothing_is_called_degraded(
-    off: list[Any], asked: list[str], rows: list[int], by_service: bool
+def test_a_stage_that_is_left_out_is_not_asked_and_nothing_is_called_degraded(
+    without: list[Any], asked: list[str], rows: list[int], by_service: bool
 ) -> None:
-    settings = FlowSettings(pool=6, rerank=2, cold=1, off=tuple(off) if by_service else ())
-    request = RecommendRequest(user_id="u", k=2, off=[] if by_service else off)
+    settings = FlowSettings(pool=6, rerank=2, cold=1, without=tuple(without) if by_service else ())
+    request = RecommendRequest(user_id="u", k=2, without=[] if by_service else without)
     stages = Stages()
     found = run(request, stages, replace(parts(), settings=settings))
     assert [call.stage for call in stages.calls] == asked
@@ -136,8 +136,8 @@ def test_a_stage_that_is_off_is_not_asked_and_nothing_is_called_degraded(
     assert found.degraded is None
 
 
-def test_a_failure_beside_a_stage_that_is_off_is_told() -> None:
-    found = run(RecommendRequest(user_id="u", k=2, off=["student"]), Stages(teacher="dead"))
+def test_a_failure_beside_a_stage_that_is_left_out_is_told() -> None:
+    found = run(RecommendRequest(user_id="u", k=2, without=["student"]), Stages(teacher="dead"))
     assert (found.degraded, found.rows.tolist()) == ("teacher: dead", [3, 1])
 
 
