@@ -35,7 +35,7 @@ from rayrank.messages import (
 from rayrank.on_ray.aside import Aside
 from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.dry_run import DryRuns
-from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_item_source, open_user_data
+from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_item_source, open_user_data, processes_of
 from rayrank.on_ray.places import Places, in_process
 from rayrank.on_ray.pool import Gate, Pool
 from rayrank.ranking.drive import Driver
@@ -83,7 +83,7 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
     reserved = {"num_cpus": spec.replicas.num_cpus}
     ingress = serve.deployment(
         name="Ingress",
-        num_replicas=spec.replicas.ingress,
+        **spec.replicas.serve_options("ingress"),
         ray_actor_options=reserved,
         max_ongoing_requests=2 * spec.replicas.ongoing,  # room to say 429; Serve itself answers 503 beyond the queue
         max_queued_requests=2 * spec.replicas.ongoing,
@@ -91,13 +91,12 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
     )(serve.ingress()(Ingress))
     if spec.fused:
         return ingress.bind(raw, page)
-    stages: list[type[_Stage]] = [UserState, Retrieve, PreRank, *([ReRank] if release.teacher is not None else [])]
-    handles = {}
-    for target in stages:
+    parts, handles = processes_of(spec, release), {}
+    for target in (s for s in (UserState, Retrieve, PreRank, ReRank) if s.name in parts):
         stage, room = target.name, spec.replicas.room(target.name)
         deployment = serve.deployment(
             name=target.__name__,
-            num_replicas=getattr(spec.replicas, stage),
+            **spec.replicas.serve_options(stage),
             ray_actor_options=reserved,
             max_ongoing_requests=room,
             max_queued_requests=room,

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from rayrank.config import ConfigError, DataPath
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
-from rayrank.on_ray.graph_spec import GraphSpec
+from rayrank.on_ray.graph_spec import GraphSpec, processes_of
 from rayrank.on_ray.http import HttpConfig, check_port, deployed
 from rayrank.on_ray.orphans import end_orphans
 from rayrank.on_ray.profile import launch_profile
@@ -90,9 +90,7 @@ def serving(config: ServeConfig, progress: Progress) -> Iterator[str]:
         ensure_cluster(config.cluster) as cluster,
     ):
         stages = config.replicas
-        processes = stages.ingress
-        if not config.fused:
-            processes += stages.user + stages.retrieve + stages.student + (stages.teacher if release.teacher else 0)
+        processes = sum(stages.most(part) for part in processes_of(config, release))
         check_capacity(cluster, processes * stages.num_cpus, "replicas.num_cpus")
         with deployed(config.graph, config.http, page, progress) as url:
             yield url
