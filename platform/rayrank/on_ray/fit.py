@@ -29,7 +29,7 @@ from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
 from rayrank.models.ranker import Ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
-from rayrank.on_ray.items import Items, bundle_id, load_items
+from rayrank.on_ray.items import Items, bundle_id, load_items, taught_items
 from rayrank.on_ray.label import read_label_key
 from rayrank.on_ray.patience import alive_through
 from rayrank.on_ray.stream import GroupStream
@@ -116,6 +116,7 @@ def fit(
         lambda epoch, start: alive_through(feed.steps(epoch, start), listeners.alive),
         steps_per_epoch(dataset.manifest, task.learning),
         lambda: alive_through(feed.evaluated("valid"), listeners.alive),
+        taught_items(task),
     )
     listeners.on_ready()
     result = _train(model, data, TrainSpec(task.learning, task.objective), hooks, collectives)

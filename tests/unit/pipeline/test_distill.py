@@ -101,6 +101,20 @@ def test_a_student_of_teachers_in_the_loop_is_that_of_their_labels(world, tmp_pa
         replace(config, {"online": {"samples": 4}})
 
 
+def test_maps_to_the_teachers_item_vectors_are_no_part_of_the_bundle(world, tmp_path: Path) -> None:
+    config = _config(world, tmp_path)
+    plain = distill(config, lambda _: None)
+    weight = {"objective.distillation.matching.items": 0.5}
+    made = distill(replace(config, {**weight, "output": str(tmp_path / "matched")}), lambda _: None)
+    told, own = (load_bundle(folder) for folder in (made.bundle, plain.bundle))
+    assert set(told.model.state_dict()) == set(own.model.state_dict())
+    assert made.parameters == plain.parameters
+    assert made.curve[-1]["loss/match/items"] < made.curve[0]["loss/match/items"]
+    assert "loss/match/items" not in plain.curve[0]
+    with pytest.raises(ConfigError, match="item vectors to match come from a teacher"):
+        distill(replace(config, {**weight, "teacher": None, "output": str(tmp_path / "none")}), lambda _: None)
+
+
 def test_soft_labels_without_labels_are_a_mistake(world) -> None:
     with pytest.raises(ValueError, match="needs labels"):
         DistillConfig(dataset=world.dataset, output="o", teacher=world.teacher)
