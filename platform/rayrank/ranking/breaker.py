@@ -38,7 +38,7 @@ class Breaker:
         self._count = 0.0
 
     def failed(self, weight: float = 1.0) -> None:
-        """The stage was broken or late; ``weight``: the share of its budget that was waited, or ``failures`` at once."""
+        """The stage was broken or late; ``weight``: the share of its budget that was waited; ``failures``: at once."""
         self._count += weight
         if self._count >= self.failures:
             self._open_until = self.clock() + self.rest_s
