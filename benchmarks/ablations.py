@@ -156,7 +156,7 @@ def row_values(scores: Scores, prepared: Prepared, cold: bool) -> dict[str, floa
     found = evaluate_scores(scores, prepared.dataset.schema)
     values: dict[str, float | None] = {
         "AUC": found["like/auc"], "GAUC": found["like/gauc"], "NDCG@10": found["like/ndcg_10"],
-        "LogLoss": found["like/logloss"], "RMSE": found.get("rating/rmse"), "cold AUC": None, "cold GAUC": None,
+        "LogLoss": found["like/log_loss"], "RMSE": found.get("rating/rmse"), "cold AUC": None, "cold GAUC": None,
     }  # fmt: skip
     if cold:
         mine = Seen.is_cold(torch.as_tensor(scores.item)).numpy() & ~np.isnan(scores.labels["like"])
