@@ -29,6 +29,7 @@ from rayrank.pipeline.tune import TuneConfig, tune
 from rayrank.tracking import NoTracking
 
 AUC, ADDS = "streaming/like/auc", "cost/multiply_adds"
+RATE = {"learning.learning_rate": {"kind": "loguniform", "low": 1e-3, "high": 1e-2}}
 
 
 def _config(small, folder: Path, **changes: object) -> TuneConfig:
@@ -368,7 +369,7 @@ def test_a_record_gives_back_what_was_kept(tmp_path: Path) -> None:
 
 def test_a_search_is_found_again_by_what_decides_its_trials(small, tmp_path: Path) -> None:
     base = parse(FitTask, {**small.raw_student, "objective": {}})
-    space = parse_space({"learning.learning_rate": {"kind": "loguniform", "low": 1e-3, "high": 1e-2}}, "space")
+    space = parse_space(RATE, "space")
 
     def place(learning_rate: float = 5e-3, trials: int = 4, **search: Any) -> str:
         varied = replace(base, {"learning.learning_rate": learning_rate})
@@ -380,6 +381,11 @@ def test_a_search_is_found_again_by_what_decides_its_trials(small, tmp_path: Pat
     asha = {"kind": "asha"}
     assert place(scheduler=asha) != place(scheduler=asha, goal={"kind": "single", "metric": AUC})
     assert len({same, place(1e-3), place(seed=1), place(folds=2), place(scheduler=asha)}) == 5
+    both = {"learning.horizon": {"kind": "uniform", "low": 0.1, "high": 0.5}, **RATE}
+    spaces = [parse_space(dict(one), "space") for one in (both.items(), reversed(both.items()))]
+    asked = [SearchTask(base, one, 3, str(tmp_path)) for one in spaces]
+    assert points(asked[0], SearchSpec()) != points(asked[1], SearchSpec())  # in another order, other trials
+    assert record_of(asked[0], SearchSpec()).folder != record_of(asked[1], SearchSpec()).folder
     few, more = (points(SearchTask(base, space, n, str(tmp_path)), SearchSpec()) for n in (3, 6))
     assert few == more[:3]
     assert few[0] == {"number": 1, "values": {"learning.learning_rate": base.learning.learning_rate}}
