@@ -163,9 +163,9 @@ def _written(term: Single | Weighted | Axis, schema: DatasetSchema, path: str) -
     if protocol != COST:
         chosen(name, schema, path)
         task, _, wanted = name.partition("/")
-        known = next(metric_names(one) for one in schema.tasks if one.name == task)
-        if wanted not in known:
-            raise ConfigError(path, metric, f"metrics of task {task}: {', '.join(known)}", "use one of those")
+        names = next(metric_names(one) for one in schema.tasks if one.name == task)
+        if wanted not in names:
+            raise ConfigError(path, metric, f"metrics of task {task}: {', '.join(names)}", "use one of those")
     return {"mode": term.mode or ("min" if metric.rsplit("/", 1)[-1] in _LESS else "max")}
 
 
