@@ -15,6 +15,7 @@ from benchmarks.train.timing import Texts
 from rayrank.batch import FAR, Catalogue, Queries, SequenceBatch
 from rayrank.bundle import Bundle
 from rayrank.learning.plan import take
+from rayrank.metrics.agreement import spearman
 from rayrank.models.encoder import TextEncoder
 from rayrank.models.ranker import take_rows
 from rayrank.on_ray.label import Labeller
@@ -102,7 +103,7 @@ def label_vs_naive(bundle: Bundle, dataset: Dataset, targets: int, rounds: int) 
         found = dict[str, float]()
         for name, way in ways.items():
             agreement = _agreement(way(batch, labelled_P2[few]), table, batch, labelled_P2[few])
-            if agreement < SPEARMAN:
+            if not agreement >= SPEARMAN:  # NaN, too
                 raise AssertionError(f"naive labels, items {name}: Spearman {agreement:.4f} with the label job's")
             found[f"label_vs_naive, Spearman, items {name}"] = agreement
         arms: dict[str, Callable[[], object]] = {"ours": lambda: labeller.label(place)}
@@ -132,16 +133,6 @@ def _agreement(naive: dict[str, Tensor], table: object, batch: SequenceBatch, pl
         ours = column.flatten().to_numpy(zero_copy_only=False)[at]
         found.append(spearman(ours, said.numpy()))
     return min(found)
-
-
-def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Correlation of ranks, ties sharing the middle one."""
-    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2.0)[place]
 
 
 def _plain(bundle: Bundle) -> nn.Module:

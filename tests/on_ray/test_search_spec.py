@@ -62,7 +62,7 @@ def test_metrics_that_cannot_be_are_refused(raw: dict[str, Any], expected: str) 
     with pytest.raises(ConfigError, match=expected):
         goal(**raw)
     with pytest.raises(ConfigError, match=f"valid gives: {AUC}"):
-        score_of(goal(kind="single", metric="streaming/like/acu"), {AUC: 0.5})
+        score_of(goal(kind="single", metric="streaming/like/gauc"), {AUC: 0.5})
 
 
 def test_epochs_are_chosen_by_fold_and_averaged_over_folds() -> None:
@@ -124,6 +124,19 @@ DRAWN = parse_space(
     },
     "space",
 )
+
+
+@pytest.mark.parametrize(
+    "metric", ["streaming/like/acu", "streaming/rating/auc", "snapshot/like", "snapshot/like/rmse"]
+)
+def test_a_metric_that_the_task_does_not_have_is_refused_before_any_trial(metric: str) -> None:
+    for raw in (
+        {"kind": "single", "metric": metric},
+        {"kind": "weighted", "terms": [{"metric": metric, "weight": 1.0}]},
+        {"kind": "pareto", "objectives": [{"metric": COST}, {"metric": metric}]},
+    ):
+        with pytest.raises(ConfigError, match=r"search\.goal\..*metrics of task (like|rating): (auc|rmse), .*count"):
+            goal(**raw)
 
 
 def test_a_grid_is_every_combination_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rayrank.batch import SequenceBatch
 from rayrank.config import ConfigError
 from rayrank.learning.feed import Feed, part_groups
 from rayrank.learning.spec import LearningSpec
@@ -76,6 +78,21 @@ def test_kept_row_groups_are_those_read(small, monkeypatch) -> None:
     assert len(list(kept.evaluated("test"))) == len(part_groups(shards.manifest, "test"))
     with pytest.raises(TypeError):
         list(plain.evaluated("test"))
+
+
+def test_teachers_in_the_loop_are_asked_for_steps_alone(small) -> None:
+    shards, told = Shards(small.dataset), list[int]()
+
+    def teach(batch: SequenceBatch) -> SequenceBatch:
+        told.append(len(batch.row_BT))
+        return replace(batch, soft_BT={"like": torch.zeros(batch.row_BT.shape)})
+
+    feed = Feed(GroupStream(shards, StreamSpec(through="direct")), LEARNING, cache_mb=32, teach=teach)
+    assert len(list(feed.evaluated("valid"))) == len(part_groups(shards.manifest, "valid"))
+    assert told == []
+    for epoch in (0, 1):  # what evaluation read does not stand for what steps want
+        assert all(batch.soft_BT for step in feed.steps(epoch) for batch in step)
+    assert len(told) == len(part_groups(shards.manifest, "train"))  # once each: they are kept
 
 
 def test_blocks_that_ray_joined_or_split_become_row_groups_again() -> None:

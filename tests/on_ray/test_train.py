@@ -167,6 +167,20 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(small, tmp_path: Path) -
     assert rest.metrics == pytest.approx(whole.metrics, abs=0, nan_ok=True)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_run_with_other_files_in_its_encoder_folder_is_another(small, tmp_path: Path, name: str) -> None:
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / file).write_text("{}")
+    task = parse(FitTask, {**small.raw_teacher, "encoder": {"kind": "folder", "path": str(tmp_path)}})
+    before = run_key(task)
+    assert run_key(task) == before
+    (tmp_path / name).write_text("{} ")
+    assert run_key(task) != before
+    (tmp_path / name).unlink()
+    with pytest.raises(ConfigError, match="an encoder folder must hold this file"):
+        run_key(task)
+
+
 def test_checkpoints_of_another_config_are_not_used(small, tmp_path: Path) -> None:
     import torch
 

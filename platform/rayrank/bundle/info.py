@@ -58,6 +58,9 @@ class Compression(Config):
     differences: dict[str, float] = Field(description="how far the scores moved, by name")
     limits: dict[str, float | None] = Field(description="limits that were kept")
     speeds: dict[str, tuple[float, float]] = Field(description="what -> (original, this bundle)")
+    code: str = Field("", description="digest of the code that made and judged it")
+    requests: int | None = Field(None, description="requests that were timed and ordered by both")
+    candidates: int | None = Field(None, description="candidates of such a request")
 
 
 class BundleInfo(Config):

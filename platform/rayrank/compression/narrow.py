@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from rayrank.batch import Catalogue, SequenceBatch
-from rayrank.compression.spec import Narrow
+from rayrank.compression.recovery import recover
+from rayrank.compression.spec import Narrow, StudentRecovery
 from rayrank.config import ConfigError
 from rayrank.learning.plan import pieces, take
 from rayrank.models.narrower import gate, heads_of, narrowed, sizes_of
@@ -25,7 +26,7 @@ from rayrank.models.student import Student
 from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
 
-_SIGNS, _WARM_UP = 4, 0.1
+_SIGNS = 4
 
 Said = dict[str, Tensor]
 
@@ -71,7 +72,7 @@ def narrow(
     smaller = narrowed(model, kept)
     _report(model, smaller, (judged, catalogue, scale), "after pruning", progress)
     if spec.recovery.steps:
-        _recover(model, smaller, spec, (given.batches(), catalogue, scale))
+        _recover((model, smaller), spec.recovery, (given.batches(), catalogue, scale), progress)
         _report(model, smaller, (judged, catalogue, scale), "after recovery", progress)
     return smaller.eval()
 
@@ -123,24 +124,23 @@ def importance(model: Student, judged: list[SequenceBatch], catalogue: Catalogue
 
 
 def _recover(
-    model: Student, smaller: Student, spec: Narrow, given: tuple[Iterator[SequenceBatch], Catalogue, Said]
+    models: tuple[Student, Student],
+    spec: StudentRecovery,
+    given: tuple[Iterator[SequenceBatch], Catalogue, Said],
+    progress: Callable[[str], None],
 ) -> None:
-    (batches, catalogue, scale), how = given, spec.recovery
+    (model, smaller), (batches, catalogue, scale) = models, given
     left = [*smaller.static_modules(), *smaller.id_tables(), *([smaller.encoder] if smaller.encoder else [])]
     fixed = {id(p) for module in left for p in module.parameters()}
     parameters = [p.requires_grad_(True) for p in smaller.parameters() if id(p) not in fixed]
-    optimiser = torch.optim.AdamW(parameters, lr=how.learning_rate, weight_decay=0.0)
-    warm_up = max(1, round(_WARM_UP * how.steps))
-    for step, batch in enumerate(islice(batches, how.steps)):
-        rate = min((step + 1) / warm_up, (how.steps - step) / max(how.steps - warm_up, 1))
-        optimiser.param_groups[0]["lr"] = how.learning_rate * rate
-        with torch.no_grad():
-            wanted = said(model, batch, catalogue)
-        with torch.enable_grad():
-            distance(wanted, said(smaller, batch, catalogue), scale).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+
+    def losses() -> Iterator[Tensor]:
+        for batch in batches:
+            with torch.no_grad():
+                wanted = said(model, batch, catalogue)
+            yield distance(wanted, said(smaller, batch, catalogue), scale)
+
+    recover(parameters, spec, losses(), progress)
     smaller.requires_grad_(False)
 
 

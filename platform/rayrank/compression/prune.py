@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rayrank.compression.recovery import recover
 from rayrank.compression.spec import Prune, Recovery
 from rayrank.compression.texts import Texts
 from rayrank.config import ConfigError
 from rayrank.models.compact import heads_of, keep_heads, keep_layers, keep_neurons, neurons_of
 from rayrank.models.encoder import TextEncoder
 from rayrank.models.packed import is_packable, layers_of
-
-_WARM_UP = 0.1
 
 
 def prune(encoder: TextEncoder, spec: Prune, texts: Texts, progress: Callable[[str], None]) -> None:
@@ -120,25 +119,16 @@ def _drop_layers(
 
 
 def _recover(encoder: TextEncoder, spec: Recovery, texts: Texts, progress: Callable[[str], None]) -> None:
-    parameters = [p for layer in layers_of(encoder.network) for p in layer.parameters()]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimiser = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=0.0)
-    warm_up = max(1, round(_WARM_UP * spec.steps))
+    parameters = [p.requires_grad_(True) for layer in layers_of(encoder.network) for p in layer.parameters()]
     order = torch.Generator().manual_seed(spec.seed)
-    for step in range(spec.steps):
-        rate = min((step + 1) / warm_up, (spec.steps - step) / max(spec.steps - warm_up, 1))
-        optimiser.param_groups[0]["lr"] = spec.learning_rate * rate
-        rows = texts.learnt[torch.randint(len(texts.learnt), (spec.texts,), generator=order)]
-        with torch.enable_grad():
-            # Unit vectors: half the squared distance is one minus the cosine.
-            loss = (texts.encode(encoder, rows) - texts.vectors_NW[rows]).square().sum(-1).mean() / 2
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        if (step + 1) % 50 == 0:
-            progress(f"recovery step {step + 1} of {spec.steps}: 1 − cosine {loss.item():.4f}")
+
+    def losses() -> Iterator[Tensor]:
+        """1 − cosine; unit vectors: half the squared distance."""
+        while True:
+            rows = texts.learnt[torch.randint(len(texts.learnt), (spec.texts,), generator=order)]
+            yield (texts.encode(encoder, rows) - texts.vectors_NW[rows]).square().sum(-1).mean() / 2
+
+    recover(parameters, spec, losses(), progress)
     encoder.requires_grad_(False)
 
 

@@ -1,4 +1,4 @@
-"""Which code trained a model: a result is found again only when the code that decides its numbers is the same."""
+"""Which code made a model, labels, a trial or a smaller bundle: they are found again only while it is the same."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from functools import cache
 from pathlib import Path
 
 _DECIDES = (
-    *("batch.py", "schema.py", "features", "learning", "models", "objectives"),
-    *("sources/collate.py", "sources/dataset.py", "sources/groups.py", "on_ray/fit.py", "on_ray/items.py"),
+    *("batch.py", "schema.py", "features", "learning", "metrics", "models", "objectives", "compression"),
+    *("sources/collate.py", "sources/dataset.py", "sources/groups.py", "sources/encoders.py"),
+    *("on_ray/fit.py", "on_ray/items.py", "on_ray/label.py", "on_ray/teachers.py", "on_ray/trial.py"),
+    *("pipeline/differences.py", "pipeline/side_by_side.py"),
 )
 
 
 @cache
 def code_digest() -> str:
-    """sha256 over the syntax trees of the modules that decide a trained model's numbers."""
+    """sha256 over the syntax trees of the modules that decide the numbers of what is found again."""
     return digest_of(Path(__file__).resolve().parents[1])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from itertools import islice
 
 import pyarrow as pa
@@ -32,7 +33,8 @@ class Feed:
         spec: seed, lanes and sizes.
         place: this rank, and how many there are.
         cache_mb: collated row groups that are kept between epochs, MB.
-        teach: adds soft labels to a row group (teachers in the loop); None: they are read, if there are any.
+        teach: adds soft labels to a row group (teachers in the loop); None: they are read, if there are any. Steps
+            want them, evaluation does not.
     """
 
     def __init__(
@@ -64,37 +66,45 @@ class Feed:
             return begun[1]
         dealt = plan(train_groups(self._manifest), self._spec.seed, epoch, self._spec.lanes, self._spec.batch_events)
         mine = [left_over(lane, start) for lane in dealt.of_rank(self._rank, self._world)]
-        batches = self._batches([Group(ref.shard, ref.group) for ref in first_need(mine)])
+        batches = self._batches([Group(ref.shard, ref.group) for ref in first_need(mine)], taught=True)
         return steps([_lane(lane, batches, self._spec.fold) for lane in mine])
 
     def evaluated(self, part: str) -> Iterator[SequenceBatch]:
         """This rank's row groups that hold a target of ``part`` ('train', 'valid' or 'test'), one batch each."""
         groups = part_groups(self._manifest, part)[self._rank :: self._world]
-        batches = (evaluated(batch, self._spec.fold) for batch in self._batches(groups))
+        batches = (evaluated(batch, self._spec.fold) for batch in self._batches(groups, taught=False))
         return (batch for batch in batches if len(batch.part_BT))
 
-    def _batches(self, order: Sequence[Group]) -> Iterator[SequenceBatch]:
-        """Collated row groups; reading starts now. What there is room for is remembered."""
+    def _batches(self, order: Sequence[Group], taught: bool) -> Iterator[SequenceBatch]:
+        """Collated row groups; reading starts now. What there is room for is remembered, if steps can use it too."""
         known = self._kept.keys() & set(order)
-        fresh = self._groups.read([group for group in order if group not in known], self._collate)
-        return self._merged(list(order), known, fresh)
+        collated = partial(self._collate, taught=taught)
+        fresh = self._groups.read([group for group in order if group not in known], collated)
+        return self._merged(list(order), known, fresh, taught or self._teach is None)
 
-    def _merged(self, order: list[Group], known: set[Group], fresh: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
+    def _merged(
+        self, order: list[Group], known: set[Group], fresh: Iterator[SequenceBatch], whole: bool
+    ) -> Iterator[SequenceBatch]:
         for group in releasing(order):
             if group in known:
                 yield self._kept[group]
                 continue
             batch = next(fresh)
-            if group not in self._kept and (size := bytes_of(batch)) <= self._room:
+            kept = whole or not _trains(batch)
+            if kept and group not in self._kept and (size := bytes_of(batch)) <= self._room:
                 self._kept[group] = batch
                 self._room -= size
             yield batch
 
-    def _collate(self, table: pa.Table) -> SequenceBatch:
+    def _collate(self, table: pa.Table, taught: bool) -> SequenceBatch:
         soft = [name for name in table.column_names if name.startswith(LABELS)]
         labels = table.select(["key", *soft]) if soft else None
         batch = collate(table.drop_columns(soft), self._manifest.dataset_schema, labels)
-        return self._teach(batch) if self._teach and bool((batch.part_BT == TRAIN).any()) else batch
+        return self._teach(batch) if self._teach and taught and _trains(batch) else batch
+
+
+def _trains(batch: SequenceBatch) -> bool:
+    return bool((batch.part_BT == TRAIN).any())
 
 
 @dataclass(frozen=True)

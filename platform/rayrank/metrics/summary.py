@@ -8,7 +8,23 @@ from rayrank.metrics.evaluated import Evaluated, Judged
 from rayrank.metrics.order import auc, by_user, gauc, ndcg
 from rayrank.metrics.scores import Array, ProfileScores, Scores
 from rayrank.metrics.values import calibration, log_loss, mae, mean, normalised_entropy, reliability, rmse
-from rayrank.schema import BinaryTask, DatasetSchema, MulticlassTask, RetrievalTask
+from rayrank.schema import BinaryTask, DatasetSchema, MulticlassTask, RegressionTask, RetrievalTask, Task
+
+_NAMES: dict[type, tuple[str, ...]] = {
+    BinaryTask: (
+        *("auc", "gauc", "gauc_users", "gauc_users_left_out", "gauc_rows_left_out", "ndcg_10", "ndcg_10_users"),
+        *("log_loss", "normalised_entropy", "calibration", "calibration_error"),
+        *("mean_label", "mean_prediction", "count"),
+    ),
+    RegressionTask: ("rmse", "mae", "mean_label", "mean_prediction", "count"),
+    MulticlassTask: ("accuracy", "majority", "users"),
+    RetrievalTask: ("recall_100", "recall_10", "median_rank", "queries"),
+}
+
+
+def metric_names(task: Task) -> tuple[str, ...]:
+    """What :func:`metrics_of` says of a task of this kind."""
+    return _NAMES[type(task)]
 
 
 def evaluate_scores(scores: Scores, schema: DatasetSchema) -> dict[str, float]:

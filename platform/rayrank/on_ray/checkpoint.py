@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 from safetensors.torch import load, load_file, save_file
 from torch import nn
@@ -17,6 +18,7 @@ from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import read_label_key
 from rayrank.on_ray.task import PLACES, FitTask
 from rayrank.sources import storage
+from rayrank.sources.encoders import FolderEncoder, folder_identity
 from rayrank.sources.manifest import read_manifest
 
 META = "checkpoint.json"
@@ -70,13 +72,15 @@ def with_frozen(snapshot: Snapshot, model: nn.Module) -> Snapshot:
 
 
 def run_key(task: FitTask) -> str:
-    """Equal for runs that give the same result: the task, the code, what is in its dataset, teacher and labels.
+    """Equal for runs that give the same result: the task, the code, what is in its dataset, encoder, teacher, labels.
 
     Raises:
         ConfigError: one of them does not exist.
     """
     asked = json.dumps({k: v for k, v in task.model_dump(mode="json").items() if k not in PLACES}, sort_keys=True)
     parts = [asked, code_digest(), read_manifest(task.dataset).data_fingerprint]
+    if isinstance(task.encoder, FolderEncoder):
+        parts.append(folder_identity(Path(task.encoder.path)))
     if task.teacher:
         parts.append(bundle_id(task.teacher))
     parts += [bundle_id(member.bundle) for member in task.asked]

@@ -110,7 +110,8 @@ def record_of(task: SearchTask, spec: SearchSpec) -> Record:
     """
     place = {"time_budget_s", "trial_cpus", "max_concurrent"}
     asked = spec.model_dump(mode="json", exclude=place | ({"goal"} if isinstance(spec.scheduler, Fifo) else set()))
-    space = {path: sampler.model_dump(mode="json") for path, sampler in task.space.items()}
+    # A list, for the order counts: values are drawn and grids are walked path by path.
+    space = [(path, sampler.model_dump(mode="json")) for path, sampler in task.space.items()]
     return Record(task.folder, run_key(task.base.model_copy(update={"output": None})), space, asked)
 
 

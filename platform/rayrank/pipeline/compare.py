@@ -18,7 +18,7 @@ from rayrank.pipeline.evaluate import lineage
 from rayrank.pipeline.score_files import ScoreFiles
 from rayrank.pipeline.slices import SlicesConfig, Slicing
 from rayrank.pipeline.surroundings import Surroundings
-from rayrank.schema import PARTS
+from rayrank.schema import PARTS, DatasetSchema
 from rayrank.sources import storage
 from rayrank.sources.dataset import Dataset
 from rayrank.tracking import MlflowTracking, NullTracker, TrackingConfig, check_tracking, open_tracker
@@ -129,9 +129,8 @@ def _measured(config: CompareConfig, dataset: Dataset, progress: Progress) -> tu
         raise ConfigError("part", config.part, "the dataset has no targets in this part", "choose the other part")
     progress(f"cutting {config.part} into slices")
     slicing = Slicing.of(dataset, PARTS[config.part], config.slices)
-    tests = count_tests(dataset.schema, len(config.bundles), len(config.protocols))
     files = ScoreFiles(storage.join(config.output, "scores"))
-    found = compared(dataset, _asked(config, slicing, config.resamples or resamples_for(tests)), progress, files)
+    found = compared(dataset, _asked(config, slicing, resamples_of(config, dataset.schema)), progress, files)
     _same_rows(found)
     progress("timing all bundles in turn")
     bundles = {name: load_bundle(path) for name, path in config.bundles.items()}
@@ -140,6 +139,12 @@ def _measured(config: CompareConfig, dataset: Dataset, progress: Progress) -> tu
     timed = tuple(replace(entry, cost=by_name[entry.model]) for entry in found.entries)
     sizes = {name: Size(weights_mb(bundle), bundle_mb(bundle)) for name, bundle in bundles.items()}
     return replace(found, entries=timed), sizes
+
+
+def resamples_of(config: CompareConfig, schema: DatasetSchema) -> int:
+    """As many as asked for, or as the config's level needs after correction for all that is tested."""
+    tests = count_tests(schema, len(config.bundles), len(config.protocols))
+    return config.resamples or resamples_for(tests, config.level)
 
 
 def _asked(config: CompareConfig, slicing: Slicing, resamples: int) -> Asked:

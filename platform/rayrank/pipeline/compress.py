@@ -14,6 +14,7 @@ from rayrank.compression.apply import compressed
 from rayrank.compression.gate import Check, checks
 from rayrank.compression.spec import GateLimits, MethodSpec
 from rayrank.config import Config, ConfigError, DataPath
+from rayrank.learning.code import code_digest
 from rayrank.pipeline.comparison import Part, Progress, check_data
 from rayrank.pipeline.side_by_side import SideBySide, side_by_side
 from rayrank.pipeline.surroundings import Surroundings
@@ -73,7 +74,7 @@ def compress(config: CompressConfig, progress: Progress) -> CompressResult:
         raise ConfigError("output", config.output, "must not be the bundle itself", "choose another folder")
     dataset, original = Dataset.open(config.dataset), load_bundle(config.bundle)
     check_data(original, dataset, "bundle")
-    if (there := _found(config, original)) is not None:
+    if (there := _found(config, original, progress)) is not None:
         progress("found: the same bundle, made smaller by the same method within the same limits")
         return there
     if getattr(dataset.manifest.counts, config.part) == 0:
@@ -93,15 +94,22 @@ def compress(config: CompressConfig, progress: Progress) -> CompressResult:
     return result
 
 
-def _found(config: CompressConfig, original: Bundle) -> CompressResult | None:
-    """What an earlier run of the same method on the same bundle wrote; None: nothing, or something else."""
+def _found(config: CompressConfig, original: Bundle, progress: Progress) -> CompressResult | None:
+    """What an earlier run of the same config, bundle and code wrote; None: nothing whole, or something else."""
     try:
         info = read_info(config.output)
     except ConfigError:
         return None
     about = info.compression
-    asked = (config.method.model_dump(mode="json"), config.part, config.gate.by_name(), original.bundle_id)
-    if about is None or asked != (about.method, about.part, about.limits, info.parents[-1].bundle_id):
+    if about is None or info.parents[-1].bundle_id != original.bundle_id:
+        return None
+    asked = _about(config, SideBySide(about.differences, about.speeds, info.metrics), about.machine)
+    if asked != about:
+        return None
+    try:
+        load_bundle(config.output)
+    except ConfigError as damaged:
+        progress(f"made anew: {damaged}")
         return None
     found = SideBySide(about.differences, about.speeds, info.metrics)
     judged = checks(about.differences, config.gate)
@@ -110,15 +118,22 @@ def _found(config: CompressConfig, original: Bundle) -> CompressResult | None:
 
 def _recorded(config: CompressConfig, parts: BundleParts, smaller: Bundle, found: SideBySide) -> BundleParts:
     """The parts with what was measured, and the vectors that are there already."""
-    about = Compression(
+    about = _about(config, found, Surroundings.now().line())
+    return replace(parts, catalogue=smaller.catalogue(), metrics=found.metrics, compression=about)
+
+
+def _about(config: CompressConfig, found: SideBySide, machine: str) -> Compression:
+    return Compression(
         method=config.method.model_dump(mode="json"),
-        machine=Surroundings.now().line(),
+        machine=machine,
         part=config.part,
         differences=found.differences,
         limits=config.gate.by_name(),
         speeds=found.speeds,
+        code=code_digest(),
+        requests=config.requests,
+        candidates=config.candidates,
     )
-    return replace(parts, catalogue=smaller.catalogue(), metrics=found.metrics, compression=about)
 
 
 def _record(config: CompressConfig, original: Bundle, result: CompressResult, tracker: NullTracker) -> None:

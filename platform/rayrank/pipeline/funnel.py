@@ -46,7 +46,10 @@ class FunnelConfig(Config):
 
     dataset: DataPath = Field(description="dataset folder that the release was trained on")
     releases: DataPath = Field(description="releases folder (its champion is measured) or one release")
-    part: Part = Field("test", description="users are asked at their first request of this part")
+    part: Part = Field(
+        "valid",
+        description="users are asked at their first request of it; test: to report a pair, not to choose",
+    )
     task: str | None = Field(None, description="binary task whose positives users liked; None: that of retrieval")
     requests: int = Field(200, ge=10, description="requests, one per user; the teacher scores the catalogue for each")
     k: int = Field(10, ge=1, le=100, description="how many items are shown; NDCG is cut here too")

@@ -130,8 +130,9 @@ def plan(config: QuickstartConfig) -> Plan:
 
 
 def _shorter(distilling: DistillConfig, epochs: int) -> DistillConfig:
-    """A trial: it needs no more than to rank settings."""
+    """A trial: it needs no more than to rank settings, in a process of its own."""
     stages = {"learning.epochs": epochs, "learning.rows.epochs": min(epochs, distilling.learning.rows.epochs)}
+    stages["workers.count"] = 0
     return replace(distilling, stages)
 
 

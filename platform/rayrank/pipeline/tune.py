@@ -108,6 +108,9 @@ def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
     """
     began = time.monotonic()
     check_tracking(config.tracking)
+    if (workers := config.distill.workers.count) > 1:
+        rule = "a trial trains in one process, its own"
+        raise ConfigError("distill.workers.count", workers, rule, "set it to 0; search.max_concurrent runs more trials")
     manifest = read_manifest(config.distill.dataset)
     base = with_weights(config.distill, manifest.dataset_schema)
     space = space_of(config, manifest.dataset_schema)

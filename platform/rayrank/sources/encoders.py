@@ -218,10 +218,25 @@ def _key(identity: str, tokens: tuple[Tensor, Tensor]) -> str:
     return key.hexdigest()[:32]
 
 
+def folder_identity(folder: Path) -> str:
+    """sha256 over the files of an encoder folder.
+
+    Raises:
+        ConfigError: one of them is missing.
+    """
+    return _identity(tuple(_sha256(file) for file in _files_of(folder)))
+
+
+def _files_of(folder: Path) -> list[Path]:
+    files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(str(file), None, "an encoder folder must hold this file", _WAYS)
+    return files
+
+
 def _from_folder(folder: Path, max_tokens: int) -> LoadedEncoder:
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise ConfigError(str(folder / name), None, "an encoder folder must hold this file", _WAYS)
+    _files_of(folder)
     from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.distill import __main__ as benchmark
-from benchmarks.distill import clock, figures, kept, labelling, quality, requests, speed
+from benchmarks.distill import clock, figures, kept, quality, requests, speed
 from benchmarks.distill.arms import DISTILLED, TABLE, TEACHER, UNDISTILLED, Arms
 from benchmarks.quality_ml1m import Setting
 from benchmarks.results import ROOT
@@ -76,13 +76,6 @@ def test_what_the_teacher_read_comes_first_and_the_rest_keeps_its_order() -> Non
     nothing = figures.under_budget(student, teacher, np.zeros(0, np.int64))
     label, user = np.array([0.0, 1.0, 0.0, 0.0]), np.zeros(4)
     assert ndcg(user, label, nothing).mean == ndcg(user, label, student).mean == pytest.approx(1 / np.log2(3))
-
-
-def test_spearman_counts_ranks_and_halves_ties() -> None:
-    assert labelling.spearman(np.array([1.0, 2.0, 30.0]), np.array([1.0, 5.0, 6.0])) == pytest.approx(1.0)
-    assert labelling.spearman(np.array([1.0, 2.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0, 4.0])) == pytest.approx(
-        0.9487, abs=1e-4
-    )
 
 
 def test_both_clocks_are_read_and_every_arm_runs_in_turn() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from rayrank.learning import code
 from rayrank.learning.code import _DECIDES, code_digest, digest_of
 
@@ -32,6 +34,25 @@ def test_a_module_that_is_added_counts(tmp_path: Path) -> None:
 
 def test_the_digest_of_this_package_is_a_sha256() -> None:
     assert len(code_digest()) == 64
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "on_ray/teachers.py",
+        "on_ray/label.py",
+        "on_ray/trial.py",
+        "metrics/order.py",
+        "sources/encoders.py",
+        "compression/prune.py",
+        "compression/gate.py",
+    ],
+)
+def test_what_decides_labels_trials_and_smaller_bundles_counts_too(tmp_path: Path, name: str) -> None:
+    root = _package(tmp_path, "RATE = 0.1\n")
+    plain, place = digest_of(root), root / name
+    place.write_text("SIZE = 2\n")
+    assert digest_of(root) != plain
 
 
 def test_what_decides_is_there() -> None:

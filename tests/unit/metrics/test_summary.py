@@ -7,7 +7,14 @@ import pytest
 
 from rayrank.metrics.evaluated import Judged
 from rayrank.metrics.scores import ProfileScores
-from rayrank.metrics.summary import binary_metrics, profile_metrics, regression_metrics, retrieval_metrics
+from rayrank.metrics.summary import (
+    binary_metrics,
+    metric_names,
+    profile_metrics,
+    regression_metrics,
+    retrieval_metrics,
+)
+from rayrank.schema import BinaryTask, MulticlassTask, RegressionTask, RetrievalTask
 
 NOBODY = Judged.of(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
 
@@ -15,6 +22,17 @@ NOBODY = Judged.of(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, n
 def profile(label, predicted, hidden):
     probabilities = np.eye(3, dtype=np.float32)[predicted] * 0.8 + 0.1
     return ProfileScores(np.arange(len(label)), np.array(label, np.int16), probabilities, np.array(hidden, bool))
+
+
+def test_names_are_those_that_are_said():
+    said = {
+        BinaryTask(name="t", column="c", at_least=1): binary_metrics(NOBODY),
+        RegressionTask(name="t", column="c", low=1, high=5): regression_metrics(NOBODY),
+        MulticlassTask(name="t", column="c", classes=("a", "b")): profile_metrics(profile([], [], [])),
+        RetrievalTask(name="t", positive="like"): retrieval_metrics(np.zeros(0, np.int32)),
+    }
+    for task, metrics in said.items():
+        assert metric_names(task) == tuple(metrics), task.kind
 
 
 def test_profile_accuracy_is_over_hidden_users_against_the_majority_of_the_others():

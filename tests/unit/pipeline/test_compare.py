@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from rayrank.config import ConfigError, parse
 from rayrank.metrics.bootstrap import Interval
 from rayrank.metrics.paired import holm
-from rayrank.pipeline.compare import CompareConfig, compare
+from rayrank.pipeline.compare import CompareConfig, compare, resamples_of
 from rayrank.pipeline.differences import Difference, count_tests
 from rayrank.pipeline.slices import Bands, ContextValues, SlicesConfig, Slicing
 from rayrank.pipeline.targets import read_targets
@@ -158,3 +158,11 @@ def test_mistakes_name_path_and_fix(world, tmp_path):
         parse(CompareConfig, raw | {"bundles": both | {"a.b": world.teacher}})
     with pytest.raises(ConfigError, match="no bundle here"):
         compare(parse(CompareConfig, raw | {"bundles": both | {"three": str(tmp_path)}}), quiet)
+
+
+def test_a_stricter_level_is_given_more_resamples(world):
+    raw = OFF | {"dataset": world.dataset, "output": "o", "bundles": {"one": world.teacher, "two": world.student}}
+    schema = Dataset.open(world.dataset).schema
+    usual, strict = (resamples_of(parse(CompareConfig, raw | {"level": level}), schema) for level in (0.05, 0.005))
+    assert strict > 8 * usual
+    assert resamples_of(parse(CompareConfig, raw | {"level": 0.005, "resamples": 200}), schema) == 200

@@ -122,6 +122,29 @@ def test_an_unchanged_score_is_found_unchanged(texts: dict[str, str], tmp_path: 
     assert run(texts, tmp_path / "small", {"kind": "bf16"}, LOOSE).bundle_id != result.bundle_id, "other limits"
 
 
+def test_only_what_was_made_by_the_same_code_for_the_same_requests_is_found(
+    texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor what has been damaged since."""
+    told = list[str]()
+    raw = texts | {"output": str(tmp_path / "small"), "method": {"kind": "bf16"}, "gate": LOOSE}
+    raw |= {"requests": 5, "candidates": 20, "tracking": {"kind": "none"}}
+
+    def found(**changes: int) -> bool:
+        told.clear()
+        assert compress(parse(CompressConfig, raw | changes), told.append).bundle_id is not None
+        return told[-1].startswith("found: ")
+
+    assert [found(), found()] == [False, True]
+    assert [found(candidates=21), found(requests=6), found(requests=6)] == [False, False, True]
+    weights = next((tmp_path / "small").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert not found(requests=6)
+    assert found(requests=6)
+    monkeypatch.setattr("rayrank.pipeline.compress.code_digest", lambda: "other")
+    assert not found(requests=6)
+
+
 def test_mistakes_name_path_and_fix(texts: dict[str, str], world: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must not be the bundle itself"):
         run(texts, Path(texts["bundle"]), {"kind": "bf16"}, LOOSE)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rayrank.config import ConfigError, parse
+from rayrank.config import ConfigError, load, parse
 from rayrank.metrics.bootstrap import Interval
 from rayrank.pipeline import funnel_cuts
 from rayrank.pipeline.funnel import FunnelConfig, funnel
@@ -189,3 +189,9 @@ def test_mistakes_name_path_and_fix(world, releases, tmp_path):
         parse(FunnelConfig, raw | {"reranks": [200], "pools": [100]})
     with pytest.raises(ConfigError, match="no teacher"):
         funnel(parse(FunnelConfig, raw | {"releases": f"{releases}/alone"}), quiet)
+
+
+def test_cuts_are_not_chosen_on_test(root):
+    for path in sorted((root / "jobs" / "configs").glob("*/funnel.yaml")):
+        assert load(FunnelConfig, str(path)).part == "valid"
+    assert FunnelConfig(dataset="d", releases="r", output="o").part == "valid"

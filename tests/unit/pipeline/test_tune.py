@@ -69,6 +69,12 @@ def test_a_weight_of_no_task_is_refused_before_anything_starts(world) -> None:
         tune(_config(distill=distill, samplers=samplers), lambda _: None)
 
 
+def test_workers_that_trials_would_not_have_are_refused(world) -> None:
+    raw = {"dataset": world.dataset, "output": "o", "labels": "l", "teacher": world.teacher, "workers": {"count": 2}}
+    with pytest.raises(ConfigError, match=r"distill\.workers\.count: got 2; a trial trains in one process"):
+        tune(_config(distill=DistillConfig.model_validate(raw)), lambda _: None)
+
+
 def test_summary_ranks_the_trials() -> None:
     trials = [
         Trial(2, {"objective.weights.like": 0.5}, 0.71, {}, [], 2.0),
