@@ -36,6 +36,7 @@ from rayrank.messages import (
 )
 from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_item_source, open_user_data, processes_of
+from rayrank.on_ray.hop import hop
 from rayrank.on_ray.places import Places, in_process
 from rayrank.on_ray.pool import Gate, Pool
 from rayrank.ranking.drive import Driver
@@ -269,7 +270,7 @@ class Ingress:
         if self._handles is None:
             found = await self._writes.run(self._feedback.accept, request, request_id, self._now())
         else:
-            found = await self._handles["user"].feedback.remote(request, request_id, self._now())
+            found = await hop(self._handles["user"].feedback, request, request_id, self._now())
         assert isinstance(found, Accepted | Rejected | Missed)
         return found
 
@@ -348,12 +349,7 @@ class Ingress:
     async def _through_handles(self, call: Call) -> Any:
         assert self._handles is not None
         extra = (self._now(),) if call.stage == "user" else ()
-        response = self._handles[call.stage].remote(*call.arguments, *extra)
-        try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()  # out of time: do not let the stage work for nobody
-            raise
+        return await hop(self._handles[call.stage], *call.arguments, *extra)
 
 
 def _quietly(work: Callable[..., Any], *arguments: Any) -> Any:
