@@ -53,6 +53,7 @@ from rayrank.ranking.graph import (
     flow_parts,
     open_bundles,
     open_policy,
+    prepare_index,
     receipt,
 )
 from rayrank.ranking.items import Items
@@ -80,6 +81,7 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
         ConfigError: no such release.
     """
     release = load_release(spec.releases)
+    prepare_index(release, spec.flow)
     check_machines(spec, sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1)
     raw = {"spec": spec.model_dump(mode="json"), "release": release.model_dump(mode="json")}
     reserved = {"num_cpus": spec.replicas.num_cpus}
