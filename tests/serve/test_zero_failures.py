@@ -18,7 +18,7 @@ import pytest
 from tests.serve.disturbed import CLIENTS
 
 pytestmark = pytest.mark.slow
-WHOLE_S = 400.0
+WHOLE_S = 480.0
 
 
 @pytest.fixture(scope="module", params=["haproxy", "stock"])
