@@ -17,7 +17,7 @@ import pytest
 
 from tests.serve.disturbed import CLIENTS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 WHOLE_S = 480.0
 
 
