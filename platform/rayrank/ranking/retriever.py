@@ -19,7 +19,7 @@ from rayrank.schema import RetrievalTask
 
 
 class Retriever:
-    """Exact top-k over the retrieval vectors of one bundle, and the other sources that are switched on.
+    """Top-k over the retrieval vectors of one bundle (exact below a size), and the other sources that are switched on.
 
     Raises:
         ConfigError: a source needs what the bundle does not hold.
