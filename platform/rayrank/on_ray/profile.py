@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from rayrank.config import ConfigError
@@ -22,8 +23,14 @@ from rayrank.on_ray.orphans import PLACE, PREFIX, claim
 
 ProfileName = Literal["auto", "haproxy", "stock"]
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
-PROFILE = {SWITCH: "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_HAPROXY_NBTHREAD": "1"}
-"""What cluster.yaml sets too. One proxy thread: Serve's default of four is for machines with more cores."""
+PROFILE = {
+    SWITCH: "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+}
+"""What cluster.yaml sets too. One proxy thread: Serve's default of four is for machines with more cores. HAProxy gives
+a request that a replica dies over to another one: none does anything twice (events with an event_id count once)."""
 _DRAIN = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
 """Replicas of a Ray of our own end with it: no other machine's proxy must learn of it first (default 30 s)."""
 _PORTS = {
@@ -72,7 +79,9 @@ def launch_profile(name: ProfileName, address: str | None, progress: Callable[[s
 def _hindrance(address: str | None) -> str | None:
     """Why HAProxy cannot be used; None: it can."""
     if address or os.environ.get("RAY_ADDRESS"):
-        return f"the cluster runs already; where it starts, set {' '.join(f'{k}={v}' for k, v in PROFILE.items())}"
+        return (
+            f"the cluster runs already; where it starts, set {' '.join(f'{k}={quote(v)}' for k, v in PROFILE.items())}"
+        )
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return "this process has started its Ray without the profile"
     if "ray.serve" in sys.modules:

@@ -36,6 +36,7 @@ from rayrank.on_ray.aside import Aside
 from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.dry_run import DryRuns
 from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_item_source, open_user_data, processes_of
+from rayrank.on_ray.hop import hop
 from rayrank.on_ray.places import Places, in_process
 from rayrank.on_ray.pool import Gate, Pool
 from rayrank.ranking.drive import Driver
@@ -51,6 +52,7 @@ from rayrank.ranking.graph import (
     flow_parts,
     open_bundles,
     open_policy,
+    prepare_index,
     receipt,
 )
 from rayrank.ranking.items import Items
@@ -78,6 +80,7 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
         ConfigError: no such release.
     """
     release = load_release(spec.releases)
+    prepare_index(release, spec.flow)
     check_machines(spec, sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1)
     raw = {"spec": spec.model_dump(mode="json"), "release": release.model_dump(mode="json")}
     reserved = {"num_cpus": spec.replicas.num_cpus}
@@ -271,7 +274,7 @@ class Ingress:
         if self._handles is None:
             found = await self._writes.run(self._feedback.accept, request, request_id, self._now())
         else:
-            found = await self._handles["user"].feedback.remote(request, request_id, self._now())
+            found = await hop(self._handles["user"].feedback, request, request_id, self._now())
         assert isinstance(found, Accepted | Rejected | Missed)
         return found
 
@@ -349,12 +352,7 @@ class Ingress:
     async def _through_handles(self, call: Call) -> Any:
         assert self._handles is not None
         extra = (self._now(),) if call.stage == "user" else ()
-        response = self._handles[call.stage].remote(*call.arguments, *extra)
-        try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()  # out of time: do not let the stage work for nobody
-            raise
+        return await hop(self._handles[call.stage], *call.arguments, *extra)
 
 
 def _lean(handles: Mapping[str, DeploymentHandle] | None) -> Mapping[str, DeploymentHandle] | None:

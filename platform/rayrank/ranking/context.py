@@ -77,6 +77,17 @@ class Sought:
         if self.allowed is not None:
             np.copyto(scores_N, -np.inf, where=~np.unpackbits(self.allowed, count=len(scores_N)).view(bool))
 
+    def permits(self, context: UserContext, rows: np.ndarray) -> np.ndarray:
+        """bool: which of some catalogue rows may be found; as :meth:`rule_out`, without a look at all others."""
+        allowed = (rows > 0) & ~np.isin(rows, self.blocked)
+        if self.exclude_seen:
+            allowed &= ~np.isin(rows, context.seen)
+        if self.allowed is not None:
+            known = rows < 8 * len(self.allowed)
+            at = np.where(known, rows, 0)
+            allowed &= known & ((self.allowed[at >> 3] >> (7 - (at & 7)).astype(np.uint8)) & 1).astype(bool)
+        return allowed
+
     def mask(self, context: UserContext, size: int) -> np.ndarray:
         """bool (size,): catalogue rows that may be found."""
         found = np.zeros(size, np.float32)

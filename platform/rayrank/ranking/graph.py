@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from rayrank.bundle import Bundle, load_bundle, read_id
 from rayrank.config import ConfigError
 from rayrank.messages import (
@@ -28,6 +30,7 @@ from rayrank.ranking.follow import ItemSource, follow, growth_of, names
 from rayrank.ranking.fusion import check_weights
 from rayrank.ranking.growth import Receiver
 from rayrank.ranking.items import Items
+from rayrank.ranking.merge import Sources
 from rayrank.ranking.policy import ItemFacts, Policy
 from rayrank.ranking.policy_file import PolicyFile
 from rayrank.ranking.policy_spec import read_policy
@@ -273,6 +276,19 @@ def check_policy(path: str, release: Release) -> None:
     spec = read_policy(path)
     bundle = open_bundles(release, ("student",), verify=False).first  # replicas verify it
     Policy(spec, ItemFacts.of(bundle, Items.of(bundle.items)))
+
+
+def prepare_index(release: Release, settings: FlowSettings) -> None:
+    """Build the index of a large catalogue, where there is none yet, so that replicas find it in its folder.
+
+    Raises:
+        ConfigError: as :func:`~rayrank.ranking.nearest.open_nearest`.
+    """
+    sources, items = settings.sources, pq.read_metadata(Path(release.student) / "items.parquet").num_rows
+    if items < sources.index.exact_below or not sources.vector.weight or "retrieve" in settings.without:
+        return
+    bundle = open_bundles(release, ("student",), verify=False).first  # replicas verify it
+    Retriever(Scorer(bundle), Items.of(bundle.items), Sources(index=sources.index))
 
 
 def bundle_ids(release: Release) -> dict[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from rayrank.config import Config
+from rayrank.ranking.nearest import IndexSpec
 
 
 class Source(Config):
@@ -25,7 +26,8 @@ class Source(Config):
 class Sources(Config):
     """Where candidates come from; popular items fill what is still free."""
 
-    vector: Source = Field(Source(weight=1.0), description="exact inner products with the user's vector")
+    vector: Source = Field(Source(weight=1.0), description="inner products with the user's vector")
+    index: IndexSpec = Field(default_factory=IndexSpec, description="how `vector` searches large catalogues")
     popular: Source = Field(Source(weight=0.0), description="items with the most events")
     popular_s: int | None = Field(
         None, ge=1, description="count events of the last so many seconds; needs @item_ columns; None: all of training"

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
 from rayrank.config import ConfigError
-from rayrank.ranking.context import ColdItems, Sought, UserContext
+from rayrank.messages import HistoryEvent, RecommendRequest
+from rayrank.ranking.context import ColdItems, Prepared, Sought, UserContext
 from rayrank.ranking.growth import Encode, Fresh
 from rayrank.ranking.items import Items
 from rayrank.ranking.merge import Found, Sources, merged
+from rayrank.ranking.nearest import Nearest, open_nearest
 from rayrank.ranking.scorer import Scorer
+from rayrank.ranking.user import UserStage
 from rayrank.schema import RetrievalTask
 
 
 class Retriever:
-    """Exact top-k over the retrieval vectors of one bundle, and the other sources that are switched on.
+    """Top-k over the retrieval vectors of one bundle (exact below a size), and the other sources that are switched on.
 
     Raises:
         ConfigError: a source needs what the bundle does not hold.
@@ -37,6 +40,10 @@ class Retriever:
         if self._sources.text.weight and (encode is None or scorer.bundle.text_ND is None):
             rule = "needs a teacher with a text encoder, and models that read texts"
             raise ConfigError("flow.sources.text", self._sources.text.weight, rule, "text={weight: 0}")
+        self._nearest_items: Nearest | None = None
+        if self._tasks and self._sources.vector.weight and len(items) - 1 >= self._sources.index.exact_below:
+            users = partial(sample_users, scorer, items)
+            self._nearest_items = open_nearest(scorer.retrieval_items, self._sources.index, users)
 
     def grow(self, fresh: Fresh) -> None:
         """Enter items that were put while serving into the index; the scorer knows them already."""
@@ -72,8 +79,32 @@ class Retriever:
     def _vector(self, context: UserContext, cold: ColdItems, sought: Sought, depth: int) -> np.ndarray:
         if not self._tasks or not len(context.history):
             return np.zeros(0, np.int64)
-        scores = _products(self._scorer.retrieval_items, self._put, self._scorer.user_vector(context, cold))
+        vector = self._scorer.user_vector(context, cold)
+        found = None if self._nearest_items is None else self._near(vector, context, sought, depth)
+        if found is not None:
+            return found
+        scores = _products(self._scorer.retrieval_items, self._put, vector)
         return self._best(scores, context, sought, depth)
+
+    def _near(self, vector: np.ndarray, context: UserContext, sought: Sought, depth: int) -> np.ndarray | None:
+        """The best of what the index finds and of all that was put since; None: filters left too little of the first.
+
+        The index knows no filters: it is asked for as many more as are seen or blocked, then for four times that.
+        """
+        assert self._nearest_items is not None
+        items, put, count = self._scorer.retrieval_items, self._put, depth + len(sought.blocked)
+        count += len(context.seen) if sought.exclude_seen else 0
+        while count <= len(items) // 4:  # beyond, the exact product is as cheap
+            rows = self._shown(np.sort(self._nearest_items.find(vector, count)), context, sought)
+            if len(rows) >= depth:
+                new = self._shown(len(items) + np.arange(len(put)), context, sought)
+                scores = np.concatenate([items[rows] @ vector, put[new - len(items)] @ vector if len(new) else []])
+                return np.concatenate([rows, new])[np.argsort(-scores, kind="stable")[:depth]]
+            count *= 4
+        return None
+
+    def _shown(self, rows: np.ndarray, context: UserContext, sought: Sought) -> np.ndarray:
+        return rows[sought.permits(context, rows) & ~np.isin(rows, self._items.hidden)]
 
     def _nearest(self, query: str, context: UserContext, sought: Sought) -> np.ndarray:
         """Largest cosine of the items' text vectors to the query's; items without a text come last."""
@@ -139,6 +170,19 @@ class Retriever:
     def _unit_items(self) -> np.ndarray:
         """float32 (N, R): retrieval vectors of length 1, without the last number, which is the item's own base."""
         return _unit(self._scorer.retrieval_items)
+
+
+def sample_users(scorer: Scorer, items: Items, count: int) -> np.ndarray:
+    """float32 (count, R): users' sides of retrieval, as the model makes them of 1 to 20 liked or disliked items."""
+    rng, task = np.random.default_rng(0), scorer.schema.of_kind(RetrievalTask)[0].positive
+    stage, found = UserStage(scorer.bundle, items, None), []
+    for _ in range(count):
+        places = rng.integers(0, len(items.ids), rng.integers(1, 21))
+        history = [HistoryEvent(item_id=items.ids[at], labels={task: int(rng.integers(0, 2))}) for at in places]
+        prepared = stage.prepare(RecommendRequest(history=history), 0)
+        assert isinstance(prepared, Prepared)
+        found.append(scorer.user_vector(prepared.context, ColdItems()))
+    return np.stack(found)
 
 
 def _unit(items_NR: np.ndarray) -> np.ndarray:
