@@ -32,13 +32,18 @@ class SqliteState:
     A damaged file does not keep this from being made: every call then raises ``StateError`` until it is mended.
 
     Raises:
-        ConfigError: the file cannot be made, or another version wrote it.
+        ConfigError: the file cannot be made, is not there to be read only, or another version wrote it.
     """
 
-    def __init__(self, path: str | Path, spec: StateSpec) -> None:
-        self.path, self.spec = Path(path), spec
+    def __init__(self, path: str | Path, spec: StateSpec, read_only: bool = False) -> None:
+        self.path, self.spec, self._read_only = Path(path), spec, read_only
         self._reader, self._writer = _Connection(self), _Connection(self)
         self._swept, self.lost = 0, False
+        if read_only:
+            if not self.path.is_file():
+                fix = "give the state.path, or the state.url, of the service"
+                raise ConfigError("state.path", str(path), "no file of user state is there", fix)
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._writer.use():
@@ -114,14 +119,17 @@ class SqliteState:
 
     def open(self) -> sqlite3.Connection:
         """A connection whose commits are on disk; makes the tables of a new file."""
+        place = f"{self.path.absolute().as_uri()}?mode={'ro' if self._read_only else 'rwc'}"
         connection = sqlite3.connect(
-            self.path, timeout=self.spec.timeout_s, isolation_level=None, check_same_thread=False
+            place, uri=True, timeout=self.spec.timeout_s, isolation_level=None, check_same_thread=False
         )
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, FORMAT):
                 rule = f"format {version} was written by another version of rayrank; this one reads {FORMAT}"
                 raise ConfigError(str(self.path), None, rule, "give state.path another file")
+            if self._read_only:
+                return connection
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             if version == 0:

@@ -240,6 +240,21 @@ def test_where_no_file_can_be_made_and_other_formats(tmp_path: Path) -> None:
         sqlite_state(tmp_path / "later.sqlite")
 
 
+def test_what_is_read_only_sees_what_a_running_service_keeps_and_writes_nothing(tmp_path: Path) -> None:
+    writer = sqlite_state(tmp_path / "a ?#%.sqlite")
+    tell(writer, "a", told(("x", 1, 1)))
+    reader = open_state(StateSpec(path=str(tmp_path / "a ?#%.sqlite")), "", read_only=True)
+    assert list(reader.log()) == ["line of x"]
+    tell(writer, "a", told(("y", 0, 1)))
+    assert list(reader.log()) == ["line of x", "line of y"]
+    with pytest.raises(StateError, match="readonly"):
+        tell(reader, "a", told(("z", 0, 1)))
+    writer.close()
+    reader.close()
+    again = open_state(StateSpec(path=str(tmp_path / "a ?#%.sqlite")), "", read_only=True)
+    assert len(list(again.log())) == 2, "also when nobody serves"
+
+
 def test_the_file_lies_beside_the_releases(tmp_path: Path) -> None:
     (tmp_path / "r1").mkdir()
     (tmp_path / "r1" / "release.json").write_text("{}")
