@@ -137,7 +137,7 @@ def _line(shown: Shown) -> str:
         "time": shown.time,
         "items": [item.item_id for item in response.items],
         "scores": [round(item.score, 6) for item in response.items],
-        "propensity": [round(item.propensity, 6) for item in response.items],
+        "propensity": [float(f"{item.propensity:.6g}") for item in response.items],  # learning divides by it
         "context": dict(request.context),
         "release_id": response.release_id,
         "policy": response.policy,

@@ -47,6 +47,15 @@ def test_a_line_says_what_was_shown(tmp_path: Path) -> None:
     assert (log.written, log.dropped) == (2, 0)
 
 
+@pytest.mark.parametrize("propensity", [6.7e-7, 3e-7, 1 / 3, 1 - 1e-7])
+def test_a_small_propensity_is_neither_none_nor_another(tmp_path: Path, propensity: float) -> None:
+    log = log_of(tmp_path)
+    log.note(shown(propensity=propensity))
+    log.close()
+    (line,) = lines(tmp_path)
+    assert line["propensity"] == pytest.approx([propensity] * 2, rel=1e-5)
+
+
 def test_lines_are_written_after_the_interval(tmp_path: Path) -> None:
     log = log_of(tmp_path, flush_s=0.05)
     log.note(shown())
