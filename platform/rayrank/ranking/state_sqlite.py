@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS marks(mark TEXT PRIMARY KEY);
 CREATE INDEX IF NOT EXISTS users_by_last ON users(last);
 CREATE INDEX IF NOT EXISTS log_by_time ON log(time);
 """
-_SWEEP_S = 3600
+_SWEEP_S, _SWEPT_AT_ONCE = 3600, 200
 _LOST = "its file was removed or replaced while it was in use; start the service again"
 _log = logging.getLogger(__name__)
 
@@ -154,9 +154,16 @@ class SqliteState:
         since = self.spec.since(now)
         if since is None or abs(now - self._swept) < _SWEEP_S:
             return
-        self._swept = now
-        connection.execute("DELETE FROM users WHERE last < ?", (since,))
-        connection.execute("DELETE FROM log WHERE time < ?", (since,))
+        # Within the transaction of somebody's feedback, so a part at a time: the next ones take the rest.
+        some = (since, _SWEPT_AT_ONCE)
+        users = connection.execute(
+            "DELETE FROM users WHERE rowid IN (SELECT rowid FROM users WHERE last < ? LIMIT ?)", some
+        )
+        lines = connection.execute(
+            "DELETE FROM log WHERE number IN (SELECT number FROM log WHERE time < ? LIMIT ?)", some
+        )
+        if max(users.rowcount, lines.rowcount) < _SWEPT_AT_ONCE:
+            self._swept = now
 
     def _unusable(self, why: str) -> ConfigError:
         rule = f"the file of user state cannot be made ({why})"
