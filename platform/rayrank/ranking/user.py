@@ -128,7 +128,7 @@ class UserStage:
         if self._state is None:
             return None, None
         if not self._breaker.allows():
-            return None, "user state: left alone after repeated misses; without the latest events"
+            return None, "user state: left alone after it missed; without the latest events"
         try:
             found = self._state.events(user_id, now)
         except StateError as error:
