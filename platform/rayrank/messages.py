@@ -25,6 +25,7 @@ MAX_ITEMS = 1000
 MAX_TIMEOUT_MS = 60_000
 MAX_NAMES = 64
 MAX_CELL = 1000
+MAX_WEIGHT = 1e6  # far beyond it float32 overflows
 MAX_YEAR_3000 = 32_503_680_000
 
 
@@ -44,7 +45,8 @@ Cell = Annotated[str | float | None, BeforeValidator(_cell)]
 Attributes = Annotated[dict[Name, Cell], Field(max_length=MAX_NAMES)]
 Labels = Annotated[dict[Name, Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=MAX_NAMES)]
 Time = Annotated[int, Field(ge=0, le=MAX_YEAR_3000)]
-Weights = Annotated[dict[Name, Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MAX_NAMES)]
+Weight = Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]
+Weights = Annotated[dict[Name, Weight], Field(min_length=1, max_length=MAX_NAMES)]
 RequestId = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
 AnsweredBy = Literal["teacher", "student", "popularity"]
 
@@ -259,9 +261,7 @@ class RankedItem(Message):
         default_factory=dict, description="source of retrieval -> rank there, from 1 (recommend requests, explain only)"
     )
     propensity: float = Field(1.0, description="probability that this item stands at this place; below 1: exploration")
-    policy: list[str] = Field(
-        default_factory=list, description="what the policy did: boosted, pinned, explored (explain only)"
-    )
+    policy: list[str] = Field(default_factory=list, description="boosted, pinned, explored by policy (explain only)")
 
 
 class RankResponse(Message):
@@ -391,8 +391,7 @@ def _rule(error: Mapping[str, Any]) -> str:
 def _dotted(loc: Sequence[Any]) -> str:
     # Keys of mappings are chosen by the caller: show plain names only.
     shown = [str(part) for part in loc if part not in (_BY_ID, _BY_TEXT)]
-    parts = [part if re.fullmatch(r"[\w.\[\]-]{1,64}", part) else "?" for part in shown]
-    return ".".join(parts) or "body"
+    return ".".join(part if re.fullmatch(r"[\w.\[\]-]{1,64}", part) else "?" for part in shown) or "body"
 
 
 def _size(item: TextItem) -> int:

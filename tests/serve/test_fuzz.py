@@ -14,6 +14,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection, response_schema_conformance
 from starlette.testclient import TestClient
 
 from rayrank.messages import FeedbackRequest
@@ -103,6 +104,10 @@ def test_nothing_that_is_sent_breaks_the_service(document: Any, path: str, metho
         assert time.monotonic() - began < ANSWER_S, case.as_curl_command()
         assert answer.status_code < 500, (answer.status_code, answer.content[:500], case.as_curl_command())
         statuses.add(answer.status_code)
+        if mode == WRONG:
+            case.validate_response(answer, checks=[negative_data_rejection])  # names that no query knows may pass
+            assert method == "GET" or answer.status_code >= 400, case.as_curl_command()
+        case.validate_response(answer, checks=[response_schema_conformance])
         if answer.status_code == 422:
             assert json.loads(answer.content).keys() == {"error", "request_id", "fields"}
 
@@ -118,6 +123,21 @@ def test_bodies_that_no_document_describes(app: Any, path: str, body: bytes) -> 
     )
     assert answer.status_code in (200, 400, 422), answer.text[:500]
     assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("weight", [1e300, -1e300, 1e7])
+def test_weights_that_make_scores_no_numbers(app: Any, weight: float) -> None:
+    client = TestClient(app, raise_server_exceptions=False)
+    body = {"user_id": "u1", "candidates": ["i1", "i2"], "time": START}
+    for wrong in (weight, 2 * weight):
+        answer = client.post("/v1/rank", json={**body, "weights": {"like": wrong, "rating": -wrong}})
+        assert (answer.status_code, answer.json()["fields"][0]["field"]) == (422, "weights.like")
+        answer = client.post(
+            "/v1/policy/dry-run", json={"policy": {"boosts": [{"items": ["i1"], "add": wrong}]}, "requests": [body]}
+        )
+        assert answer.status_code == 422, answer.text
+    answer = client.post("/v1/rank", json={**body, "weights": {"like": 1e6, "rating": -1e6}})
+    assert all(abs(item["score"]) < 1e8 for item in answer.json()["items"])
 
 
 @pytest.mark.parametrize("length", ["²", "٣", "-1", "1e3", "9" * 5_000])

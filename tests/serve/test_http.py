@@ -209,8 +209,9 @@ def test_an_edited_policy_is_followed_by_one_process_and_many_alike(served: Serv
         "pins": [{"item": "i16", "position": 1}],
         "diversity": {"relevance": 0.5},
         "caps": [{"column": "genres", "most": 1, "first": 2}],
-        "exploration": {"share": 0.5, "top": 5},
     }
+    both = ("staged", "fused")
+    exploring = policy | {"exploration": {"share": 0.5, "top": 5}}
     tried = served.post("policy/dry-run", {"policy": policy, "requests": [body]}).json()
     moved = {i["item_id"]: (i["before"], i["after"]) for i in tried["answers"][0]["items"]}
     assert moved[shown[0]] == (0, None)
@@ -219,22 +220,25 @@ def test_an_edited_policy_is_followed_by_one_process_and_many_alike(served: Serv
     assert (wrong.status_code, wrong.json()["fields"][0]["field"]) == (422, "policy.pin")
     served.policy.write_text(json.dumps(policy))
     try:
-        answers = {graph: _under(served, graph, tried["after"], body) for graph in ("staged", "fused")}
+        answers = {graph: _under(served, graph, tried["after"], body) for graph in both}
         assert without_clock(answers["staged"]) == without_clock(answers["fused"])
         assert answers["staged"]["items"][1]["policy"] == ["pinned"]
-        assert {i["propensity"] for i in answers["staged"]["items"]} <= {1.0, 0.5, 0.1}
+        drawn = served.post("policy/dry-run", {"policy": exploring, "requests": [body]}).json()["after"]
+        served.policy.write_text(json.dumps(exploring))
+        for answer in (_under(served, graph, drawn, body) for graph in both):
+            assert {i["propensity"] for i in answer["items"]} <= {1.0, 0.5, 0.1}
         served.policy.write_text("{")
         _until(lambda: "policy_warning" in served.client.get("/staged/v1/health").json())
         health = served.client.get("/staged/v1/health").json()
-        assert (health["status"], health["policy"]) == ("ok", tried["after"])
+        assert (health["status"], health["policy"]) == ("ok", drawn)
     finally:
         served.policy.write_text(plain)
-    for graph in ("staged", "fused"):
+    for graph in both:
         _under(served, graph, tried["before"], body)
 
 
 def _under(served: Served, graph: str, policy: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The answer once the policy is in force; the same request id draws the same."""
+    """The answer once the policy is in force."""
 
     def ask() -> dict[str, Any]:
         headers = {"x-request-id": "same"}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -17,7 +15,7 @@ from rayrank.ranking.item_log import ItemsSpec, open_items
 from rayrank.ranking.release import Release
 from rayrank.ranking.served_log import ServedLogSpec
 from rayrank.ranking.state import StateSpec, StateStore, open_state
-from rayrank.ranking.store import UserStore
+from rayrank.ranking.store import UserStore, private_folder
 from rayrank.sources.dataset import Dataset
 
 ROOM = 8
@@ -124,7 +122,7 @@ class GraphSpec(Config):
     budgets: Budgets = Field(default_factory=Budgets, description="longest wait for each stage")
     replicas: Replicas = Field(default_factory=Replicas, description="processes of each stage")
     histories: DataPath | None = Field(
-        None, description="sqlite file: cache of the dataset's histories; None: beside temporary files"
+        None, description="sqlite file: cache of the dataset's histories; None: in a private folder of temporary files"
     )
     policy: DataPath | None = Field(None, description="policy file (YAML or JSON), followed while serving; None: none")
     state: StateSpec | None = Field(
@@ -188,9 +186,13 @@ def check_machines(spec: GraphSpec, machines: int) -> None:
 def open_store(
     release: Release, place: str | None, progress: Callable[[str], None] = lambda _: None
 ) -> UserStore | None:
-    """The histories of the release's dataset, in a temporary file unless ``place`` is given; None without dataset."""
+    """The histories of the release's dataset, in a private folder unless ``place`` is given; None without dataset.
+
+    Raises:
+        ConfigError: the cache cannot be made, or the private folder is not private.
+    """
     if release.dataset is None:
         return None
     dataset = Dataset.open(release.dataset)
-    name = f"rayrank-histories-{dataset.manifest.data_fingerprint[:16]}.sqlite"
-    return UserStore.open(place or str(Path(tempfile.gettempdir()) / name), dataset, progress)
+    name = f"histories-{dataset.manifest.data_fingerprint[:16]}.sqlite"
+    return UserStore.open(place or private_folder() / name, dataset, progress)

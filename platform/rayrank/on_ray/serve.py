@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -242,7 +243,9 @@ class Ingress:
             BusyError: this replica works on as many requests as it may.
         """
         with self._gate:
-            terms = self._policy.terms(request_id) if self._policy else Terms(request_id)
+            # Drawn anew, not by the request id: clients choose that, and under a constant one nothing would be drawn.
+            key = uuid.uuid4().hex
+            terms = self._policy.terms(key) if self._policy else Terms(key)
             flow = rank_flow(request, self._parts, terms)
             ranked, timings = await self._driver.run(flow, request_id, request.timeout_ms)
         response = respond(request, ranked, self._named, request_id, timings)

@@ -71,17 +71,19 @@ def add_items(config: AddItemsConfig, progress: Progress) -> AddItemsResult:
     began, release = time.monotonic(), load_release(config.releases)
     log = open_items(config.items, config.releases)
     try:
-        there = {part.mark for part in log.parts()}
+        there = {part.mark: part.number for part in log.parts()}
+        teacher = encoder_id(release) if config.encode else None
         told = before = removed = encoded = 0
         made: _Encoder | None = None
         for mark, changes in chain(_batches(config, "put", release), _batches(config, "remove", release)):
-            if mark in there:
-                before += len(changes)
-                continue
-            number = log.append(changes, mark)
             puts = [c for c in changes if c.kind == "put"]
-            told, removed = told + len(puts), removed + sum(c.kind == "remove" for c in changes)
-            if puts and config.encode and encoder_id(release) is not None:
+            if mark in there:
+                number, before = there[mark], before + len(changes)
+            else:
+                number = log.append(changes, mark)
+                told, removed = told + len(puts), removed + sum(c.kind == "remove" for c in changes)
+            # A run may have been stopped between telling a batch and keeping its vectors.
+            if puts and teacher is not None and (mark not in there or log.vectors(teacher, number) is None):
                 made = made or _Encoder(release, log)
                 encoded += made.encode(number, puts)
             progress(f"{counted(told, 'item')} put, {counted(removed, 'item')} removed")

@@ -82,7 +82,7 @@ def export_served(config: ExportServedConfig, progress: Progress) -> ExportServe
     """Write the tables, then the config of prepare that names them; tables of an earlier run go last.
 
     Raises:
-        ConfigError: no release, an empty log, or no answer from the store.
+        ConfigError: no release, an empty log, no store, or no answer from it.
     """
     release = load_release(config.releases)
     schema = read_info(release.student).data_schema
@@ -98,7 +98,8 @@ def export_served(config: ExportServedConfig, progress: Progress) -> ExportServe
             raise ConfigError("log", config.log, "shows no item to a user with an id", "send user_id with requests")
         tasks = [task.name for task in schema.event_tasks]
         progress("reading feedback")
-        _write(made / "behaviours", _told(open_state(config.state, config.releases), tasks, tally))
+        store = open_state(config.state, config.releases, read_only=True)
+        _write(made / "behaviours", _told(store, tasks, tally))
         prepare = _commit(config, made, schema)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)

@@ -25,7 +25,9 @@ class ScoreConfig(Config):
     output: DataPath = Field(description="folder of the scores; those of another release or input are replaced")
     actors: int = Field(1, ge=0, description="scoring processes, one logical CPU each; 0: this process, without Ray")
     flow: FlowSettings = Field(default_factory=FlowSettings, description="how many candidates each stage passes on")
-    histories: DataPath | None = Field(None, description="sqlite file of user histories; None: a temporary one")
+    histories: DataPath | None = Field(
+        None, description="sqlite file of user histories; None: one in a private folder of temporary files"
+    )
     now: int | None = Field(None, description="unix seconds taken for the present (demos on old data); None: the clock")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="where Ray runs")
 

@@ -67,6 +67,9 @@ class PairScorer:
     def _score(self, request: RankRequest, places: list[int], columns: Mapping[str, np.ndarray]) -> None:
         prepared = self._graph.user.prepare(request, int(time.time()) if self._now is None else self._now)
         assert not isinstance(prepared, Rejected)  # it names neither labels nor weights
+        if prepared.missed:  # a table has no place to say so
+            fix = "remove the file of histories and start again"
+            raise ConfigError("histories", None, "; ".join(prepared.missed), fix)
         assert prepared.candidates is not None
         for role in self._roles:
             said = self._graph.scorer(role).score(prepared.context, prepared.candidates, prepared.cold)

@@ -97,7 +97,7 @@ class FlowParts:
 class Terms:
     """What holds for one request and is not in it."""
 
-    key: str = ""  # request id: decides what explores
+    key: str = ""  # decides what explores: the same key, the same draw
     policy: Policy | None = None
     warning: str | None = None  # what the answer must say of the policy
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from rayrank.config import ConfigError
+from rayrank.messages import MAX_WEIGHT
 from rayrank.schema import BinaryTask, DatasetSchema, RegressionTask
 
 
@@ -39,13 +40,16 @@ def fused(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.
 
 
 def check_weights(weights: Mapping[str, float], schema: DatasetSchema, where: str) -> None:
-    """Refuse fusion weights of tasks that the model does not have, or weights that are all zero.
+    """Refuse fusion weights of tasks that the model does not have, weights that are all zero, or beyond all use.
 
     Raises:
         ConfigError: names the task.
     """
     known = [t.name for t in schema.event_tasks]
-    for task in weights:
+    for task, weight in weights.items():
+        if not abs(weight) <= MAX_WEIGHT:  # nor NaN
+            rule = f"must lie between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}"
+            raise ConfigError(f"{where}.{task}", weight, rule, f"e.g. {{{task}: 1.0}}")
         if task not in known:
             raise ConfigError(f"{where}.{task}", task, "fusion weighs event tasks only", f"one of: {', '.join(known)}")
     if not any(weights.values()):

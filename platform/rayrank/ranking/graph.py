@@ -172,7 +172,10 @@ class RankingGraph:
                 raise RequestError(result.fields)
 
     def respond(self, request: Request, now: int | None = None, request_id: str | None = None) -> RankResponse:
-        """The same as a response message, which goes to the served log too, if there is one."""
+        """The same as a response message, which goes to the served log too, if there is one.
+
+        A caller that gives the ``request_id`` decides by it what explores: for tests.
+        """
         moment, key = int(time.time()) if now is None else now, request_id or uuid.uuid4().hex
         ranked, timings = self.answer(request, moment, self.terms(key))
         response = respond(request, ranked, self.named, key, timings)
@@ -180,9 +183,9 @@ class RankingGraph:
             self.log.note(shown_of(request, ranked, response, moment))
         return response
 
-    def terms(self, request_id: str) -> Terms:
+    def terms(self, key: str) -> Terms:
         """What holds for a request that comes now."""
-        return Terms(request_id) if self.policy is None else self.policy.terms(request_id)
+        return Terms(key) if self.policy is None else self.policy.terms(key)
 
     def tell(self, request: FeedbackRequest, now: int | None = None, request_id: str | None = None) -> FeedbackResponse:
         """Keep what a user did; on disk, and in the history of the user's next request, when this returns.

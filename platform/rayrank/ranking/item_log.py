@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save
 
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.messages import Attributes
+from rayrank.ranking import durable
 from rayrank.ranking.release import releases_folder
 
 FOLDER, FORMAT = "items", 1
@@ -151,11 +152,7 @@ class ItemLog:
                 os.link(temporary, file)
             except FileExistsError:
                 return False
-            folder = os.open(file.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            durable.flush_folder(file.parent)
         except OSError as error:
             raise ItemLogError(f"the disk refuses ({error.strerror})") from None
         finally:

@@ -26,6 +26,9 @@ from rayrank.ranking.policy_spec import Match, PolicySpec
 from rayrank.ranking.scorer import Scorer
 from rayrank.schema import CategoricalFeature, RetrievalTask
 
+_MOST = 1e12
+"""A boosted score moves by no more: float32 overflows at 3e38, and what is no number has no place in an order."""
+
 
 @dataclass(frozen=True)
 class ItemFacts:
@@ -279,7 +282,8 @@ class Policy:
         found = np.tile(np.asarray([1, 0], np.float32), (table.size, 1))
         for rule, times, add in self._boosts:
             matched = table.matched(rule)
-            found[matched] = found[matched] * times + np.asarray([0, add], np.float32)
+            moved = found[matched] * times + np.asarray([0, add], np.float32)
+            found[matched] = np.clip(moved, -_MOST, _MOST)  # many of one item
         return found
 
     def _moves_of(self, asked: Candidates) -> np.ndarray | None:

@@ -40,9 +40,9 @@ class PolicyFile:
         self.reason: str | None = None  # of the warning, for whoever edits the file
         threading.Thread(target=_follow, args=(weakref.ref(self), poll_s), name="policy", daemon=True).start()
 
-    def terms(self, request_id: str) -> Terms:
+    def terms(self, key: str) -> Terms:
         """What holds for a request that comes now; never waits for the file."""
-        return Terms(request_id, self._policy, self.warning)
+        return Terms(key, self._policy, self.warning)
 
     def follows(self, scorer: Scorer) -> Receiver:
         """Lays the policy over a catalogue with items that were put; ``scorer`` and the names know them before."""

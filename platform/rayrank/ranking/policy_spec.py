@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from rayrank.config import Config, ConfigError, parse, read_yaml
+from rayrank.messages import MAX_WEIGHT
 
 MAX_RULES = 200
 """Rules of one kind: each is laid over the whole catalogue whenever the policy or the catalogue changes."""
@@ -44,8 +45,8 @@ class Match(Config):
 class Boost(Match):
     """Moves the fused score of the matched items: score · times + add. Buries where it makes the score smaller."""
 
-    times: float = Field(1.0, gt=0, description="factor of the fused score; below 1 it buries")
-    add: float = Field(0.0, allow_inf_nan=False, description="added to the fused score; below 0 it buries")
+    times: float = Field(1.0, gt=0, le=MAX_WEIGHT, description="factor of the fused score; below 1 it buries")
+    add: float = Field(0.0, ge=-MAX_WEIGHT, le=MAX_WEIGHT, description="added to the fused score; below 0 it buries")
 
 
 class Dedupe(Config):

@@ -7,7 +7,6 @@ Knows nothing about what is inside a bundle.
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError, DataPath, parse
+from rayrank.ranking import durable
 
 CHAMPION = "champion"
 """The alias that serving follows unless told otherwise."""
@@ -146,5 +146,8 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        durable.put(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.messages import RankRequest, RankResponse, RecommendRequest
+from rayrank.ranking import durable
 from rayrank.ranking.flow import Ranked
 
 _log = logging.getLogger(__name__)
@@ -122,9 +123,11 @@ class ServedLog:
         path = self._file
         self._file = None
         with path.open("ab") as file:
-            file.write(text.encode())
+            file.write(said := text.encode())
             file.flush()
             os.fsync(file.fileno())
+            if file.tell() == len(said):  # new: without its name on disk the lines are not either
+                durable.flush_folder(self._folder)
             if file.tell() < self.spec.file_mb * 2**20:
                 self._file = path
 
@@ -137,7 +140,7 @@ def _line(shown: Shown) -> str:
         "time": shown.time,
         "items": [item.item_id for item in response.items],
         "scores": [round(item.score, 6) for item in response.items],
-        "propensity": [round(item.propensity, 6) for item in response.items],
+        "propensity": [float(f"{item.propensity:.6g}") for item in response.items],  # learning divides by it
         "context": dict(request.context),
         "release_id": response.release_id,
         "policy": response.policy,

@@ -203,11 +203,12 @@ def _joined(old: UserEvents, new: UserEvents) -> UserEvents:
     return UserEvents([*old.item, *new.item], [*old.time, *new.time], labels, [*old.key, *new.key])
 
 
-def open_state(spec: StateSpec, releases: str) -> StateStore:
-    """The store that ``spec`` names; without a name a file in the folder of releases.
+def open_state(spec: StateSpec, releases: str, read_only: bool = False) -> StateStore:
+    """The store that ``spec`` names; without a name a file in the folder of releases. ``read_only``: no file is made.
 
     Raises:
-        ConfigError: the file cannot be made, or the server's settings lose what it acknowledges.
+        ConfigError: the file cannot be made or is not there to be read, or the server's settings lose what it
+            acknowledges.
     """
     if spec.url is not None:
         from rayrank.ranking.state_redis import RedisState
@@ -215,4 +216,4 @@ def open_state(spec: StateSpec, releases: str) -> StateStore:
         return RedisState(spec)
     from rayrank.ranking.state_sqlite import SqliteState
 
-    return SqliteState(spec.path or releases_folder(releases) / FILE, spec)
+    return SqliteState(spec.path or releases_folder(releases) / FILE, spec, read_only)

@@ -16,6 +16,7 @@ from rayrank.config import ConfigError
 from rayrank.ranking.state import StateError, StateLateError, StateSpec, UserEvents, kept, merged, pack, unpack
 
 _DURABLE = {"appendonly": "yes", "appendfsync": "always"}
+_ROOM = {"maxmemory": "0", "maxmemory-policy": "noeviction"}
 _log = logging.getLogger(__name__)
 
 
@@ -171,13 +172,17 @@ class RedisState:
             return
         with self._answering():
             try:
-                found = {name: self._server.config_get(name).get(name) for name in _DURABLE}
+                found = {name: self._server.config_get(name).get(name) for name in (*_DURABLE, *_ROOM)}
             except self._refused:  # a managed server may not tell
                 _log.warning("user state: the server does not tell whether what it acknowledges is on disk")
-                found = dict(_DURABLE)
-        if found != _DURABLE:
-            rule = f"feedback that is acknowledged must be on disk; the server has {_told(found)}"
+                found = _DURABLE | _ROOM
+        durable, room = ({name: found[name] for name in names} for names in (_DURABLE, _ROOM))
+        if durable != _DURABLE:
+            rule = f"feedback that is acknowledged must be on disk; the server has {_told(durable)}"
             raise ConfigError("state.url", None, rule, f"start it with {_told(_DURABLE)}")
+        if not any(room[name] == value for name, value in _ROOM.items()):  # one of the two is enough
+            rule = f"feedback that is acknowledged must not be thrown out for room; the server has {_told(room)}"
+            raise ConfigError("state.url", None, rule, "start it with maxmemory-policy noeviction")
         self._checked = True
 
     @contextmanager

@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS marks(mark TEXT PRIMARY KEY);
 CREATE INDEX IF NOT EXISTS users_by_last ON users(last);
 CREATE INDEX IF NOT EXISTS log_by_time ON log(time);
 """
-_SWEEP_S = 3600
+_SWEEP_S, _SWEPT_AT_ONCE = 3600, 200
 _LOST = "its file was removed or replaced while it was in use; start the service again"
 _log = logging.getLogger(__name__)
 
@@ -32,13 +32,18 @@ class SqliteState:
     A damaged file does not keep this from being made: every call then raises ``StateError`` until it is mended.
 
     Raises:
-        ConfigError: the file cannot be made, or another version wrote it.
+        ConfigError: the file cannot be made, is not there to be read only, or another version wrote it.
     """
 
-    def __init__(self, path: str | Path, spec: StateSpec) -> None:
-        self.path, self.spec = Path(path), spec
+    def __init__(self, path: str | Path, spec: StateSpec, read_only: bool = False) -> None:
+        self.path, self.spec, self._read_only = Path(path), spec, read_only
         self._reader, self._writer = _Connection(self), _Connection(self)
         self._swept, self.lost = 0, False
+        if read_only:
+            if not self.path.is_file():
+                fix = "give the state.path, or the state.url, of the service"
+                raise ConfigError("state.path", str(path), "no file of user state is there", fix)
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._writer.use():
@@ -114,14 +119,17 @@ class SqliteState:
 
     def open(self) -> sqlite3.Connection:
         """A connection whose commits are on disk; makes the tables of a new file."""
+        place = f"{self.path.absolute().as_uri()}?mode={'ro' if self._read_only else 'rwc'}"
         connection = sqlite3.connect(
-            self.path, timeout=self.spec.timeout_s, isolation_level=None, check_same_thread=False
+            place, uri=True, timeout=self.spec.timeout_s, isolation_level=None, check_same_thread=False
         )
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, FORMAT):
                 rule = f"format {version} was written by another version of rayrank; this one reads {FORMAT}"
                 raise ConfigError(str(self.path), None, rule, "give state.path another file")
+            if self._read_only:
+                return connection
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             if version == 0:
@@ -146,9 +154,16 @@ class SqliteState:
         since = self.spec.since(now)
         if since is None or abs(now - self._swept) < _SWEEP_S:
             return
-        self._swept = now
-        connection.execute("DELETE FROM users WHERE last < ?", (since,))
-        connection.execute("DELETE FROM log WHERE time < ?", (since,))
+        # Within the transaction of somebody's feedback, so a part at a time: the next ones take the rest.
+        some = (since, _SWEPT_AT_ONCE)
+        users = connection.execute(
+            "DELETE FROM users WHERE rowid IN (SELECT rowid FROM users WHERE last < ? LIMIT ?)", some
+        )
+        lines = connection.execute(
+            "DELETE FROM log WHERE number IN (SELECT number FROM log WHERE time < ? LIMIT ?)", some
+        )
+        if max(users.rowcount, lines.rowcount) < _SWEPT_AT_ONCE:
+            self._swept = now
 
     def _unusable(self, why: str) -> ConfigError:
         rule = f"the file of user state cannot be made ({why})"

@@ -7,11 +7,15 @@ made from changes. Knows users, events and sqlite; knows nothing about models or
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
+import stat
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -21,11 +25,14 @@ import numpy as np
 import pyarrow as pa
 
 from rayrank.config import ConfigError
+from rayrank.ranking import durable
+from rayrank.ranking.state import StateError
 from rayrank.sources.dataset import Dataset
 
 _FORMAT = "1"
 _COLUMNS = (("item", np.int32), ("request", np.int32), ("time", np.int64))
 _BUSY_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class UserStore:
         self._connection = sqlite3.connect(
             f"file:{self.path}?mode=ro", uri=True, timeout=_BUSY_S, check_same_thread=False
         )
-        self._lock = threading.Lock()
+        self._lock, self._told = threading.Lock(), False
         meta = dict(self._connection.execute("SELECT key, value FROM meta"))
         self.tasks: tuple[str, ...] = tuple(json.loads(meta["tasks"]))
         self.latest: int = int(meta["latest"])
@@ -120,20 +127,63 @@ class UserStore:
         return cls(path)
 
     def history(self, user_id: str) -> History | None:
-        """All known events of the user, oldest first; None for an unknown user."""
-        with self._lock:
+        """All known events of the user, oldest first; None for an unknown user.
+
+        Raises:
+            StateError: the file is damaged.
+        """
+        with self._reading():
             row = self._connection.execute("SELECT events FROM histories WHERE user_id = ?", (user_id,)).fetchone()
-        return None if row is None else _unpack(row[0], self.tasks)
+            return None if row is None else _unpack(row[0], self.tasks)
 
     def user_ids(self, limit: int = 20) -> list[str]:
-        """Some known users, in import order."""
-        with self._lock:
+        """Some known users, in import order.
+
+        Raises:
+            StateError: the file is damaged.
+        """
+        with self._reading():
             rows = self._connection.execute("SELECT user_id FROM histories ORDER BY rowid LIMIT ?", (limit,)).fetchall()
         return [r[0] for r in rows]
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            if not self._told:  # once; every answer says so
+                _log.error("user histories: %s: %s; remove the file and start again", self.path, error)
+                self._told = True
+            raise StateError(f"damaged ({type(error).__name__})") from None
+
+
+def private_folder() -> Path:
+    """The folder of this user below that of temporary files, made where it is absent: what lies in it is trusted.
+
+    Raises:
+        ConfigError: somebody else made it, or may write into it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"rayrank-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise _not_private(folder, f"cannot be made ({type(error).__name__})") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise _not_private(folder, "belongs to somebody else")
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise _not_private(folder, f"is open to others (mode {stat.S_IMODE(found.st_mode):o})")
+    return folder
+
+
+def _not_private(folder: Path, why: str) -> ConfigError:
+    rule = f"the folder of caches {why}; what lies there cannot be trusted"
+    return ConfigError("histories", str(folder), rule, "remove the folder, or name a file: histories=FILE")
 
 
 def build_store(path: str | Path, dataset: Dataset) -> None:
@@ -150,7 +200,7 @@ def build_store(path: str | Path, dataset: Dataset) -> None:
     try:
         _fill(connection, dataset)
         connection.close()
-        os.replace(temporary, target)
+        durable.put(temporary, target)
     finally:
         connection.close()
         temporary.unlink(missing_ok=True)

@@ -80,9 +80,9 @@ class UserStage:
 
     def examples(self, limit: int) -> list[str]:
         """Some known user ids."""
-        if self._store is not None:
-            return self._store.user_ids(limit)
         with suppress(StateError):
+            if self._store is not None:
+                return self._store.user_ids(limit)
             return self._state.user_ids(limit) if self._state is not None else []
         return []
 
@@ -98,8 +98,9 @@ class UserStage:
         empty = empty_history(self.encoder.tasks)
         if request.user_id is None:
             return empty, "no user and no history: answered from popularity and context", None
-        stored = self._store.history(request.user_id) if self._store else None
-        told, missed = self._told(request.user_id, when[1])
+        stored, lost = self._stored(request.user_id)
+        told, late = self._told(request.user_id, when[1])
+        missed = "; ".join(why for why in (lost, late) if why) or None
         if stored is not None or told is not None:
             history = empty if stored is None else self._current(_before(stored, request.time))
             if told is not None:
@@ -113,12 +114,21 @@ class UserStage:
         """Stored rows are those of the release; an item that was put again since has another."""
         return replace(history, item=self.encoder.items.current(history.item))
 
+    def _stored(self, user_id: str) -> tuple[History | None, str | None]:
+        """What the data knows of the user, or why it cannot be read."""
+        if self._store is None:
+            return None, None
+        try:
+            return self._store.history(user_id), None
+        except StateError as error:
+            return None, f"user histories: {error}; without what the dataset knows"
+
     def _told(self, user_id: str, now: int) -> tuple[UserEvents | None, str | None]:
         """What the user's feedback tells, or why it cannot be read; a store that is down is not asked every time."""
         if self._state is None:
             return None, None
         if not self._breaker.allows():
-            return None, "user state: left alone after repeated misses; without the latest events"
+            return None, "user state: left alone after it missed; without the latest events"
         try:
             found = self._state.events(user_id, now)
         except StateError as error:

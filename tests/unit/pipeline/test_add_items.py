@@ -14,7 +14,7 @@ from rayrank.pipeline.add_items import AddItemsConfig, add_items
 from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.follow import ItemSource
 from rayrank.ranking.graph import RankingGraph, Records, bundle_ids
-from rayrank.ranking.item_log import ItemsSpec, open_items
+from rayrank.ranking.item_log import ItemLog, ItemsSpec, open_items
 from rayrank.ranking.release import load_release
 from tests.tiny_release import ITEMS, TinyWorld, make_world
 
@@ -75,6 +75,25 @@ def test_a_stopped_run_goes_on(tiny: TinyWorld, tmp_path: Path) -> None:
     assert (done.put, done.told_before) == (1, 2)
     told = [c.item_id for part in open_items(config.items, "").parts() for c in part.changes]
     assert told == ["n1", "n2", "n3"]
+
+
+def test_a_run_that_was_stopped_while_encoding_encodes_later(
+    tiny: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, keep = config_of(tiny, tmp_path, LINES), ItemLog.keep_vectors
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ItemLog, "keep_vectors", stop)
+    with pytest.raises(KeyboardInterrupt):
+        add_items(config, quiet)
+    monkeypatch.setattr(ItemLog, "keep_vectors", keep)
+    done = add_items(config, quiet)
+    assert (done.put, done.told_before, done.encoded) == (1, 2, 3)
+    log, teacher = open_items(config.items, config.releases), bundle_ids(load_release(tiny.releases))["teacher"]
+    assert [v.shape for n in (1, 2) if (v := log.vectors(teacher, n)) is not None] == [(2, 16), (1, 16)]
+    assert add_items(config, quiet).encoded == 0
 
 
 @pytest.mark.parametrize(

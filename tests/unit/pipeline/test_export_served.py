@@ -171,6 +171,9 @@ def test_mistakes_leave_nothing_behind(exported: Loop, tmp_path: Path) -> None:
     (tmp_path / "log" / "served-1.jsonl").write_text('{"dropped": 3}\n')
     with pytest.raises(ConfigError, match="shows no item"):
         export_served(config.model_copy(update={"log": str(tmp_path / "log")}), quiet)
+    with pytest.raises(ConfigError, match=r"state\.path: got .*no file of user state is there"):
+        export_served(config.model_copy(update={"state": StateSpec(path=str(tmp_path / "mistyped.sqlite"))}), quiet)
+    assert not (tmp_path / "mistyped.sqlite").exists(), "an empty store would make every impression a negative"
     (tmp_path / "bad.sqlite").write_bytes(b"none" * 9)
     with pytest.raises(ConfigError, match="gives no answer"):
         export_served(config.model_copy(update={"state": StateSpec(path=str(tmp_path / "bad.sqlite"))}), quiet)

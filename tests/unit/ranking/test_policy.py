@@ -15,9 +15,10 @@ import yaml
 
 from rayrank.config import ConfigError, parse
 from rayrank.messages import ItemsRequest, RankedItem, RankRequest, RankResponse, RecommendRequest
+from rayrank.ranking.context import ColdItems
 from rayrank.ranking.flow import FlowSettings, Terms
 from rayrank.ranking.graph import RankingGraph
-from rayrank.ranking.policy import ItemFacts, Policy
+from rayrank.ranking.policy import Candidates, ItemFacts, Policy
 from rayrank.ranking.policy_file import PolicyFile
 from rayrank.ranking.policy_spec import PolicySpec, read_policy
 from rayrank.ranking.release import load_release
@@ -113,6 +114,23 @@ def test_boosts_move_items_and_leave_the_shown_score_alone(desk: Desk) -> None:
     by_teacher = [i for i in buried if i.scored_by == "teacher"]
     assert all(genre(i) == "War" for i in buried[-10:])
     assert all(genre(i) != "War" for i in by_teacher)
+
+
+def test_many_boosts_of_one_item_still_order(desk: Desk) -> None:
+    up, down = {"items": ["i1", "i2"], "times": 1e6, "add": 1e6}, {"items": ["i2"], "times": 1e6, "add": -1e6}
+    shown = ids(desk.ask({"candidates": ["i2", "i3", "i1"]}, boosts=[up] * 20 + [down] * 20))
+    assert sorted(shown) == ["i1", "i2", "i3"]  # type: ignore[type-var]
+    rows = np.asarray([desk.facts.items.row("i1"), desk.facts.items.row("i2")])
+    moved = desk.policy(boosts=[up] * 20 + [down] * 20).moved(
+        Candidates(rows, ColdItems(), {}), np.zeros(2, np.float32)
+    )
+    assert np.isfinite(moved).all()
+
+
+@pytest.mark.parametrize("wrong", [{"times": 1e7}, {"add": 1e300}, {"add": -1e7}, {"add": float("nan")}])
+def test_boosts_beyond_all_use_are_refused(desk: Desk, wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"boosts\.0\.(times|add)"):
+        desk.policy(boosts=[{"items": ["i1"], **wrong}])
 
 
 def test_each_item_once_unless_asked_otherwise(desk: Desk) -> None:

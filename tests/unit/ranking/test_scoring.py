@@ -15,7 +15,7 @@ from rayrank.bundle import Bundle, load_bundle
 from rayrank.config import ConfigError
 from rayrank.messages import RankedItem, RankRequest, RecommendRequest
 from rayrank.ranking.context import ColdItems, Sought, UserContext
-from rayrank.ranking.fusion import fused, task_scores
+from rayrank.ranking.fusion import check_weights, fused, task_scores
 from rayrank.ranking.graph import Bundles, RankingGraph, RequestError
 from rayrank.ranking.handle import RankerHandle, open_ranker
 from rayrank.ranking.items import DESCRIBED
@@ -220,3 +220,10 @@ def test_a_release_of_models_that_do_not_belong_together_is_refused(world: TinyW
     assert Bundles(student, teacher).ids == {"student": student.bundle_id, "teacher": teacher.bundle_id}
     with pytest.raises(ConfigError, match=r"share their features\.json"):
         _check_pair(student, other)
+
+
+@pytest.mark.parametrize("weight", [1e300, -1e7, float("nan"), float("inf")])
+def test_fusion_weights_that_make_scores_no_numbers_are_refused(weight: float) -> None:
+    check_weights({"like": 1e6, "rating": -1e6}, SCHEMA, "fusion")
+    with pytest.raises(ConfigError, match=r"fusion\.like.*between -1e\+06 and 1e\+06"):
+        check_weights({"like": weight, "rating": 1.0}, SCHEMA, "fusion")

@@ -15,12 +15,14 @@ from rayrank.messages import RankedItem, RankResponse, RecommendRequest
 from rayrank.ranking.served_log import ServedLog, ServedLogSpec, Shown
 
 
-def shown(request_id: str = "r", user_id: str | None = "u", propensity: float = 1.0, **more: Any) -> Shown:
+def shown(
+    request_id: str = "r", user_id: str | None = "u", propensity: float = 1.0, device: str = "tv", **more: Any
+) -> Shown:
     items = [RankedItem(item_id=f"i{n}", score=1 / 3, scored_by="student", propensity=propensity) for n in range(2)]
     response = RankResponse(
         items=items, request_id=request_id, release_id="x", bundles={}, answered_by="student", timings_ms={}
     )
-    return Shown(RecommendRequest(user_id=user_id, context={"device": "tv"}), response, 100, **more)
+    return Shown(RecommendRequest(user_id=user_id, context={"device": device}), response, 100, **more)
 
 
 def log_of(tmp_path: Path, **changes: Any) -> ServedLog:
@@ -45,6 +47,15 @@ def test_a_line_says_what_was_shown(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (second["user_id"], second["propensity"], second["history_until"]) == (None, [0.25, 0.25], None)
     assert (log.written, log.dropped) == (2, 0)
+
+
+@pytest.mark.parametrize("propensity", [6.7e-7, 3e-7, 1 / 3, 1 - 1e-7])
+def test_a_small_propensity_is_neither_none_nor_another(tmp_path: Path, propensity: float) -> None:
+    log = log_of(tmp_path)
+    log.note(shown(propensity=propensity))
+    log.close()
+    (line,) = lines(tmp_path)
+    assert line["propensity"] == pytest.approx([propensity] * 2, rel=1e-5)
 
 
 def test_lines_are_written_after_the_interval(tmp_path: Path) -> None:
@@ -81,15 +92,16 @@ def test_a_folder_that_goes_away_costs_lines_but_no_answers(tmp_path: Path) -> N
 def test_large_files_are_followed_by_new_ones_and_users_are_sampled_whole(tmp_path: Path) -> None:
     log = log_of(tmp_path, file_mb=1, sample=0.5)
     for n in range(4000):
-        log.note(shown(f"r{n}", f"u{n % 40}"))
+        log.note(shown(f"r{n}", f"u{n % 40}", device="x" * 900))
         if n % 1000 == 999:
             log.flush()
     log.close()
     users = [line["user_id"] for line in lines(tmp_path)]
     assert 5 < len(set(users)) < 35
     assert len(users) == 100 * len(set(users))
-    sizes = [file.stat().st_size for file in (tmp_path / "log").glob("*.jsonl")]
-    assert (len(sizes) > 1) == (sum(sizes) > 2**20)
+    sizes = sorted(file.stat().st_size for file in (tmp_path / "log").glob("*.jsonl"))
+    assert len(sizes) >= 2
+    assert all(2**20 < size < 2 * 2**20 for size in sizes[1:]), "each but the last has grown beyond file_mb, once"
 
 
 def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:

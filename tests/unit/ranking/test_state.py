@@ -230,6 +230,16 @@ def test_expired_users_and_lines_leave_the_file(tmp_path: Path) -> None:
     assert list(store.log()) == ["new"]
 
 
+def test_many_that_expired_leave_it_a_part_at_a_time(tmp_path: Path) -> None:
+    store, later = sqlite_state(tmp_path / "s.sqlite", expire_days=1), NOW + 2 * DAY
+    store.load({f"u{n}": told(("x", 60, 1)) for n in range(450)}, NOW)
+    left = []
+    for n in range(4):
+        store.append("b", UserEvents([f"y{n}"], [later], {}, [None]), ["new"], later)
+        left.append(len(store.user_ids(1000)) - 1)
+    assert left == [250, 50, 0, 0]
+
+
 def test_where_no_file_can_be_made_and_other_formats(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be made"):
@@ -238,6 +248,21 @@ def test_where_no_file_can_be_made_and_other_formats(tmp_path: Path) -> None:
         other.execute("PRAGMA user_version=9")
     with pytest.raises(ConfigError, match="format 9"):
         sqlite_state(tmp_path / "later.sqlite")
+
+
+def test_what_is_read_only_sees_what_a_running_service_keeps_and_writes_nothing(tmp_path: Path) -> None:
+    writer = sqlite_state(tmp_path / "a ?#%.sqlite")
+    tell(writer, "a", told(("x", 1, 1)))
+    reader = open_state(StateSpec(path=str(tmp_path / "a ?#%.sqlite")), "", read_only=True)
+    assert list(reader.log()) == ["line of x"]
+    tell(writer, "a", told(("y", 0, 1)))
+    assert list(reader.log()) == ["line of x", "line of y"]
+    with pytest.raises(StateError, match="readonly"):
+        tell(reader, "a", told(("z", 0, 1)))
+    writer.close()
+    reader.close()
+    again = open_state(StateSpec(path=str(tmp_path / "a ?#%.sqlite")), "", read_only=True)
+    assert len(list(again.log())) == 2, "also when nobody serves"
 
 
 def test_the_file_lies_beside_the_releases(tmp_path: Path) -> None:
@@ -261,6 +286,21 @@ def test_a_server_that_loses_what_it_acknowledges_is_refused(redis_url: str, tmp
     del redis_url  # there is a server to start
     with running(tmp_path, "--appendonly", "no") as (url, _), pytest.raises(ConfigError, match="appendonly no"):
         open_state(StateSpec(url=url), "")
+
+
+def test_a_server_that_throws_out_what_it_acknowledged_is_refused(redis_url: str, tmp_path: Path) -> None:
+    del redis_url
+    for policy in ("allkeys-lru", "volatile-ttl", "noeviction"):
+        (folder := tmp_path / policy).mkdir()
+        with running(folder, *DURABLE, "--maxmemory", "64mb", "--maxmemory-policy", policy) as (url, _):
+            if policy == "noeviction":
+                open_state(StateSpec(url=url), "").close()
+            else:
+                with pytest.raises(ConfigError, match=rf"maxmemory-policy {policy}; fix: .* noeviction"):
+                    open_state(StateSpec(url=url), "")
+    (tmp_path / "roomy").mkdir()
+    with running(tmp_path / "roomy", *DURABLE, "--maxmemory-policy", "allkeys-lru") as (url, _):
+        open_state(StateSpec(url=url), "").close()  # without a limit nothing is thrown out
 
 
 def test_a_server_that_dies_keeps_what_it_acknowledged(redis_url: str, tmp_path: Path) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rayrank.config import ConfigError
+from rayrank.messages import RecommendRequest
+from rayrank.on_ray.graph_spec import open_store
 from rayrank.ranking import store as store_module
-from rayrank.ranking.store import UserStore, build_store
+from rayrank.ranking.flow import FlowSettings
+from rayrank.ranking.graph import RankingGraph
+from rayrank.ranking.release import load_release
+from rayrank.ranking.store import UserStore, build_store, private_folder
 from rayrank.sources.dataset import Dataset
 from tests.tiny_release import START, TinyWorld
 
@@ -99,3 +106,40 @@ def test_a_folder_that_cannot_be_written_is_explained(world: TinyWorld, tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="must be writable"):
         build_store(tmp_path / "file" / "s.sqlite", Dataset.open(str(world.dataset)))
+
+
+def test_the_default_place_is_private_or_refused(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    opened = open_store(load_release(world.releases), None)
+    assert opened is not None
+    place = Path(opened.path).parent
+    assert place == private_folder() == tmp_path / f"rayrank-{os.getuid()}"
+    assert place.stat().st_mode & 0o777 == 0o700
+    place.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"open to others \(mode 755\).*histories=FILE"):
+        private_folder()
+    place.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").chmod(0o700)
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="belongs to somebody else"):
+        private_folder()
+
+
+def test_a_damaged_cache_costs_the_histories_and_says_so(
+    world: TinyWorld, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "h.sqlite"
+    graph = RankingGraph.open(
+        load_release(world.releases), FlowSettings(pool=20), UserStore.open(path, Dataset.open(str(world.dataset)))
+    )
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
+    for _ in range(2):
+        found = graph.respond(RecommendRequest(user_id="u3", k=2), START)
+        assert (found.answered_by, len(found.items)) == ("teacher", 2)
+        assert "user histories: damaged" in (found.degraded or "")
+        assert "without what the dataset knows" in (found.degraded or "")
+    assert caplog.text.count("remove the file") == 1
+    assert graph.user.examples(3) == []
