@@ -34,6 +34,7 @@ from rayrank.messages import (
     ReleaseInfo,
     error_fields,
 )
+from rayrank.on_ray.bearer import CHALLENGE, allowed, declare
 from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.pool import BusyError
 from rayrank.ranking.desk import BacklogError
@@ -103,12 +104,16 @@ class Service(Protocol):
         ...
 
 
-def build_api(service: Service, page: str | None) -> FastAPI:
-    """The application with all routes; ``page`` is the playground's HTML, served at ``/``."""
+def build_api(service: Service, page: str | None, token: str | None = None) -> FastAPI:
+    """The application with all routes.
+
+    ``page`` is the playground's HTML, served at ``/``. Every route but that and health needs ``token``, if
+    there is one.
+    """
     api = FastAPI(title="rayrank", description="Ranks and recommends with a served release.", docs_url="/docs")
     _add_routes(api, service, page)
     _add_item_routes(api, service)
-    _add_errors(api)
+    _add_errors(api, token)
     return api
 
 
@@ -183,8 +188,11 @@ def _add_item_routes(api: FastAPI, service: Service) -> None:
         return _json(found)
 
 
-def _add_errors(api: FastAPI) -> None:
-    api.add_middleware(_Guard)
+def _add_errors(api: FastAPI, token: str | None) -> None:
+    api.add_middleware(_Guard, token=token)
+    if token is not None:
+        content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+        declare(api, {"description": "no bearer token, or a wrong one", "content": content})
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -216,13 +224,13 @@ def _add_errors(api: FastAPI) -> None:
 
 
 class _Guard:
-    """Request id (Serve puts it into the headers too), body limit, and a last net under everything.
+    """Request id (Serve puts it into the headers too), token, body limit, and a last net under everything.
 
     Plain ASGI: Starlette's function middleware starts a task and two streams for every request.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -238,7 +246,7 @@ class _Guard:
             started = True
             await send(message)
 
-        refusal = _refusal(request)
+        refusal = _refusal(request, self._token)
         try:
             await (refusal or self._app)(scope, receive, watched)
         except Exception as error:
@@ -248,7 +256,9 @@ class _Guard:
                 await _error(request, 500, "unexpected error")(scope, receive, send)
 
 
-def _refusal(request: Request) -> Response | None:
+def _refusal(request: Request, token: str | None) -> Response | None:
+    if token is not None and not allowed(request, token):
+        return _error(request, 401, "a bearer token is needed: authorization: Bearer …", headers=CHALLENGE)
     length = request.headers.get("content-length", "0")
     if "transfer-encoding" in request.headers:
         return _error(request, 411, "a body needs a content-length")

@@ -68,7 +68,12 @@ class GraphSpec(Config):
         None, description="where answers are written down, to train on them; null: nowhere"
     )
     now: int | None = Field(None, description="unix seconds taken for the present (demos on old data); None: the clock")
-    example_users: int = Field(20, ge=0, le=100, description="known user ids that /v1/release shows; 0: none")
+    example_users: int = Field(
+        0, ge=0, le=100, description="known user ids that /v1/release shows to whoever may ask it; 0: none"
+    )
+    token_file: DataPath | None = Field(
+        None, description="file with the bearer token that HTTP requests must carry; None: no request needs one"
+    )
 
 
 def open_user_data(spec: GraphSpec, release: Release) -> tuple[UserStore | None, StateStore | None]:

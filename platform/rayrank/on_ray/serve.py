@@ -33,6 +33,7 @@ from rayrank.messages import (
     TaskInfo,
 )
 from rayrank.on_ray.aside import Aside
+from rayrank.on_ray.bearer import read_token
 from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.dry_run import DryRuns
 from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_item_source, open_user_data
@@ -75,9 +76,10 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
     The release is resolved here, once: replicas that start later serve the same one, whatever the champion is then.
 
     Raises:
-        ConfigError: no such release.
+        ConfigError: no such release, or no token where one is asked for.
     """
     release = load_release(spec.releases)
+    read_token(spec.token_file)
     check_machines(spec, sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1)
     raw = {"spec": spec.model_dump(mode="json"), "release": release.model_dump(mode="json")}
     reserved = {"num_cpus": spec.replicas.num_cpus}
@@ -231,7 +233,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Any:
         from rayrank.on_ray.api import build_api
 
-        return build_api(self, self._page)
+        return build_api(self, self._page, read_token(self._spec.token_file))
 
     async def answer(self, request: RankRequest | RecommendRequest, request_id: str) -> RankResponse:
         """Run the flow under its budgets.
