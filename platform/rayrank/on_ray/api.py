@@ -37,7 +37,7 @@ from rayrank.messages import (
 from rayrank.on_ray.bearer import CHALLENGE, allowed, declare
 from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.pool import BusyError
-from rayrank.ranking.desk import BacklogError
+from rayrank.ranking.desk import BacklogError, FullError
 from rayrank.ranking.flow import StageError
 from rayrank.ranking.graph import RequestError
 from rayrank.wording import few_words
@@ -49,6 +49,7 @@ _log = logging.getLogger(__name__)
 _Answers = dict[int | str, dict[str, Any]]
 _WRONG: _Answers = {422: {"model": ErrorBody, "description": "the request breaks a rule; `fields` say which"}}
 _UNAVAILABLE: _Answers = {503: {"model": ErrorBody, "description": "a stage that nothing replaces gives no answer"}}
+_NO_ROOM: _Answers = {507: {"model": ErrorBody, "description": "as many items were put as a running service may hold"}}
 _UNKNOWN: _Answers = {404: {"model": ErrorBody, "description": "nothing is known of the item"}}
 _FULL: _Answers = {
     429: {"model": ErrorBody, "description": "too many requests at once; `retry-after` says when to try again"}
@@ -169,7 +170,7 @@ def _add_item_routes(api: FastAPI, service: Service) -> None:
         """Items whose title holds every word of the query, most popular first."""
         return await service.search(query, limit)
 
-    @api.post("/v1/items", response_model=ItemsResponse, responses=_ASKED, status_code=202)
+    @api.post("/v1/items", response_model=ItemsResponse, responses={**_ASKED, **_NO_ROOM}, status_code=202)
     async def tell_items(body: ItemsRequest, request: Request) -> Response:
         """Put, change or remove items: on disk when answered, followed by all replicas once texts are encoded."""
         return _json(await service.changes.tell(body, request.state.request_id), 202)
@@ -217,6 +218,10 @@ def _add_errors(api: FastAPI, token: str | None) -> None:
     @api.exception_handler(BacklogError)
     async def backlog(request: Request, error: BacklogError) -> Response:
         return _error(request, 429, str(error), headers={"retry-after": str(error.retry_s)})
+
+    @api.exception_handler(FullError)
+    async def full(request: Request, error: FullError) -> Response:
+        return _error(request, 507, str(error))
 
     @api.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:

@@ -96,6 +96,19 @@ def open_item_source(spec: GraphSpec) -> ItemSource | None:
     return None if spec.items is None else ItemSource(open_items(spec.items, spec.releases), spec.items)
 
 
+def folding(spec: GraphSpec) -> GraphSpec:
+    """The spec with the files of the log that are there now as those to fold: the same for all replicas of a graph.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    source = open_item_source(spec)
+    if source is None or source.spec.folded is not None:
+        return spec
+    items = source.spec.model_copy(update={"folded": source.log.last()})
+    return spec.model_copy(update={"items": items})
+
+
 def check_machines(spec: GraphSpec, machines: int) -> None:
     """Refuse a file as the state of user stages that may run on several machines, each with its own disk.
 

@@ -36,7 +36,7 @@ from rayrank.on_ray.aside import Aside
 from rayrank.on_ray.bearer import read_token
 from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.dry_run import DryRuns
-from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_item_source, open_user_data
+from rayrank.on_ray.graph_spec import GraphSpec, check_machines, folding, open_item_source, open_user_data
 from rayrank.on_ray.places import Places, in_process
 from rayrank.on_ray.pool import Gate, Pool
 from rayrank.ranking.drive import Driver
@@ -81,7 +81,7 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
     release = load_release(spec.releases)
     read_token(spec.token_file)
     check_machines(spec, sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1)
-    raw = {"spec": spec.model_dump(mode="json"), "release": release.model_dump(mode="json")}
+    raw = {"spec": folding(spec).model_dump(mode="json"), "release": release.model_dump(mode="json")}
     reserved = {"num_cpus": spec.replicas.num_cpus}
     ingress = serve.deployment(
         name="Ingress",
