@@ -38,7 +38,7 @@ from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.dry_run import DryRuns
 from rayrank.on_ray.graph_spec import GraphSpec, check_machines, folding, open_item_source, open_user_data
 from rayrank.on_ray.places import Places, in_process
-from rayrank.on_ray.pool import Gate, Pool
+from rayrank.on_ray.pool import BusyError, Gate, Pool
 from rayrank.ranking.drive import Driver
 from rayrank.ranking.encode import RequestEncoder
 from rayrank.ranking.feedback import Accepted, FeedbackStage
@@ -87,8 +87,9 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
         name="Ingress",
         num_replicas=spec.replicas.ingress,
         ray_actor_options=reserved,
-        max_ongoing_requests=2 * spec.replicas.ongoing,  # room to say 429; Serve itself answers 503 beyond the queue
+        max_ongoing_requests=2 * spec.replicas.ongoing,  # room to say 429 in our own words; beyond the queue Serve does
         max_queued_requests=2 * spec.replicas.ongoing,
+        backpressure_config={"status_code": 429, "retry_after_s": BusyError.retry_s},
         logging_config=QUIET,
     )(serve.ingress()(Ingress))
     if spec.fused:
