@@ -120,14 +120,14 @@ class Runner:
         """Make what the arm needs (found again when it is there): the folder of its bundle, its training seconds."""
         teacher = self.teacher(seed)
         if arm not in ALONE:
-            taught = train_teacher(teacher, _say)
+            taught = train_teacher(teacher, say)
             if arm == "teacher":
                 return teacher.output, taught.seconds
         config = self.student(arm, seed)
         if config.labels:
             raw = {"dataset": config.dataset, "teacher": teacher.output, "output": config.labels, "actors": 0}
-            label(parse(LabelConfig, raw), _say)
-        return config.output, distill(config, _say).seconds
+            label(parse(LabelConfig, raw), say)
+        return config.output, distill(config, say).seconds
 
     def _here(self, name: str) -> dict[str, Any]:
         places = {"dataset": self.dataset.path, "output": str(self.setting.work / name)}
@@ -142,7 +142,7 @@ def recipe_of(config: TrainTeacherConfig | DistillConfig) -> dict[str, Any]:
 def run(setting: Setting) -> dict[str, Any]:
     """Compute the rows that are missing and return the claims."""
     raw = {"source": dict(setting.source), "path": str(setting.work / "dataset"), "engine": "local"}
-    runner = Runner(setting, Dataset.open(prepare(parse(PrepareConfig, raw), _say).path))
+    runner = Runner(setting, Dataset.open(prepare(parse(PrepareConfig, raw), say).path))
     schema = runner.dataset.schema
     table = Table(
         title=setting.title,
@@ -153,7 +153,7 @@ def run(setting: Setting) -> dict[str, Any]:
     )
     data = runner.dataset.manifest.data_fingerprint
     if results.load(setting.file).find(results.key_of(VERSION, data, "item mean")) is None:
-        found = compared(runner.dataset, Asked({}), _say)
+        found = compared(runner.dataset, Asked({}), say)
         keys = [results.key_of(VERSION, data, entry.model) for entry in found.entries]
         rows = [_row(key, entry, None, schema) for key, entry in zip(keys, found.entries, strict=True)]
         results.record(NAME, table, rows, setting.file)
@@ -168,12 +168,12 @@ def _measure(runner: Runner, table: Table, arm: str, seed: int) -> None:
     keys = {protocol: runner.key(arm, seed, protocol) for protocol in ("snapshot", "streaming")}
     known = results.load(runner.setting.file)
     if all(known.find(key) for key in keys.values()):
-        _say(f"{arm}, seed {seed}: there already")
+        say(f"{arm}, seed {seed}: there already")
         return
-    _say(f"{arm}, seed {seed}: training")
+    say(f"{arm}, seed {seed}: training")
     bundle, seconds = runner.train(arm, seed)
     asked = Asked({arm: bundle}, baselines=False, resamples=20)
-    entries = compared(runner.dataset, asked, _say).entries
+    entries = compared(runner.dataset, asked, say).entries
     rows = [_row(keys[e.protocol], e, seed, runner.dataset.schema, seconds) for e in entries]
     results.record(NAME, table, rows, runner.setting.file)
 
@@ -185,7 +185,7 @@ def _time(runner: Runner, table: Table, seed: int) -> None:
     rows = {place: row for place, key in keys.items() if (row := known.find(key))}
     if all(row.values.get("candidates/s") for row in rows.values()):
         return
-    _say(f"seed {seed}: timing")
+    say(f"seed {seed}: timing")
     bundles = {arm: load_bundle(runner.folder(arm, seed)) for arm in ARMS}
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for _ in range(ROUNDS):
@@ -284,7 +284,8 @@ def _over(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _full(options: argparse.Namespace) -> Setting:
+def full(options: argparse.Namespace) -> Setting:
+    """On MovieLens, every seed asked for."""
     return Setting(
         work=Path(options.work).resolve(),
         file=results.JSON,
@@ -296,7 +297,8 @@ def _full(options: argparse.Namespace) -> Setting:
     )
 
 
-def _quick(folder: Path) -> Setting:
+def quick(folder: Path) -> Setting:
+    """Small, on generated data, all below ``folder``."""
     short = {"epochs": 8, "batch_events": 1024, "learning_rate": 4e-3, "patience": 3}
     return Setting(
         work=folder,
@@ -321,7 +323,8 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell how far it is; the last line of the output stays the claims'."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -330,11 +333,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _arguments().parse_args(argv)
     if options.quick:
         with tempfile.TemporaryDirectory(prefix="rayrank-quick-") as folder:
-            setting = _quick(Path(folder))
+            setting = quick(Path(folder))
             claims = run(setting)
             print(results.render(results.load(setting.file)))
     else:
-        claims = run(_full(options))
+        claims = run(full(options))
         results.MARKDOWN.write_text(results.render(results.load()), encoding="utf-8")
     results.last_line(claims | {"quick": options.quick})
 

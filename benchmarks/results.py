@@ -49,6 +49,11 @@ class Row(Config):
     date: str = Field(description="when, ISO day, UTC")
     revision: str | None = Field(None, description="git revision of the code, '+' when there were changes")
 
+    @property
+    def place(self) -> tuple[str, tuple[str, ...], int | None]:
+        """Table, arm and seed: what is shown once."""
+        return self.table, self.arm, self.seed
+
 
 class Table(Config):
     """How the rows of one benchmark are shown."""
@@ -77,9 +82,14 @@ def load(path: Path = JSON) -> Results:
 
 
 def record(name: str, table: Table, rows: Iterable[Row], path: Path = JSON) -> Results:
-    """Add rows (a row of the same key is replaced) and write the file atomically."""
-    found = load(path)
-    kept = {row.key: row for row in found.rows} | {row.key: row for row in rows}
+    """Add rows and write the file atomically; what they replace goes.
+
+    That is a row of the same key, and those of the same place (table, arm, seed) under another: made by a recipe or on
+    data that is no more, they would be averaged with the new ones.
+    """
+    found, new = load(path), {row.key: row for row in rows}
+    places = {row.place for row in new.values()}
+    kept = {row.key: row for row in found.rows if row.key in new or row.place not in places} | new
     made = Results(tables=found.tables | {name: table}, rows=tuple(kept.values()))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

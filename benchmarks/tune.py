@@ -29,7 +29,7 @@ from rayrank.pipeline.tune import TuneConfig, TuneResult, tune
 from rayrank.sources.build import build, run_here
 from rayrank.sources.spec import BuildSpec
 
-NAME, VERSION = "tune", 1
+NAME, VERSION = "tune", 2
 SOURCE = {"kind": "synthetic", "num_rows": 20_000, "num_users": 400, "num_items": 300}
 SAMPLERS = {
     "objective.weights.like": {"kind": "loguniform", "low": 0.05, "high": 1.0},

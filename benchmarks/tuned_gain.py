@@ -21,7 +21,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks import results
-from benchmarks.quality_ml1m import Runner, Setting, _full, _quick, _say
+from benchmarks.quality_ml1m import Runner, Setting, full, quick, say
 from benchmarks.results import ROOT, Row, Table
 from rayrank.config import load, parse, replace
 from rayrank.pipeline.comparison import Asked, compared
@@ -76,12 +76,20 @@ def measure(runner: Runner, arm: str, seed: int, trials: int) -> dict[str, float
     schema = runner.dataset.schema
     runner.train("distilled student", seed)  # its teacher and labels
     config = search_of(arm, runner.student("distilled student", seed), schema, seed, trials)
-    found = tune(config, _say)
+    found = tune(config, say)
     winner = replace(load(DistillConfig, found.best_yaml), {"output": f"{config.output}/student"})
-    bundle = distill(winner, _say).bundle
+    bundle = distill(winner, say).bundle
     asked = Asked({arm: bundle}, protocols=("streaming",), baselines=False, resamples=20)
-    (entry,) = compared(runner.dataset, asked, _say).entries
+    (entry,) = compared(runner.dataset, asked, say).entries
     return {f"{task} {m}": float(entry.metrics[f"{task}/{m}"]) for task, (m, _) in judged_by(schema).items()}
+
+
+def key_of(runner: Runner, arm: str, seed: int, trials: int) -> str:
+    """Of a row: what makes the student that both arms begin with, and the arm's search: its space, goal, algorithm."""
+    student = runner.student("distilled student", seed)
+    search = search_of(arm, student, runner.dataset.schema, seed, trials)
+    asked = search.model_dump(mode="json", include={"samplers", "trials", "search"})
+    return results.key_of(VERSION, runner.key("distilled student", seed, "streaming"), arm, asked)
 
 
 def gains(rows: Sequence[Mapping[str, Mapping[str, float]]], schema: DatasetSchema) -> dict[str, list[float]]:
@@ -107,7 +115,7 @@ def claims_of(found: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 def run(setting: Setting, trials: int) -> dict[str, Any]:
     """Compute the rows that are missing and return the claims."""
     raw = {"source": dict(setting.source), "path": str(setting.work / "dataset"), "engine": "local"}
-    runner = Runner(setting, Dataset.open(prepare(parse(PrepareConfig, raw), _say).path))
+    runner = Runner(setting, Dataset.open(prepare(parse(PrepareConfig, raw), say).path))
     schema = runner.dataset.schema
     columns = tuple(f"{task} {metric}" for task, (metric, _) in judged_by(schema).items())
     table = Table(
@@ -124,7 +132,7 @@ def run(setting: Setting, trials: int) -> dict[str, Any]:
     for seed in setting.seeds:
         rows.append({})
         for arm in ARMS:
-            key = results.key_of(VERSION, runner.key("distilled student", seed, "streaming"), arm, trials)
+            key = key_of(runner, arm, seed, trials)
             known = results.load(setting.file).find(key)
             if known is None:
                 values: dict[str, float | None] = dict(measure(runner, arm, seed, trials))
@@ -148,9 +156,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         with tempfile.TemporaryDirectory(prefix="rayrank-quick-") as folder:
-            claims = run(_quick(Path(folder)), 3)
+            claims = run(quick(Path(folder)), 3)
     else:
-        claims = run(_full(options), options.trials)
+        claims = run(full(options), options.trials)
         results.MARKDOWN.write_text(results.render(results.load()), encoding="utf-8")
     results.last_line(claims | {"quick": options.quick})
 

@@ -27,11 +27,10 @@ from benchmarks.distill.arms import DISTILLED, PASSES, TEACHER, Arms
 from benchmarks.distill.budget import BUDGETS_MS, ndcg_at_budget
 from benchmarks.distill.kept import Kept
 from benchmarks.distill.labelling import label_vs_naive
-from benchmarks.distill.quality import Situations, measured
+from benchmarks.distill.quality import PROTOCOLS, Situations, measured
 from benchmarks.distill.speed import Effort, speed_ratio, student_vs_naive
 from benchmarks.quality_ml1m import Setting
 from benchmarks.results import ROOT
-from rayrank.learning.predict import Protocol
 
 COMMAND = "python -m benchmarks.distill"
 SOURCES = {
@@ -39,7 +38,6 @@ SOURCES = {
     "kuairand": ("kuairand", "kuairand-pure", "video_features_basic_pure.csv"),
 }
 """Dataset -> (its job configs and kind of source, its folder, a file of it)."""
-PROTOCOLS: tuple[Protocol, ...] = ("streaming", "snapshot")
 
 
 @dataclass(frozen=True)
@@ -75,15 +73,13 @@ class Bench:
         """Every arm's metrics."""
         situations: Situations | None = None
         for arm in (TEACHER, *self.arms.students):
-            key = self.kept.key("quality", arm, self.arms.recipe(arm, seed), seed)
-            if self.kept.has(key):
-                continue
-            bundle = self.arms.bundle(arm, seed)
-            situations = situations or Situations.of(self.arms.dataset)
-            for protocol in PROTOCOLS:
-                found = measured(bundle, self.arms.dataset, protocol, situations)
+            recipe = self.arms.recipe(arm, seed)
+            keys = {protocol: self.kept.key("quality", arm, recipe, seed, protocol) for protocol in PROTOCOLS}
+            for protocol in [protocol for protocol, key in keys.items() if not self.kept.has(key)]:
+                situations = situations or Situations.of(self.arms.dataset)
+                found = measured(self.arms.bundle(arm, seed), self.arms.dataset, protocol, situations)
                 _say(f"{arm}, {protocol}, seed {seed}: {found}")
-                self.kept.keep_quality(key, seed, (arm, protocol), found)
+                self.kept.keep_quality(keys[protocol], seed, (arm, protocol), found)
 
     def measure(self, section: str, seed: int) -> None:
         """A section with one seed, unless its rows are there."""

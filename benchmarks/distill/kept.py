@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 from benchmarks import results
 from benchmarks.distill.arms import DISTILLED, TABLE, TEACHER, UNDISTILLED
 from benchmarks.distill.figures import LEAST, NEAR, Paired
-from benchmarks.distill.quality import COLUMNS, SLICES
+from benchmarks.distill.quality import COLUMNS, PROTOCOLS, SLICES
 from benchmarks.results import Row, Table
 from rayrank.pipeline.comparison import kept_lift
 
 NAME, CLAIMS = "distill", "distill_claims"
-VERSION = 1
+VERSION = 2
 """Raise it when what a row means changes: rows of earlier versions are then computed again."""
 QUALITY = Table(
     title="Distillation: the student, its teacher, and itself without one",
@@ -77,10 +78,10 @@ class Kept:
         results.record(CLAIMS, CLAIMED, rows, self.file)
 
     def keep_quality(self, key: str, seed: int, arm: tuple[str, str], found: Mapping[str, Values]) -> None:
-        """Rows of one model (name, protocol), one per task."""
+        """Rows of one model (name, protocol), one per task; ``key`` is of that protocol alone."""
         rows = [
             Row(
-                key=f"{key}-{results.key_of(task, arm[1])[:4]}", table=NAME, arm=(self.data, task, *arm), seed=seed,
+                key=f"{key}-{results.key_of(task)[:4]}", table=NAME, arm=(self.data, task, *arm), seed=seed,
                 values=dict(values), **results.stamp(),
             )
             for task, values in found.items()
@@ -96,16 +97,15 @@ class Kept:
         return {claim: mean(values.values()) for claim, values in found.items()}
 
     def judged(self, seeds: Sequence[int]) -> Quality | None:
-        """The quality rows, when every seed has them."""
+        """The quality rows, when every seed has them, by every protocol."""
         rows = {
             (row.arm[1:], row.seed): row.values
             for row in results.load(self.file).rows
             if row.table == NAME and row.arm[0] == self.data and row.seed in seeds
         }
-        for model in (UNDISTILLED, DISTILLED, TEACHER):
-            if any(not any(arm[1] == model and s == seed for arm, s in rows) for seed in seeds):
-                return None
-        return Quality(rows, tuple(seeds))
+        there = {(*arm[1:], seed) for arm, seed in rows}
+        wanted = product((UNDISTILLED, DISTILLED, TEACHER), PROTOCOLS, seeds)
+        return Quality(rows, tuple(seeds)) if there.issuperset(wanted) else None
 
 
 class Quality:

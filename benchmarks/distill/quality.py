@@ -23,6 +23,7 @@ COLUMNS: Mapping[str, str] = {
     "AUC": "auc", "GAUC": "gauc", "NDCG@10": "ndcg_10", "LogLoss": "log_loss", "calibration": "calibration",
     "RMSE": "rmse",
 }  # fmt: skip
+PROTOCOLS: tuple[Protocol, ...] = ("streaming", "snapshot")
 SLICES = ("slices", "slices off", "worst slice")
 
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from rayrank.batch import SequenceBatch
 from rayrank.ranking.context import ColdItems, UserContext
+from rayrank.ranking.items import DESCRIBED
 from rayrank.ranking.store import History
 from rayrank.schema import TEST, past_features
 from rayrank.sources.collate import collate
@@ -27,11 +28,11 @@ class Asking:
 
 def described(dataset: Dataset, rows: np.ndarray) -> tuple[ColdItems, np.ndarray]:
     """Items of the catalogue as a request would describe them, unknown to it, and the rows (Q,) they go by."""
-    texts, catalogue = dataset.catalogue_table()["text"].to_pylist(), dataset.catalogue()
-    features = {name: value[rows].numpy() for name, value in catalogue.features.items()}
+    texts = dataset.catalogue_table()["text"].to_pylist()
+    features = {name: value[rows].numpy() for name, value in dataset.catalogue().features.items()}
     keys = tuple(f"new {row}" for row in rows.tolist())
     cold = ColdItems(keys, tuple(texts[row - 1] or "" for row in rows.tolist()), features)
-    return cold, len(catalogue) + np.arange(len(rows), dtype=np.int64)
+    return cold, DESCRIBED + np.arange(len(rows), dtype=np.int64)
 
 
 def askings(dataset: Dataset, task: str, window: int) -> Iterator[Asking]:

@@ -110,11 +110,20 @@ def replace(config: C, changes: Mapping[str, Any]) -> C:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with two gaps closed: ``1e-3`` is a number, and a key given twice is an error."""
+    """YAML with gaps closed: ``1e-3`` is a number, a key given twice and a value that cannot be are YAML errors."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ARG002
+        try:
+            return super().construct_object(node, deep=True)  # deep: an alias within its own anchor is an error
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # 45th of a month
+            raise yaml.constructor.ConstructorError(None, None, f"no such value: {error}", node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                rule = "a key must be a text; put braces and brackets that are meant as text in quotes"
+                raise yaml.constructor.ConstructorError(None, None, rule, key.start_mark)
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is given twice", key.start_mark)
             seen.add(key.value)
@@ -133,20 +142,42 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: no such file, unreadable, not YAML, or not a mapping.
     """
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        return yaml_mapping(Path(path).read_bytes(), str(path))
     except OSError as error:
         raise ConfigError(str(path), None, f"must be readable ({error.strerror})", "check the path") from None
+
+
+def yaml_mapping(text: bytes, path: str) -> dict[str, Any]:
+    """The mapping in a YAML text that was found at ``path``.
+
+    Raises:
+        ConfigError: not UTF-8, not YAML, or not a mapping.
+    """
+    try:
+        raw = _parsed(text.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(str(path), None, f"must be UTF-8 ({error.reason})", "save it as UTF-8") from None
+        raise ConfigError(path, None, f"must be UTF-8 ({error.reason})", "save it as UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        where = f"{path}:{mark.line + 1}" if mark else path
         raise ConfigError(where, None, "file must be valid YAML", str(getattr(error, "problem", error))) from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise ConfigError(str(path), raw, "top level must be a mapping", "write 'key: value' lines")
+        raise ConfigError(path, raw, "top level must be a mapping", "write 'key: value' lines")
     return raw
+
+
+def _parsed(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deep") from None
 
 
 def _apply(cls: type[Config], raw: dict[str, Any], text: str) -> None:
@@ -154,7 +185,7 @@ def _apply(cls: type[Config], raw: dict[str, Any], text: str) -> None:
     if not sign or not key:
         raise ConfigError(text, text, "an override must read a.b=value", "for example optimizer.learning_rate=0.001")
     try:
-        parsed = yaml.load(value, _Loader) if value else ""
+        parsed = _parsed(value) if value else ""
     except yaml.YAMLError:
         parsed = value
     section = _at(raw, key.removesuffix(".kind")) if key.endswith(".kind") else None
@@ -215,5 +246,8 @@ def _marks_path(annotation: Any, metadata: Sequence[Any]) -> bool:
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # such as a mapping by dates
+        text = str(value)
     return text if len(text) <= 80 else text[:77] + "…"

@@ -106,6 +106,9 @@ class HistoryEvent(TextItem):
     time: Time | None = Field(None, description="unix seconds; None: unknown, order in the list counts")
 
 
+Omittable = Literal["retrieve", "student", "teacher"]  # stages that can be left out
+
+
 class _Asked(Message):
     user_id: UserId | None = Field(None, description="a user whose history and attributes the service may know")
     history: list[HistoryEvent] | None = Field(
@@ -122,12 +125,13 @@ class _Asked(Message):
     rerank: int | None = Field(
         None, ge=0, le=MAX_CANDIDATES, description="items the teacher scores (at least k; 0: none); None: the service's"
     )
-    timeout_ms: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_TIMEOUT_MS,
-        description="time for all stages together; late ones are left out; None: no limit",
+    without: list[Omittable] = Field(
+        default_factory=list, max_length=3, description="stages to leave out, besides those that the service leaves out"
     )
+    timeout_ms: int | None = Field(
+        None, ge=1, le=MAX_TIMEOUT_MS, description="time for all stages together; late ones are left out; None: no end"
+    )
+    explain: bool = Field(False, description="also return each stage's own score of every returned item")
 
     def _texts(self) -> Iterable[TextItem]:
         return self.history or ()
@@ -150,7 +154,6 @@ class RecommendRequest(_Asked):
         None, description="items whose title holds all these words (or, where switched on, near texts) join the rest"
     )
     exclude_seen: bool = Field(True, description="leave out items of the history")
-    explain: bool = Field(False, description="also return each stage's own score of every returned item")
 
 
 class RankRequest(_Asked):
@@ -158,7 +161,6 @@ class RankRequest(_Asked):
 
     candidates: list[Candidate] = Field(min_length=1, max_length=MAX_CANDIDATES, description="ids or described items")
     k: int | None = Field(None, ge=1, le=MAX_CANDIDATES, description="return only the first k; None: all")
-    explain: bool = Field(False, description="also return each stage's own score of every returned item")
 
     def _texts(self) -> Iterable[TextItem]:
         return [*(self.history or ()), *(c for c in self.candidates if not isinstance(c, str))]
@@ -353,9 +355,7 @@ class ReleaseInfo(Message):
     policy: str | None = Field(None, description="hash of the policy in force; None: there is none")
     policy_warning: str | None = Field(None, description="what is wrong with the policy file, if something is")
     example_users: list[str] = Field(default_factory=list, description="known user ids, if the service shows any")
-    served_log: dict[str, int] | None = Field(
-        None, description="answers that this replica has written to the served log, and dropped; null: no log"
-    )
+    served_log: dict[str, int] | None = Field(None, description="answers that this replica wrote down, and dropped")
 
 
 class ErrorField(Message):

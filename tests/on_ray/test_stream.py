@@ -90,10 +90,18 @@ def test_lost_or_moved_row_groups_are_an_error(places: list[int]) -> None:
 
 
 def test_labels_of_other_shards_are_refused() -> None:
-    table = pa.table({"key": [1, 2]})
-    assert join_labels(table, pa.table({"key": [1, 2], "soft_like": [[0.5], [1.5]]}), "x").num_columns == 2
+    table = pa.table({"key": [1, 2], "item": [[7], [8]]})
+    assert join_labels(table, pa.table({"key": [1, 2], "soft_like": [[0.5], [1.5]]}), "x").num_columns == 3
     with pytest.raises(ConfigError, match="run label again"):
         join_labels(table, pa.table({"key": [1, 3], "soft_like": [[0.5], [1.5]]}), "x")
+
+
+@pytest.mark.parametrize("name", ["soft_like", "spread_like"])
+@pytest.mark.parametrize("values", [[[0.5], []], [[0.5], [1.5, 2.5]]])
+def test_labels_of_other_lengths_are_neither_padded_nor_cut(name: str, values: list[list[float]]) -> None:
+    table = pa.table({"key": [1, 2], "item": [[7], [8]]})
+    with pytest.raises(ConfigError, match=rf"column {name} must have one value for every event"):
+        join_labels(table, pa.table({"key": [1, 2], name: pa.array(values, pa.list_(pa.float32()))}), "x")
 
 
 def test_read_ahead_keeps_order_errors_and_bound() -> None:

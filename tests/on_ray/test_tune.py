@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from rayrank.config import ConfigError, load, parse, replace
+from rayrank.on_ray import fit as fit_module
 from rayrank.on_ray.cluster import Cluster
 from rayrank.on_ray.patience import Limit
 from rayrank.on_ray.record import Finished, Record, Trial
@@ -91,6 +93,7 @@ def test_the_same_search_gives_the_same_scores_and_asha_stops_early(small, tmp_p
         "distill.learning.epochs": 3,
         "distill.learning.patience": 3,
         "search.scheduler.kind": "asha",
+        "search.max_concurrent": 1,  # the first one is there to be lagged behind
         "trials": 3,
     }
     first = tune(_config(small, tmp_path, **changes), lambda _: None)
@@ -98,7 +101,10 @@ def test_the_same_search_gives_the_same_scores_and_asha_stops_early(small, tmp_p
     scores = {t.number: t.history[0][AUC] for t in first.trials}
     assert scores == pytest.approx({t.number: t.history[0][AUC] for t in again.trials}, abs=1e-6)
     assert all(len(t.history) == 3 and not t.stopped for t in again.trials)
-    assert all(1 <= len(t.history) <= 3 for t in first.trials)
+    length = {t.number: len(t.history) for t in first.trials}
+    assert min(length.values()) < 3 == length[1]
+    assert {t.number: t.stopped for t in first.trials} == {number: epochs < 3 for number, epochs in length.items()}
+    assert all(t.training_s > 0 for t in first.trials)
 
 
 @pytest.mark.slow
@@ -196,6 +202,35 @@ def test_a_score_that_is_no_number_hides_no_winner() -> None:
     assert [t.score for t in _heard("max", [[-0.5], [nan], [0.0]])[0]] == [0.0, -0.5, None]
 
 
+def _folds_heard(epochs: list[list[float]], end: str) -> Trial:
+    """A trial of two folds that ended by itself, was cut, or crashed."""
+    watch = Watch(_goal("max"), [], lambda _: None, lambda _: None, folds=2)
+    trial: Any = SimpleNamespace(trial_id="x", config={"point": {"number": 1, "values": {}}})
+    watch.began(trial)
+    said = {EPOCHS: [[{"m": score} for score in fold] for fold in epochs], SCHEDULE: [], TRAINING: 1.0}
+    watch.told(trial, {**said, WHOLE: end == "whole"})
+    (watch.failed if end == "crashed" else watch.ended)(trial)
+    return watch.ranked()[0]
+
+
+def test_half_a_cross_validation_cannot_win() -> None:
+    assert _folds_heard([[0.9], [0.7]], "whole").score == pytest.approx(0.8)
+    for epochs in ([[0.9]], [[0.9], [0.95]]):
+        for end, error in (("cut", f"fold {len(epochs)} of 2"), ("crashed", "unknown error")):
+            found = _folds_heard(epochs, end)
+            assert (found.score, found.values, found.folds) == (None, {}, ())
+            assert error in str(found.error)
+
+
+def test_a_trial_that_crashed_cannot_win() -> None:
+    watch = Watch(_goal("max"), [], lambda _: None, lambda _: None)
+    for number, score in ((1, 0.9), (2, 0.7)):
+        trial: Any = SimpleNamespace(trial_id=f"x{number}", config={"point": {"number": number, "values": {}}})
+        watch.told(trial, {EPOCHS: [[{"m": score}]], SCHEDULE: [], TRAINING: 1.0, WHOLE: number == 2})
+        (watch.failed if number == 1 else watch.ended)(trial)
+    assert [(t.number, t.score) for t in watch.ranked()] == [(2, 0.7), (1, None)]
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("max", [float("-inf"), 0.6, 0.7]), ("min", [float("inf"), 0.6, 0.6])])
 def test_a_trial_that_began_with_no_number_can_still_win(mode: str, expected: list[float]) -> None:
     said: list[dict[str, Any]] = []
@@ -208,7 +243,7 @@ def test_a_trial_that_began_with_no_number_can_still_win(mode: str, expected: li
     assert [found[SCORE] for found in said] == [*expected, expected[-1]]
     assert [found[EPOCH] for found in said] == [1, 2, 3, 3]
     assert [found[CLOCK] for found in said] == [1, 2, 2.5, 2.5]  # no turn of a population after the last epoch
-    assert [found[WHOLE] for found in said] == [False, False, False, True]
+    assert [found[WHOLE] for found in said] == [False, False, True, True]
     assert said[0][NOW] == expected[0]
     assert said[-1][SCHEDULE] == [{"a": 1}] * 3
 
@@ -271,6 +306,48 @@ def test_a_trial_of_folds_says_the_mean_and_what_it_costs(small, monkeypatch: py
     assert end[EPOCHS][0][0][ADDS] < whole[ADDS]
     assert end[EPOCHS][0][0]["cost/parameters"] < whole["cost/parameters"]
     assert 0 < end[TRAINING] < math.inf
+
+
+def test_only_training_counts_as_training(small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the model's building nor Tune's listening, which blocks; what was trained counts once it is told."""
+    build = fit_module.build_ranker
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(30.0)
+        return build(*given)
+
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(time, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
+    monkeypatch.setattr(fit_module, "build_ranker", slowly)
+    said: list[float] = []
+
+    def report(found: dict[str, Any], **_: Any) -> None:
+        said.append(found[TRAINING])
+        time.sleep(5.0)
+
+    train = fit_module.train
+
+    def for_long(*given: Any) -> Any:
+        time.sleep(2.0)
+        return train(*given)
+
+    monkeypatch.setattr(fit_module, "train", for_long)
+    monkeypatch.setattr("ray.tune.report", report)
+    base = parse(FitTask, {**small.raw_student, "objective": {}}).model_dump(mode="json")
+    goal = {"kind": "single", "metric": AUC, "mode": "max"}
+    run_trial({"base": base, "search": {"goal": goal}, "point": {"number": 1, "values": {"learning.epochs": 2}}})
+    assert said == [2.0, 2.0, 2.0]
+
+
+def test_a_trial_that_told_of_its_last_epoch_is_whole() -> None:
+    said: list[bool] = []
+    told = Told(_goal("max"), {}, 2, lambda found, _kept: said.append(found[WHOLE]))
+    told.begin()
+    for _ in range(2):
+        told.epoch({"m": 0.5})
+        told.report()
+    assert said == [False, True]
 
 
 def test_a_record_gives_back_what_was_kept(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,14 @@ def test_an_unexpected_error_is_500_without_a_trace_here_or_in_the_log(caplog: p
     assert SECRET not in caplog.text
     assert "Traceback" not in caplog.text
     assert f"request {answer.json()['request_id']}: unexpected ValueError" in caplog.text
+
+
+def test_the_page_of_the_documentation_needs_no_other_machine() -> None:
+    page = send(FakeService(), "GET", "/docs").text
+    assert "://" not in page
+    linked = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert any(link.endswith(".js") for link in linked)
+    assert [send(FakeService(), "GET", link).status_code for link in linked] == [200] * len(linked)
 
 
 def test_a_missing_stage_is_503() -> None:

@@ -71,11 +71,14 @@ def test_one_process_and_many_give_the_same_scores(served: Served, path: str) ->
         {"user_id": "u5", "time": LATER, "context": {"device": "tv"}, "explain": True},
         {"history": [{"item_id": "i1", "labels": {"like": 0}}, {"text": "space war"}], "time": LATER, "explain": True},
         {"time": LATER},
+        {"user_id": "u5", "time": LATER, "without": ["student"]},
+        {"user_id": "u5", "time": LATER, "without": ["retrieve", "teacher"]},
     ]
     for body in bodies:
         whole = body | ({"candidates": ["i1", "i30", "i12", "unknown"]} if path == "rank" else {"k": 30})
         staged, fused = (without_clock(served.post(path, whole, graph).json()) for graph in ("staged", "fused"))
         assert staged == fused
+        assert staged["degraded"] is None
 
 
 @pytest.mark.parametrize(

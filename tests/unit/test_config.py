@@ -139,6 +139,30 @@ def test_files_that_cannot_be_read(tmp_path: Path, text: str, line: str, rule: s
     assert rule in caught.value.rule
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ items }}", "[a]: b", "? {a: b}\n: c", "name: 2024-13-45", "2024-13-45: 1", "2024-01-02: 1",
+        "name: !!int ''", "name: !!timestamp x", f"name: {'9' * 6000}", "name: {2024-01-02: 1}",
+        "[" * 5000, f"name: {'[' * 5000}", f"name: {'{a: ' * 600}1{'}' * 600}", "name: &a [*a]", "name: &a {b: *a}",
+    ],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_every_bad_edit_is_a_mistake_of_the_user(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(f"source: {{folder: x}}\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(Job, file)
+    assert caught.value.path.startswith(str(file))
+    assert caught.value.rule
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "{{ folder }}", "[" * 5000], ids=lambda value: value[:20])
+def test_an_override_that_is_no_yaml_is_a_text(value: str) -> None:
+    assert load(Job, None, ["source.folder=x", f"name={value}"]).name == value
+
+
 def test_absent_folder_and_wrong_encoding(tmp_path: Path) -> None:
     latin = tmp_path / "latin.yaml"
     latin.write_bytes("name: caf\xe9".encode("latin-1"))

@@ -78,5 +78,5 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml"):
         read_space(str(tmp_path / "none.yaml"))
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(ConfigError, match="map dotted paths"):
+    with pytest.raises(ConfigError, match="must be a mapping"):
         read_space(str(tmp_path / "list.yaml"))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.auxiliary import Auxiliary
+from rayrank.learning.matching import Matching
 from rayrank.learning.negatives import Negatives, Positives
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker, take_rows
@@ -57,16 +58,18 @@ def forward(
             positive_BQ = targets.labels_BQ[task.positive] == 1.0
             found = Positives.of(batch, targets, positive_BQ)
             retrieval[task.name] = negatives.against(found, users_BQR[positive_BQ], rows, table_RX)
-    return Outputs(logits, profiles, retrieval, auxiliary)
+    matched = step.matching.matched(items_RW, rows, targets) if step.matching else {}
+    return Outputs(logits, profiles, retrieval, auxiliary, matched)
 
 
 @dataclass(frozen=True)
 class StepNoise:
-    """What a step adds to a forward pass: dropout, freshly encoded texts, a second output layer."""
+    """What a step adds to a forward pass: dropout, freshly encoded texts, a second output layer, maps to a teacher."""
 
     noise: Noise | None
     fresh: Fresh | None = None
     auxiliary: Auxiliary | None = None
+    matching: Matching | None = None
 
 
 def with_fresh(part: Catalogue, rows: Tensor, fresh: Fresh | None) -> Catalogue:

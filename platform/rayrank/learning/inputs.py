@@ -24,6 +24,7 @@ class TrainData:
     train: Callable[[int, int], Iterable[Step]]  # (epoch from 0, steps to leave out at the start) -> steps
     steps_per_epoch: int  # for the schedule: the plan's length
     valid: Callable[[], Iterable[SequenceBatch]] | None = None  # row groups that hold valid targets
+    taught_ND: Tensor | None = None  # a teacher's vectors of the catalogue's items, where they are to be matched
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.auxiliary import of_sequence_path
@@ -22,6 +22,7 @@ from rayrank.learning.choice import with_choice
 from rayrank.learning.collectives import Collectives, Solo
 from rayrank.learning.forward import StepNoise, forward, retrieval_tasks
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, Step, TrainData, TrainSpec, Used
+from rayrank.learning.matching import Matching
 from rayrank.learning.negatives import Negatives, NegativeSampler
 from rayrank.learning.optimiser import Rates, schedule, split_parameters
 from rayrank.learning.predict import Protocol, Wanted, empty_scores, scored
@@ -34,7 +35,8 @@ from rayrank.metrics.evaluated import Evaluated
 from rayrank.metrics.summary import metrics_of
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker
-from rayrank.objectives.losses import check_negatives, compute, label_counts, task_weights
+from rayrank.objectives.losses import check_negatives, compute, label_counts, loss_weights
+from rayrank.objectives.matching import matching_weights
 from rayrank.objectives.targets import Targets, random_horizon, some_targets, training_targets
 from rayrank.schema import TRAIN, VALID
 
@@ -69,14 +71,15 @@ class _Run:
         self.spec = with_choice(spec.learning, model.schema)
         self.objective = spec.objective
         self.device = next(model.parameters()).device
-        self.tasks = tuple(task.name for task in model.schema.tasks)
-        task_weights(self.objective, self.tasks)
+        self.terms = (*(task.name for task in model.schema.tasks), *matching_weights(self.objective))
+        self.weights = loss_weights(self.objective, self.terms)
         check_negatives(self.objective, model.schema)
         catalogue = data.catalogue.to(self.device)
         catalogue = with_tokens(model, catalogue)
         self._catalogue = encode_catalogue(model, catalogue) if catalogue.vectors_ND is None else catalogue
         self.sampler = NegativeSampler.of(catalogue, self.objective)
         self.auxiliary = of_sequence_path(model, self.objective)
+        self.matching = Matching.of(model, self.objective, data.taught_ND, self.spec.seed)
         self.encoder = trained_encoder(model)
         cached = self.encoder if not model.item_tokens else None  # tokens are read with the texts that they are part of
         self.texts = TextCache(cached, self._catalogue, self.spec, self.collectives) if cached else None
@@ -99,7 +102,9 @@ class _Run:
             self._first_stage()
         parameters, rates = split_parameters(self.model)[1], Rates.of(self.spec)
         kept = (self.spec.ema, self.spec.dense_rows)
-        self.state = StageState.of(self.model, parameters, rates, kept, self.auxiliary)
+        dropped = [module for module in (self.auxiliary, self.matching) if module is not None]
+        beside = nn.ModuleList(dropped) if dropped else None
+        self.state = StageState.of(self.model, parameters, rates, kept, beside)
         if resume is not None and goes_on:
             self._restore(resume)
         while self.epoch < self.spec.epochs and not self._exhausted():
@@ -165,7 +170,7 @@ class _Run:
         if retrieval_tasks(self.model.schema):
             negatives = self.sampler.draw(self.spec.seed * 1_000_003 + self.step)
         fresh = self.texts.encode(self.texts.choose(lanes, negatives, noise)) if self.texts else None
-        noised = StepNoise(noise, fresh, self.auxiliary)
+        noised = StepNoise(noise, fresh, self.auxiliary, self.matching)
         with self.state.collecting():
             sums = self._backward(list(zip(lanes, targets, strict=True)), counts, negatives, noised)
         if self.texts:
@@ -181,15 +186,15 @@ class _Run:
         negatives: Negatives | None,
         step: StepNoise,
     ) -> Tensor:
-        """Loss sums by task of this rank's lanes, whose gradients add up: the step is that of one large batch."""
-        sums = torch.zeros(len(self.tasks), device=self.device)
+        """Loss sums by term of this rank's lanes, whose gradients add up: the step is that of one large batch."""
+        sums = torch.zeros(len(self.terms), device=self.device)
         for batch, target in lanes:
             with self._precision():
                 said = forward(self.model, batch, target, self.catalogue, negatives, step)
                 terms = compute(said, target, self.model.schema, self.objective)
             terms.total(counts, self.objective).backward()
             for (task, _), value in terms.sums.items():
-                sums[self.tasks.index(task)] += value.detach()
+                sums[self.terms.index(task)] += value.detach()
         return sums
 
     def _say_used(self, lanes: list[SequenceBatch]) -> None:
@@ -215,14 +220,14 @@ class _Run:
 
     def _counts(self, targets: list[Targets], mine: bool) -> tuple[dict[str, Tensor], bool] | None:
         """Label counts of all ranks, snapshot or not; None when no rank has a batch (one message says it all)."""
-        flat = torch.zeros(len(self.tasks) + 2, device=self.device)
+        flat = torch.zeros(len(self.terms) + 2, device=self.device)
         flat[-2:] = torch.tensor([float(mine), float(self.hooks.due())])
         for target in targets:
             flat[:-2] += torch.stack(list(label_counts(target, self.model.schema, self.objective).values()))
         self.collectives.all_reduce_sum(flat)
         if float(flat[-2]) == 0:
             return None
-        return dict(zip(self.tasks, flat[:-2].unbind(), strict=True)), bool(flat[-1] > 0)
+        return dict(zip(self.terms, flat[:-2].unbind(), strict=True)), bool(flat[-1] > 0)
 
     def _update(self) -> None:
         progress = (self.step + 1) / (self.spec.epochs * self.data.steps_per_epoch)
@@ -240,9 +245,8 @@ class _Run:
     def _losses(self, sums: Tensor, counts: dict[str, Tensor]) -> dict[str, float]:
         self.collectives.all_reduce_sum(sums)
         means = sums / torch.stack(list(counts.values())).clamp_min(1)
-        weights = task_weights(self.objective, self.tasks)
-        values = dict(zip(self.tasks, means.tolist(), strict=True))
-        loss = sum(weights[task] * value for task, value in values.items())
+        values = dict(zip(self.terms, means.tolist(), strict=True))
+        loss = sum(self.weights[task] * value for task, value in values.items())
         if not math.isfinite(loss):
             raise self._diverged(f"loss is {loss} at step {self.step}: {values}")
         return {"loss": loss, **{f"loss/{task}": value for task, value in values.items()}}

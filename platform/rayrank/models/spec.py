@@ -128,6 +128,12 @@ AnyStudentSpec = StudentSpec | SequenceStudentSpec | TwoTowerSpec
 RankerSpec = Annotated[TeacherSpec | CrossSpec | AnyStudentSpec, Field(discriminator="kind")]
 
 
+def item_columns(spec: RankerSpec) -> slice:
+    """The columns of a packed item row that hold the item's vector (D), as the history reads it."""
+    start = spec.item_tokens if isinstance(spec, CrossSpec) else 0
+    return slice(start, start + spec.width)
+
+
 class Sizes(Config):
     """Vocabulary sizes that the parameters depend on; index 0 of each is unknown."""
 

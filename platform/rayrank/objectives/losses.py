@@ -12,12 +12,13 @@ from torch.nn import functional
 
 from rayrank.config import ConfigError
 from rayrank.objectives.lists import Lists, listwise, margins, relaxed
+from rayrank.objectives.matching import Matched, gap, matching_weights
 from rayrank.objectives.spec import DistillationSpec, ObjectiveSpec
 from rayrank.objectives.targets import Targets
 from rayrank.schema import BinaryTask, DatasetSchema, EventTask, MulticlassTask, RegressionTask, RetrievalTask
 
 Key = tuple[str, str]
-"""(task, term); terms are ``hard``, ``soft``, ``margin``, ``listwise`` and ``relaxed``."""
+"""(task, term); terms are ``hard``, ``soft``, ``margin``, ``listwise``, ``relaxed``; of vectors ``match``."""
 LOGITS = 8.0
 """Values of regression tasks, 0..1, count as logits -4..4 where a term wants logits of them."""
 
@@ -30,6 +31,7 @@ class Outputs:
     profiles: Mapping[str, Tensor] = field(default_factory=dict)  # multiclass task -> (B, classes)
     retrieval: Mapping[str, Retrieval] = field(default_factory=dict)  # retrieval task -> queries and items
     auxiliary_BQ: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> logits that soft terms are about
+    matched: Mapping[str, Matched] = field(default_factory=dict)  # matching term -> vectors
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Terms:
 
     def total(self, counts: Mapping[str, Tensor], spec: ObjectiveSpec) -> Tensor:
         """Σ weight · sum / count with the counts of all ranks: these sums' part of the step's loss."""
-        weights = task_weights(spec, tuple(counts))
+        weights = loss_weights(spec, tuple(counts))
         return torch.stack([weights[t] * value / counts[t].clamp_min(1) for (t, _), value in self.sums.items()]).sum()
 
 
@@ -75,13 +77,14 @@ def compute(outputs: Outputs, targets: Targets, schema: DatasetSchema, spec: Obj
         sums |= {(name, term): value for term, value in found.items()}
     for name, retrieval in outputs.retrieval.items():
         sums[name, "hard"] = sampled_softmax(retrieval)
+    sums |= {(name, "match"): gap(found) for name, found in outputs.matched.items()}
     return Terms(sums, label_counts(targets, schema, spec))
 
 
 def label_counts(targets: Targets, schema: DatasetSchema, spec: ObjectiveSpec) -> dict[str, Tensor]:
     """Labels (hard or soft) by task, float32 scalars in schema order; known before any forward pass.
 
-    The unseen items of a target count as one.
+    The unseen items of a target count as one. Behind the tasks come matching terms and their numbers of vectors.
     """
     counts: dict[str, Tensor] = {}
     for task in schema.tasks:
@@ -97,7 +100,7 @@ def label_counts(targets: Targets, schema: DatasetSchema, spec: ObjectiveSpec) -
                 taught_BQ = ~torch.isnan(targets.soft_BQ[task.name])
                 found = (found | taught_BQ) * targets.share_BQ
         counts[task.name] = found.sum().float()
-    return counts
+    return counts | {name: targets.asked_BQ.sum().float() for name in matching_weights(spec)}
 
 
 def event_losses(
@@ -257,6 +260,12 @@ def task_weights(spec: ObjectiveSpec, tasks: tuple[str, ...]) -> dict[str, float
     if not spec.weights:
         return {task: 1.0 / len(tasks) for task in tasks}
     return {task: spec.weights.get(task, 0.0) for task in tasks}
+
+
+def loss_weights(spec: ObjectiveSpec, names: tuple[str, ...]) -> dict[str, float]:
+    """Weights of tasks, of which matching terms are none, and of those."""
+    matching = matching_weights(spec)
+    return task_weights(spec, tuple(name for name in names if name not in matching)) | matching
 
 
 def scale(label: Tensor, task: RegressionTask) -> Tensor:

@@ -33,6 +33,16 @@ class RelaxedSpec(Config):
     top: int = Field(2, ge=1, description="candidates of a request whose order counts")
 
 
+class MatchingSpec(Config):
+    """The student's vectors, mapped to the teacher's width, point where the teacher's do.
+
+    1 - cosine, which is half the squared difference of vectors of length one. The maps are linear, and dropped
+    afterwards (cf. FitNets; Romero et al., 2015).
+    """
+
+    items: float = Field(0.0, ge=0, description="weight of the term in the vectors of the items that a step asks about")
+
+
 class DistillationSpec(Config):
     """Soft labels of a teacher: (1 - mix) * hard + mix * soft at rated items (Hinton et al., 2015), soft at others."""
 
@@ -52,6 +62,7 @@ class DistillationSpec(Config):
     margin: MarginSpec | None = Field(None, description="learn margins between the candidates of a request")
     listwise: ListwiseSpec | None = Field(None, description="learn a distribution over the candidates of a request")
     relaxed: RelaxedSpec | None = Field(None, description="learn the order of the teacher's best of a request")
+    matching: MatchingSpec = Field(default_factory=MatchingSpec, description="learn the teacher's vectors themselves")
     confidence: float = Field(
         0.0,
         ge=0,

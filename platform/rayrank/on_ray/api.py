@@ -13,6 +13,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi_offline import FastAPIOffline
 from pydantic import AfterValidator
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -111,7 +112,8 @@ def build_api(service: Service, page: str | None, token: str | None = None) -> F
     ``page`` is the playground's HTML, served at ``/``. Every route but that and health needs ``token``, if
     there is one.
     """
-    api = FastAPI(title="rayrank", description="Ranks and recommends with a served release.", docs_url="/docs")
+    # The pages of /docs come from here: where the service runs there may be no way to a CDN.
+    api = FastAPIOffline(redoc_url=None, title="rayrank", description="Ranks and recommends with a served release.")
     _add_routes(api, service, page)
     _add_item_routes(api, service)
     _add_errors(api, token)

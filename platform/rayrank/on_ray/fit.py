@@ -29,7 +29,7 @@ from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
 from rayrank.models.ranker import Ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
-from rayrank.on_ray.items import Items, bundle_id, load_items
+from rayrank.on_ray.items import Items, bundle_id, load_items, taught_items
 from rayrank.on_ray.label import read_label_key
 from rayrank.on_ray.patience import alive_through
 from rayrank.on_ray.stream import GroupStream
@@ -63,6 +63,7 @@ class Listeners:
     """Who hears of what."""
 
     progress: Callable[[str], None] = lambda _: None  # lines for people, rank 0
+    on_ready: Callable[[], None] = lambda: None  # the model is built, training begins; every rank
     on_epoch: Callable[[int, dict[str, float]], None] = lambda _epoch, _metrics: None  # every rank
     on_snapshot: Callable[[Snapshot, Ranker], None] = lambda _snapshot, _model: None  # after every epoch, every rank
     alive: Callable[[], None] = lambda: None  # often, while there is progress of any kind; every rank
@@ -115,7 +116,9 @@ def fit(
         lambda epoch, start: alive_through(feed.steps(epoch, start), listeners.alive),
         steps_per_epoch(dataset.manifest, task.learning),
         lambda: alive_through(feed.evaluated("valid"), listeners.alive),
+        taught_items(task),
     )
+    listeners.on_ready()
     result = _train(model, data, TrainSpec(task.learning, task.objective), hooks, collectives)
     collectives.barrier()  # not after saving, which takes as long as it takes
     if task.output and collectives.rank == 0:

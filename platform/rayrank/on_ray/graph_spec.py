@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from rayrank.config import Config, ConfigError, DataPath
 from rayrank.ranking.drive import Budgets
@@ -21,18 +22,87 @@ from rayrank.sources.dataset import Dataset
 
 ROOM = 8
 """Requests that a stage which can be left out holds per replica."""
+Part = Literal["ingress", "user", "retrieve", "student", "teacher"]
+PARTS: tuple[Part, ...] = ("ingress", "user", "retrieve", "student", "teacher")
+
+
+class Range(Config):
+    """Replicas that Serve starts and ends by load."""
+
+    min: int = Field(1, ge=1, description="replicas without load")
+    max: int = Field(ge=1, description="replicas at most")
+    target: float | None = Field(
+        None, gt=0, description="ongoing requests per replica that are aimed at; None: half of what a replica holds"
+    )
+    up_after_s: float = Field(10.0, ge=0, description="more replicas after so long above the target, seconds")
+    down_after_s: float = Field(300.0, ge=0, description="fewer replicas after so long below the target, seconds")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) must not be above max ({self.max})")
+        return self
+
+
+def _form(value: object) -> str:
+    return "range" if isinstance(value, Mapping | Range) else "number"
+
+
+Size = Annotated[
+    Annotated[int, Field(ge=1), Tag("number")] | Annotated[Range, Tag("range")],
+    Discriminator(_form),  # else a mistake in a range would be reported as "not a number"
+]
+"""Of a stage: so many replicas, or as many as the load wants."""
 
 
 class Replicas(Config):
     """How many processes a stage has and what each reserves."""
 
-    ingress: int = Field(1, ge=1, description="replicas of the HTTP ingress (with `fused`: of everything)")
-    user: int = Field(1, ge=1, description="replicas of the user stage")
-    retrieve: int = Field(1, ge=1, description="replicas of the retriever")
-    student: int = Field(1, ge=1, description="replicas of the pre-ranker")
-    teacher: int = Field(1, ge=1, description="replicas of the re-ranker")
+    ingress: Size = Field(1, description="replicas of the HTTP ingress (with `fused`: of everything), or a range")
+    user: Size = Field(1, description="replicas of the user stage, or a range")
+    retrieve: Size = Field(1, description="replicas of the retriever, or a range")
+    student: Size = Field(1, description="replicas of the pre-ranker, or a range")
+    teacher: Size = Field(1, description="replicas of the re-ranker, or a range")
     num_cpus: float = Field(0.1, gt=0, description="logical CPUs that each replica reserves")
     ongoing: int = Field(32, ge=1, description="requests that one ingress replica works on at once; more get 429")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Replicas:
+        for part in PARTS:
+            size, holds = getattr(self, part), self.holds(part)
+            if isinstance(size, Range) and size.target is not None and size.target >= holds:
+                rule = f"{part}.target ({size.target:g}) must be below the {holds} requests that a replica holds"
+                raise ValueError(f"{rule}, else it never scales up")
+        return self
+
+    def least(self, part: Part) -> int:
+        """Replicas without load."""
+        size = getattr(self, part)
+        return size.min if isinstance(size, Range) else int(size)
+
+    def most(self, part: Part) -> int:
+        """Replicas under load."""
+        size = getattr(self, part)
+        return size.max if isinstance(size, Range) else int(size)
+
+    def holds(self, part: Part) -> int:
+        """Requests that one replica works on or holds."""
+        return self.ongoing if part == "ingress" else self.room(part)
+
+    def serve_options(self, part: Part) -> dict[str, Any]:
+        """What Ray Serve is told about the number of replicas."""
+        size = getattr(self, part)
+        if not isinstance(size, Range):
+            return {"num_replicas": size}
+        scaling = {
+            "min_replicas": size.min,
+            "initial_replicas": size.min,
+            "max_replicas": size.max,
+            "target_ongoing_requests": size.target or self.holds(part) / 2,
+            "upscale_delay_s": size.up_after_s,
+            "downscale_delay_s": size.down_after_s,
+        }
+        return {"num_replicas": None, "autoscaling_config": scaling}
 
     def room(self, stage: Stage) -> int:
         """Requests that one replica of a stage works on or holds; more are refused at once and count as missed.
@@ -42,7 +112,7 @@ class Replicas(Config):
         """
         if stage != "user":
             return ROOM
-        return max(ROOM, -(-self.ongoing * self.ingress // self.user))
+        return max(ROOM, -(-self.ongoing * self.most("ingress") // self.least("user")))
 
 
 class GraphSpec(Config):
@@ -74,6 +144,17 @@ class GraphSpec(Config):
     token_file: DataPath | None = Field(
         None, description="file with the bearer token that HTTP requests must carry; None: no request needs one"
     )
+
+
+def processes_of(spec: GraphSpec, release: Release) -> tuple[Part, ...]:
+    """Parts of the graph that have replicas of their own: with ``fused`` only the ingress; no stage that is left out.
+
+    The teacher is there as long as items are taken, whose texts it encodes.
+    """
+    if spec.fused:
+        return ("ingress",)
+    teacher = release.teacher is not None and ("teacher" not in spec.flow.without or spec.items is not None)
+    return tuple(p for p in PARTS if (teacher if p == "teacher" else p not in spec.flow.without))
 
 
 def open_user_data(spec: GraphSpec, release: Release) -> tuple[UserStore | None, StateStore | None]:
@@ -115,8 +196,8 @@ def check_machines(spec: GraphSpec, machines: int) -> None:
     Raises:
         ConfigError: more than one replica writes, and there is more than one machine.
     """
-    name = "replicas.ingress" if spec.fused else "replicas.user"
-    writers = spec.replicas.ingress if spec.fused else spec.replicas.user
+    part: Part = "ingress" if spec.fused else "user"
+    name, writers = f"replicas.{part}", spec.replicas.most(part)
     if spec.state is not None and spec.state.url is None and writers > 1 and machines > 1:
         rule = f"{writers} replicas on {machines} machines cannot share one file of user state"
         raise ConfigError(name, writers, rule, f"set state.url=redis://…, {name}=1, or state=null")

@@ -22,7 +22,7 @@ from rayrank.config import ConfigError
 from rayrank.learning.collectives import Collectives
 from rayrank.learning.texts import encoder_of
 from rayrank.models.encoder import TextEncoder
-from rayrank.models.spec import CrossSpec, Sizes
+from rayrank.models.spec import CrossSpec, Sizes, item_columns
 from rayrank.on_ray.task import FitTask
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.encoders import (
@@ -96,6 +96,26 @@ def load_items(
     catalogue = replace(catalogue, token_ids=tokens[0], token_offsets=tokens[1], vectors_ND=vectors, below_TW=below)
     files = {"tokenizer.json": loaded.tokenizer_json.encode()}
     return Items(catalogue, sizes, loaded.network, _info(task.encoder, loaded), files, teacher_id)
+
+
+def taught_items(task: FitTask) -> Tensor | None:
+    """(N, D) item vectors of ``task.teacher``, where the objective wants them matched.
+
+    Raises:
+        ConfigError: no teacher is named.
+    """
+    from safetensors import safe_open
+
+    told = task.objective.distillation
+    if told is None or told.matching.items == 0:
+        return None
+    if not task.teacher:
+        rule = "item vectors to match come from a teacher's bundle, and none is named"
+        raise ConfigError("objective.distillation.matching.items", told.matching.items, rule, "name it in teacher")
+    columns = item_columns(read_info(task.teacher).spec)
+    with safe_open(Path(task.teacher) / ITEM_TABLE, framework="pt") as table:
+        found: Tensor = table.get_slice("packed")[:, columns]
+    return found.float().contiguous()
 
 
 def bundle_id(folder: str) -> str:

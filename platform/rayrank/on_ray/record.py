@@ -30,7 +30,7 @@ class Trial:
     folds: tuple[float, ...] = ()  # score of each fold
     values: dict[str, float] = field(default_factory=dict)  # of every objective
     schedule: list[dict[str, Any]] = field(default_factory=list)  # a population's member: settings of each epoch
-    training_s: float = 0.0  # of seconds, what the training loop took
+    training_s: float = 0.0  # of seconds, what training and evaluation took
     found: bool = False  # was there from an earlier search
 
     @property

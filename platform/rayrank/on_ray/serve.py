@@ -30,13 +30,19 @@ from rayrank.messages import (
     RankResponse,
     RecommendRequest,
     ReleaseInfo,
-    TaskInfo,
 )
 from rayrank.on_ray.aside import Aside
 from rayrank.on_ray.bearer import read_token
 from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.dry_run import DryRuns
-from rayrank.on_ray.graph_spec import GraphSpec, check_machines, folding, open_item_source, open_user_data
+from rayrank.on_ray.graph_spec import (
+    GraphSpec,
+    check_machines,
+    folding,
+    open_item_source,
+    open_user_data,
+    processes_of,
+)
 from rayrank.on_ray.places import Places, in_process
 from rayrank.on_ray.pool import BusyError, Gate, Pool
 from rayrank.ranking.drive import Driver
@@ -56,13 +62,12 @@ from rayrank.ranking.graph import (
 )
 from rayrank.ranking.items import Items
 from rayrank.ranking.release import Release, load_release
-from rayrank.ranking.respond import Named, respond
+from rayrank.ranking.respond import Named, release_info, respond
 from rayrank.ranking.retriever import Retriever
 from rayrank.ranking.scorer import Scorer
 from rayrank.ranking.served_log import ServedLog, shown_of
 from rayrank.ranking.user import Rejected, UserStage
 from rayrank.ranking.warm import WarmUp
-from rayrank.schema import RegressionTask
 
 _LOOKING, _LOOK_S = 4, 5.0
 """Searches for titles at once in an ingress replica, and the longest wait of one, seconds."""
@@ -85,7 +90,7 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
     reserved = {"num_cpus": spec.replicas.num_cpus}
     ingress = serve.deployment(
         name="Ingress",
-        num_replicas=spec.replicas.ingress,
+        **spec.replicas.serve_options("ingress"),
         ray_actor_options=reserved,
         max_ongoing_requests=2 * spec.replicas.ongoing,  # room to say 429 in our own words; beyond the queue Serve does
         max_queued_requests=2 * spec.replicas.ongoing,
@@ -94,13 +99,12 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
     )(serve.ingress()(Ingress))
     if spec.fused:
         return ingress.bind(raw, page)
-    stages: list[type[_Stage]] = [UserState, Retrieve, PreRank, *([ReRank] if release.teacher is not None else [])]
-    handles = {}
-    for target in stages:
+    parts, handles = processes_of(spec, release), {}
+    for target in (s for s in (UserState, Retrieve, PreRank, ReRank) if s.name in parts):
         stage, room = target.name, spec.replicas.room(target.name)
         deployment = serve.deployment(
             name=target.__name__,
-            num_replicas=getattr(spec.replicas, stage),
+            **spec.replicas.serve_options(stage),
             ray_actor_options=reserved,
             max_ongoing_requests=room,
             max_queued_requests=room,
@@ -200,7 +204,7 @@ class Ingress:
         self, raw: Mapping[str, Any], page: str | None, handles: Mapping[str, DeploymentHandle] | None = None
     ) -> None:
         self._spec, release = _setup(raw)
-        self._page, self._handles = page, handles
+        self._page, self._handles = page, _lean(handles)
         self._gate = Gate(self._spec.replicas.ongoing)
         self._titles = Aside("titles", _LOOKING, _LOOK_S)
         self._lists = Aside("user state", _LOOKING, self._spec.budgets.user)
@@ -229,7 +233,7 @@ class Ingress:
         self.changes = Changes.of(self._spec.items, encoder, follower, self._gate)
         self._driver, self._warm_up = Driver(invoke, self._spec.budgets), WarmUp(invoke, self._parts)
         self._dry_runs = DryRuns(self._driver, self._parts, self._named, self._policy)
-        self._info = _describe(self._named, release)
+        self._info = release_info(self._named, release)
 
     def __serve_build_asgi_app__(self) -> Any:
         from rayrank.on_ray.api import build_api
@@ -361,6 +365,16 @@ class Ingress:
             raise
 
 
+def _lean(handles: Mapping[str, DeploymentHandle] | None) -> Mapping[str, DeploymentHandle] | None:
+    """Plain pickle between our own replicas: cloudpickle looks at every object in Python, and none needs that."""
+    if handles is None:
+        return None
+    return {
+        stage: handle.options(request_serialization="pickle", response_serialization="pickle")
+        for stage, handle in handles.items()
+    }
+
+
 def _quietly(work: Callable[..., Any], *arguments: Any) -> Any:
     """The work; Serve logs the trace of what a replica raises, which must not tell what the user sent."""
     try:
@@ -375,20 +389,3 @@ def _setup(raw: Mapping[str, Any]) -> tuple[GraphSpec, Release]:
 
     torch.set_num_threads(1)
     return parse(GraphSpec, raw["spec"], "serve"), parse(Release, raw["release"], "release")
-
-
-def _describe(named: Named, release: Release) -> ReleaseInfo:
-    tasks = [
-        TaskInfo(name=t.name, kind=t.kind, low=t.low, high=t.high)
-        if isinstance(t, RegressionTask)
-        else TaskInfo(name=t.name, kind=t.kind)
-        for t in named.schema.event_tasks
-    ]
-    return ReleaseInfo(
-        release_id=named.release_id,
-        bundles=dict(named.bundles),
-        dataset=named.schema.name,
-        tasks=tasks,
-        fusion=dict(release.fusion),
-        items=len(named.items) - 1,
-    )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, assert_never
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from rayrank.config import Config, ConfigError, replace
+from rayrank.config import Config, ConfigError, replace, yaml_mapping
 
 Value = bool | int | float | str | None
 
@@ -99,17 +99,9 @@ def parse_space(raw: Mapping[str, Any], origin: str) -> Space:
 
 def read_space(path: str) -> Space:
     """The samplers of a YAML file."""
-    import yaml
-
     from rayrank.sources.storage import read_bytes
 
-    try:
-        raw = yaml.safe_load(read_bytes(path).decode("utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(path, None, "a search space must be valid YAML", str(error)) from None
-    if not isinstance(raw, dict):
-        raise ConfigError(path, type(raw).__name__, "top level must map dotted paths to samplers", "see tune_spaces/")
-    return parse_space(raw, path)
+    return parse_space(yaml_mapping(read_bytes(path), path), path)
 
 
 def check_space(space: Space, base: Config, origin: str) -> None:

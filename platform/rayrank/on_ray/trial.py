@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,7 +29,7 @@ Keep = Callable[[Snapshot, Ranker], str]
 SCORE, NOW, EPOCH, CLOCK, WHOLE = "score", "now", "epoch", "clock", "whole"
 """Score of the best epoch so far; of this one; epochs done; the population's clock; whether this is the trial's end."""
 EPOCHS, SCHEDULE, TRAINING = "epochs", "schedule", "training_s"
-"""Metrics by fold and epoch; settings of each epoch; seconds in the training loop."""
+"""Metrics by fold and epoch; settings of each epoch; seconds of training and evaluation."""
 
 
 def objective_key(place: int) -> str:
@@ -40,7 +41,7 @@ def run_trial(config: dict[str, Any]) -> None:
     """Train the base with the values of this trial."""
     base, spec = parse(FitTask, config["base"], "trial"), parse(SearchSpec, config["search"], "trial")
     task = changed(base, {**config["point"]["values"], "stream.through": "direct"})
-    told = Told(spec.goal, config["point"]["values"], task.learning.epochs, tell)
+    told = Told(spec.goal, config["point"]["values"], task.learning.epochs * (spec.folds or 1), tell)
     told.begin()
     if isinstance(spec.scheduler, Pbt):
         _member(task, told)
@@ -64,11 +65,20 @@ class Told:
 
     goal: AnyGoal
     values: dict[str, Any]  # its settings
-    planned: int  # epochs of a fold
+    planned: int  # epochs of all folds
     tell: Callable[[dict[str, Any], str | None], None]
     epochs: list[list[dict[str, float]]] = field(default_factory=list)
     schedule: list[dict[str, Any]] = field(default_factory=list)
-    training_s: float = 0.0
+    training_s: float = 0.0  # until the clock was stopped last
+    _since: float = 0.0
+
+    def go(self) -> None:
+        """Training begins or goes on: from now on its time counts."""
+        self._since = time.monotonic()
+
+    def halt(self) -> None:
+        """What comes now is no training."""
+        self.training_s += time.monotonic() - self._since
 
     def begin(self) -> None:
         """Another fold."""
@@ -99,7 +109,7 @@ class Told:
             EPOCH: done,
             # The last epoch is not yet another turn of the population: whoever took over then would not be trained.
             CLOCK: done if done < self.planned else self.planned - 0.5,
-            WHOLE: whole,
+            WHOLE: whole or done >= self.planned,  # ASHA stops a trial at its last epoch, before it can say so
             EPOCHS: [list(epochs) for epochs in self.epochs],  # copies: what is told must not grow
             SCHEDULE: list(self.schedule),
             TRAINING: self.training_s,
@@ -120,12 +130,14 @@ def _fit(task: FitTask, told: Told, start: Snapshot | None = None, keep: Keep | 
     costs: dict[str, float] = {}
 
     def on_snapshot(snapshot: Snapshot, model: Ranker) -> None:
+        told.halt()  # Tune may take its time to hear
         costs.update(costs or costs_of(model, task.dataset))
         told.epoch({**snapshot.meta["history"][-1]["metrics"], **costs})
         told.report(keep(snapshot, model) if keep else None)
+        told.go()
 
-    fitted = fit(task, Listeners(on_snapshot=on_snapshot), start=start)
-    told.training_s += fitted.seconds - fitted.seconds_items
+    fit(task, Listeners(on_ready=told.go, on_snapshot=on_snapshot), start=start)
+    told.halt()
 
 
 def _member(task: FitTask, told: Told) -> None:

@@ -81,7 +81,7 @@ def search(
         if not trial.stopped or (isinstance(spec.scheduler, Asha) and not over):  # else the budget cut it off
             record.keep(trial)
 
-    watch = Watch(spec.goal, known, keep, progress)
+    watch = Watch(spec.goal, known, keep, progress, spec.folds)
     if len(known) < task.trials:
         _run(task, spec, (known, concurrent, cluster.cpus), callback(watch, Limit("cluster.stall_s", stall_s, _SIGN)))
     trials = watch.ranked()

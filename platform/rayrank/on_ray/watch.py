@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rayrank.on_ray.goal import AnyGoal, judged, mode_of, name_of
+from rayrank.on_ray.goal import AnyGoal, Judged, judged, mode_of, name_of
 from rayrank.on_ray.patience import Limit, Pulse
 from rayrank.on_ray.record import Finished, Trial
 from rayrank.on_ray.trial import EPOCHS, SCHEDULE, TRAINING, WHOLE
@@ -47,6 +47,7 @@ class Watch:
         known: trials of an earlier, interrupted or smaller search.
         keep: called with every trial that ended without an error.
         progress: hears a line for every trial.
+        folds: that a trial must end to be judged; None: no cross-validation.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Watch:
         known: Sequence[Finished],
         keep: Callable[[Finished], None],
         progress: Callable[[str], None],
+        folds: int | None = None,
     ) -> None:
         self._goal, self._known, self._keep, self._progress = goal, tuple(known), keep, progress
+        self._folds = folds
         self._seen: dict[str, _Seen] = {}
         self._numbers = {trial.number for trial in known}
 
@@ -80,7 +83,7 @@ class Watch:
     def ended(self, trial: Any) -> None:
         """A trial has ended, by itself or by the scheduler."""
         seen = self.began(trial)
-        made = made_of(seen.finished(), self._goal)
+        made = made_of(seen.finished(), self._goal, seen.error, self._folds)
         found = made.error if made.score is None else f"{name_of(self._goal)} {made.score:.4f}"
         spread = "" if made.spread is None else f" ± {made.spread:.4f} over {len(made.folds)} folds"
         values = ", ".join(f"{path.rsplit('.', 1)[-1]} {_short(v)}" for path, v in seen.params.items())
@@ -97,15 +100,24 @@ class Watch:
     def ranked(self) -> list[Trial]:
         """All trials, best first; those without a score last."""
         sign = 1.0 if mode_of(self._goal) == "max" else -1.0
-        made = [made_of(trial, self._goal, found=True) for trial in self._known]
-        made += [made_of(seen.finished(), self._goal, seen.error) for seen in self._seen.values()]
+        made = [replace(made_of(trial, self._goal, folds=self._folds), found=True) for trial in self._known]
+        made += [made_of(seen.finished(), self._goal, seen.error, self._folds) for seen in self._seen.values()]
         return sorted(made, key=lambda t: (t.score is None, -sign * (t.score or 0.0), t.number))
 
 
-def made_of(trial: Finished, goal: AnyGoal, error: str | None = None, found: bool = False) -> Trial:
-    """What the epochs of a trial come to under a goal."""
-    said = judged(goal, trial.epochs)
-    lost = "the metric is not a number in any epoch" if any(trial.epochs) and said.score is None else None
+def made_of(trial: Finished, goal: AnyGoal, error: str | None = None, folds: int | None = None) -> Trial:
+    """What the epochs of a trial come to under a goal.
+
+    Nothing that could win where it crashed, or was cut before the end of its last fold: a mean over fewer folds, or
+    over half a fold, compares with no other.
+    """
+    said, lost = judged(goal, trial.epochs), None
+    if any(trial.epochs) and said.score is None:
+        lost = "the metric is not a number in any epoch"
+    if folds and trial.stopped:
+        lost = f"cut off in fold {len(trial.epochs)} of {folds}"
+    if error or lost:
+        said = Judged(None, said.metrics, (), {})
     return Trial(
         number=trial.number,
         params=trial.params,
@@ -119,7 +131,6 @@ def made_of(trial: Finished, goal: AnyGoal, error: str | None = None, found: boo
         values=said.values,
         schedule=trial.schedule if any(one != trial.params for one in trial.schedule) else [],
         training_s=trial.training_s,
-        found=found,
     )
 
 

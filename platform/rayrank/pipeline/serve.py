@@ -15,7 +15,7 @@ from pydantic import Field
 from rayrank.config import ConfigError, DataPath
 from rayrank.on_ray.bearer import read_token
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
-from rayrank.on_ray.graph_spec import GraphSpec
+from rayrank.on_ray.graph_spec import GraphSpec, processes_of
 from rayrank.on_ray.http import HttpConfig, check_port, deployed
 from rayrank.on_ray.orphans import end_orphans
 from rayrank.on_ray.profile import launch_profile
@@ -28,6 +28,11 @@ Progress = Callable[[str], None]
 class ServeConfig(GraphSpec):
     """What is served, where it listens, and where Ray runs."""
 
+    fused: bool = Field(
+        True,
+        description="all stages in one process; false: a deployment for each, which scale and fail by themselves, at a"
+        " multiple of the latency on a small machine",
+    )
     http: HttpConfig = Field(default_factory=HttpConfig, description="address and waiting")
     playground: DataPath | None = Field(None, description="HTML file served at /; None: no page")
     for_s: float | None = Field(None, gt=0, description="stop by itself after so many seconds; None: until Ctrl-C")
@@ -87,9 +92,7 @@ def serving(config: ServeConfig, progress: Progress) -> Iterator[str]:
         ensure_cluster(config.cluster) as cluster,
     ):
         stages = config.replicas
-        processes = stages.ingress
-        if not config.fused:
-            processes += stages.user + stages.retrieve + stages.student + (stages.teacher if release.teacher else 0)
+        processes = sum(stages.most(part) for part in processes_of(config, release))
         check_capacity(cluster, processes * stages.num_cpus, "replicas.num_cpus")
         with deployed(config.graph, config.http, page, progress) as url:
             yield url

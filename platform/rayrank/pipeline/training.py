@@ -25,7 +25,7 @@ from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.train import Workers, run_distributed, run_in_process
 from rayrank.schema import RetrievalTask
 from rayrank.sources import storage
-from rayrank.sources.manifest import read_manifest
+from rayrank.sources.manifest import Manifest, read_manifest
 from rayrank.tracking import MlflowTracking, NullRun, NullTracker, TrackingConfig, check_tracking, open_tracker
 from rayrank.wording import counted
 
@@ -81,8 +81,7 @@ def train_bundle(config: TrainingConfig, role: str, progress: Callable[[str], No
     local_folder(config.output)  # refused now, not after the training
     task = FitTask(**{name: getattr(config, name) for name in FitTask.model_fields})
     chosen(config.learning.choose, read_manifest(config.dataset).dataset_schema)  # told now, not by a worker
-    _check_labels(config)
-    _check_online(config)
+    check_taught(config)
     key = run_key(task)
     known = None if config.again else _known(config.output, key)
     if known is not None:
@@ -106,26 +105,38 @@ def train_bundle(config: TrainingConfig, role: str, progress: Callable[[str], No
     return result
 
 
-def _check_labels(config: TrainingConfig) -> None:
-    """The soft labels must be those of the teacher whose item table is used, alone or among others."""
-    if config.labels and config.teacher:
-        taught, teacher = read_label_key(config.labels).teachers, bundle_id(config.teacher)
-        if teacher not in taught:
-            rule = f"these labels are of teacher {', '.join(sorted(taught))}, the config names teacher {teacher}"
-            raise ConfigError("labels", config.labels, rule, "run label with this teacher again")
+def check_taught(task: FitTask, prefix: str = "") -> None:
+    """What a student learns from must belong to its dataset and to the teacher whose item table it takes.
 
+    Args:
+        task: what is to be trained.
+        prefix: of the keys that an error names.
 
-def _check_online(config: TrainingConfig) -> None:
-    """Teachers in the loop must read this dataset, and have what they are asked for."""
-    manifest = read_manifest(config.dataset)
-    if config.online and config.online.mined and not manifest.dataset_schema.of_kind(RetrievalTask):
+    Raises:
+        ConfigError: labels of other shards or of other teachers, teachers in the loop that cannot be asked.
+    """
+    manifest = read_manifest(task.dataset)
+    if task.labels:
+        _check_labels(task, task.labels, manifest, f"{prefix}labels")
+    if task.online and task.online.mined and not manifest.dataset_schema.of_kind(RetrievalTask):
         rule = "hard negatives are mined by a retrieval head, and this dataset has no retrieval task"
-        raise ConfigError("online.mined", config.online.mined, rule, "set it to 0")
-    for member in config.asked:
+        raise ConfigError(f"{prefix}online.mined", task.online.mined, rule, "set it to 0")
+    for member in task.asked:
         found = read_info(member.bundle).schema_fingerprint
         if found != manifest.fingerprint:
             rule = f"a teacher in the loop must have the schema of the dataset ({manifest.fingerprint[:16]})"
-            raise ConfigError("online", found[:16], rule, "train one on it, or let the label job ask this one")
+            raise ConfigError(f"{prefix}online", found[:16], rule, "train one on it, or let the label job ask this one")
+
+
+def _check_labels(task: FitTask, folder: str, manifest: Manifest, path: str) -> None:
+    key = read_label_key(folder)
+    if key.data_fingerprint != manifest.data_fingerprint:
+        rule = f"these labels are of other shards ({key.data_fingerprint[:16]}) than the dataset's "
+        rule += f"({manifest.data_fingerprint[:16]}, {task.dataset})"
+        raise ConfigError(path, folder, rule, "run label on this dataset, or name the labels of this one")
+    if task.teacher and (teacher := bundle_id(task.teacher)) not in key.teachers:
+        rule = f"these labels are of teacher {', '.join(sorted(key.teachers))}, the config names teacher {teacher}"
+        raise ConfigError(path, folder, rule, "run label with this teacher again")
 
 
 def tracked_run(output: str) -> str | None:

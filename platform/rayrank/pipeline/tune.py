@@ -21,7 +21,7 @@ from rayrank.on_ray.space import LogUniform, Sampler, Space, check_space, read_s
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.tune import Found, SearchTask, search
 from rayrank.pipeline.distill import DistillConfig
-from rayrank.pipeline.training import tracked_run
+from rayrank.pipeline.training import check_taught, tracked_run
 from rayrank.schema import DatasetSchema
 from rayrank.sources import storage
 from rayrank.sources.manifest import read_manifest
@@ -116,6 +116,7 @@ def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
     check_space(space, base, origin)
     _check_tasks(space, manifest.dataset_schema, origin)
     task = FitTask(**{name: getattr(base, name) for name in FitTask.model_fields})
+    check_taught(task, "distill.")
     goal = resolved(config.search.goal, base.learning, manifest.dataset_schema)
     spec = config.search.model_copy(update={"goal": goal})
     trials = number_of_trials(spec, space, config.trials, origin)

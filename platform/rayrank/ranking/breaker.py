@@ -37,8 +37,8 @@ class Breaker:
         """The stage answered in time."""
         self._count = 0.0
 
-    def failed(self, share: float = 1.0) -> None:
-        """The stage was broken, or late: ``share`` (0 to 1) of its budget was waited for it."""
-        self._count += share
+    def failed(self, weight: float = 1.0) -> None:
+        """The stage was broken or late; ``weight``: the share of its budget that was waited; ``failures``: at once."""
+        self._count += weight
         if self._count >= self.failures:
             self._open_until = self.clock() + self.rest_s

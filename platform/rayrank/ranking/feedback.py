@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ class FeedbackStage:
     def accept(self, request: FeedbackRequest, request_id: str, now: int) -> Accepted | Rejected | Missed:
         """Keep the events; ``now`` (unix seconds) is the time of those that tell none.
 
-        An event counts once: by its ``event_id``, else by item, time and labels, else (no time told) by ``request_id``
-        and its place, so that a client may send again what was not answered.
+        An event counts once: by its ``event_id``, else by item, time and labels, else (no time told) by ``request_id``,
+        its place and what it says, so that a client may send again what was not answered, and two POSTs under one
+        trace id are two.
         """
         problems = self._encoder.label_problems(request.events, "events")
         if problems:
@@ -53,8 +55,14 @@ def _columns(events: Sequence[FeedbackEvent], request_id: str, now: int) -> User
         [e.item_id for e in events],
         [now if e.time is None else e.time for e in events],
         {task: [e.labels.get(task) for e in events] for task in tasks},
-        [e.event_id or (f"{request_id}/{i}" if e.time is None else None) for i, e in enumerate(events)],
+        [e.event_id or (f"{request_id}/{i}/{_said(e)}" if e.time is None else None) for i, e in enumerate(events)],
     )
+
+
+def _said(event: FeedbackEvent) -> str:
+    """A digest of what an event says: 16 hex digits."""
+    said = json.dumps([event.item_id, sorted(event.labels.items()), event.request_id])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _line(user_id: str, event: FeedbackEvent, time: int) -> str:

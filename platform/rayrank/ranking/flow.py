@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from rayrank.config import Config
-from rayrank.messages import AnsweredBy, RankRequest, RecommendRequest, id_of
+from rayrank.messages import AnsweredBy, Omittable, RankRequest, RecommendRequest, id_of
 from rayrank.ranking.context import ColdVectors, Prepared, Scored, Sought
 from rayrank.ranking.fusion import fused, order
 from rayrank.ranking.items import DESCRIBED, Items
@@ -32,6 +32,9 @@ class FlowSettings(Config):
     pool: int = Field(500, ge=1, description="items the retriever hands to the student")
     rerank: int = Field(100, ge=0, description="best items of the student that the teacher scores again; 0: none")
     cold: int = Field(32, ge=0, description="described new items that the teacher scores whatever the student says")
+    without: tuple[Omittable, ...] = Field(
+        (), description="stages that are never asked; a request can leave out more, and bring none back"
+    )
     sources: Sources = Field(
         default_factory=Sources, description="where the retriever looks, merged by reciprocal rank"
     )
@@ -130,12 +133,14 @@ def rank_flow(request: Request, parts: FlowParts, terms: Terms = Terms()) -> Flo
     if len(kept) < len(asked.rows):
         asked = asked.take(kept)
     board = _Board(asked, parts, terms, request.weights or parts.weights)
+    if isinstance(request, RecommendRequest):
+        board.best = (1.0 / (1 + kept)).astype(np.float32)  # until a model says more: the order of retrieval
     cold = parts.cold_vectors.attach(prepared.cold)
-    if parts.has_student and len(kept):
+    if parts.has_student and len(kept) and not _without("student", request, parts):
         by_student = yield Call("student", (prepared.context, asked.rows, cold))
         board.note("student", by_student, np.arange(len(kept)), notes)
     chosen = _shortlist(board, request, parts) if parts.has_student else np.arange(len(kept))
-    if parts.has_teacher and len(chosen):
+    if parts.has_teacher and len(chosen) and not _without("teacher", request, parts):
         by_teacher = yield Call("teacher", (prepared.context, asked.rows[chosen], cold))
         board.note("teacher", by_teacher, chosen, notes)
         if isinstance(by_teacher, Scored) and by_teacher.cold_vectors is not None:
@@ -157,14 +162,20 @@ def _retrieved(
     size = max(parts.settings.pool if request.pool is None else request.pool, request.k)
     allowed = terms.policy.allowed_bits if terms.policy else None
     sought = Sought(size, request.exclude_seen, allowed, _blocked(request, parts), request.query)
-    found = yield Call("retrieve", (prepared.context, prepared.cold, sought))
+    found = None
+    if not _without("retrieve", request, parts):
+        found = yield Call("retrieve", (prepared.context, prepared.cold, sought))
     if isinstance(found, Missed):
         notes.append(f"retrieve: {found.reason}; popular items instead")
+    if not isinstance(found, Found):
         popular, allowed_N = parts.items.popular, sought.mask(prepared.context, len(parts.items))
         rows = popular[allowed_N[popular]][:size]
         found = Found(rows, {"popular": np.arange(1, len(rows) + 1, dtype=np.int32)})
-    assert isinstance(found, Found)
     return found.followed_by(terms.policy.pinned_rows) if terms.policy is not None else found
+
+
+def _without(stage: Omittable, request: Request, parts: FlowParts) -> bool:
+    return stage in parts.settings.without or stage in request.without
 
 
 def _blocked(request: Request, parts: FlowParts) -> np.ndarray:

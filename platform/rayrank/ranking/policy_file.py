@@ -64,9 +64,9 @@ class PolicyFile:
             self._state = state
             try:
                 policy = Policy(read_policy(self._path), self.facts)
-            except ConfigError as error:
-                _log.error("policy %s stays: %s", self._policy.hash, error)
-                self.reason = str(error)
+            except Exception as error:  # whatever it is, the thread must live to see the edit that mends it
+                self.reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+                _log.error("policy %s stays: %s", self._policy.hash, self.reason)
                 self.warning = f"the policy file is not valid since its last edit; {self._policy.hash} stays in force"
                 return
             if policy.hash != self._policy.hash:

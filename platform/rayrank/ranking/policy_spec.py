@@ -124,7 +124,7 @@ def read_policy(path: str | Path) -> PolicySpec:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(str(path), None, f"must be readable JSON ({type(error).__name__})", "correct it") from None
     if not isinstance(raw, dict):
         raise ConfigError(str(path), type(raw).__name__, "top level must be an object", "write {…}")

@@ -136,7 +136,7 @@ def _absolute(base: Path, place: str | None) -> str | None:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(str(file), None, f"must be readable JSON ({type(error).__name__})", "promote again") from None
     if not isinstance(raw, dict):
         raise ConfigError(str(file), type(raw).__name__, "top level must be an object", "promote again")

@@ -28,6 +28,10 @@ class StateError(RuntimeError):
     """The store gives no answer; the message names no user."""
 
 
+class StateLateError(StateError):
+    """It was waited for in vain: whoever asks next waits as long."""
+
+
 class StateSpec(Config):
     """Where events that users send are kept, how many and for how long."""
 
@@ -38,7 +42,9 @@ class StateSpec(Config):
     prefix: str = Field("rayrank", description="begin of every key on that server", pattern=r"^[\w.-]{1,64}$")
     max_events: int = Field(1000, ge=1, description="events kept in a user's history; the oldest go first")
     expire_days: float | None = Field(None, gt=0, description="events older than this are dropped; None: none are")
-    timeout_s: float = Field(0.5, gt=0, description="longest wait for the store; then it counts as down, seconds")
+    timeout_s: float = Field(
+        0.5, gt=0, description="longest wait for a step of the store; then it counts as down, seconds"
+    )
     loaded: bool = Field(
         False, description="load_state has put the dataset's histories into the store: no cache of them is made or read"
     )
@@ -91,8 +97,8 @@ class UserEvents:
 class StateStore(Protocol):
     """Events by user id. Safe to use from several threads; several processes may share one.
 
-    Every method raises :class:`StateError` when the store is down, locked, full or damaged, at the latest after
-    ``timeout_s`` (loading and reading the whole: for each user or batch).
+    Every method raises :class:`StateError` when the store is down, locked, full or damaged; :class:`StateLateError` as
+    soon as one step of it (a connection, a command, a lock) was waited for ``timeout_s``: none is tried again then.
     """
 
     def events(self, user_id: str, now: int) -> UserEvents | None:

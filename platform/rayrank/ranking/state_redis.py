@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rayrank.config import ConfigError
-from rayrank.ranking.state import StateError, StateSpec, UserEvents, kept, merged, pack, unpack
+from rayrank.ranking.state import StateError, StateLateError, StateSpec, UserEvents, kept, merged, pack, unpack
 
 _DURABLE = {"appendonly": "yes", "appendfsync": "always"}
 _log = logging.getLogger(__name__)
@@ -36,11 +36,13 @@ class RedisState:
         except ImportError:
             fix = "pip install 'rayrank[redis]'"
             raise ConfigError("state.url", None, "a Redis-compatible store needs the package redis", fix) from None
-        self.spec, self._errors = spec, redis.RedisError
+        self.spec, self._errors, self._late = spec, redis.RedisError, redis.TimeoutError
         self._conflict, self._refused = redis.WatchError, redis.ResponseError
         wait = spec.timeout_s
+        # Once again where the connection is gone, as after a restart of the server; never after a wait in vain.
+        again = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
         self._server: Any = redis.Redis.from_url(
-            spec.url or "", socket_timeout=wait, socket_connect_timeout=wait, retry=Retry(NoBackoff(), 1)
+            spec.url or "", socket_timeout=wait, socket_connect_timeout=wait, retry=again
         )
         self._checked = False
         try:
@@ -161,7 +163,7 @@ class RedisState:
                     return
                 except self._conflict:
                     if time.monotonic() > end:
-                        raise StateError(f"busy for {wait_s * 1000:.0f} ms") from None
+                        raise StateLateError(f"busy for {wait_s * 1000:.0f} ms") from None
 
     def _check(self) -> None:
         """Once, at the first answer: acknowledged must mean on disk."""
@@ -182,6 +184,8 @@ class RedisState:
     def _answering(self) -> Iterator[None]:
         try:
             yield
+        except self._late:
+            raise StateLateError(f"the server gives no answer within {self.spec.timeout_s * 1000:.0f} ms") from None
         except self._errors as error:
             # The message may name the address, and the address may hold a password.
             raise StateError(f"the server gives no answer ({type(error).__name__})") from None

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rayrank.config import ConfigError
-from rayrank.ranking.state import StateError, StateSpec, UserEvents, kept, merged, pack, unpack
+from rayrank.ranking.state import StateError, StateLateError, StateSpec, UserEvents, kept, merged, pack, unpack
 
 FORMAT = 1
 _TABLES = """
@@ -172,7 +172,7 @@ class _Connection:
         """
         timeout_s = self._state.spec.timeout_s
         if not self._lock.acquire(timeout=timeout_s):
-            raise StateError(f"busy for {timeout_s * 1000:.0f} ms")
+            raise StateLateError(f"busy for {timeout_s * 1000:.0f} ms")
         try:
             if self._state.lost or (self._open is not None and self._moved()):
                 self._state.lost = True  # an open connection would write into a file that nobody finds any more
@@ -183,7 +183,9 @@ class _Connection:
             yield self._open
         except (sqlite3.Error, OSError) as error:
             self._drop()
-            raise StateError(str(error) if isinstance(error, sqlite3.Error) else type(error).__name__) from None
+            locked = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+            said = str(error) if isinstance(error, sqlite3.Error) else type(error).__name__
+            raise (StateLateError if locked else StateError)(said) from None
         except StateError:
             self._drop()
             raise

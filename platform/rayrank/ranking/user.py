@@ -15,7 +15,7 @@ from rayrank.ranking.breaker import Breaker
 from rayrank.ranking.context import Prepared, UserContext
 from rayrank.ranking.encode import ColdBuilder, RequestEncoder
 from rayrank.ranking.items import Items
-from rayrank.ranking.state import StateError, StateStore, UserEvents
+from rayrank.ranking.state import StateError, StateLateError, StateStore, UserEvents
 from rayrank.ranking.store import History, UserStore, empty_history, joined
 from rayrank.schema import Feature, past_features
 from rayrank.sources.dataset import feature_tensor
@@ -122,7 +122,8 @@ class UserStage:
         try:
             found = self._state.events(user_id, now)
         except StateError as error:
-            self._breaker.failed()
+            # Requests wait for each other here: were each to wait in vain, all behind the first ones would be too late.
+            self._breaker.failed(self._breaker.failures if isinstance(error, StateLateError) else 1)
             return None, f"user state: {error}; without the latest events"
         self._breaker.succeeded()
         return found, None

@@ -119,9 +119,12 @@ class _Soft:
 
     def _by_target(self, name: str, dtype: torch.dtype = torch.float32, fill: float = float("nan")) -> Tensor:
         """(B, T, S) from S (or M) values for each train target, in order."""
-        values = torch.from_numpy(pc.list_flatten(_one(self.labels[name])).to_numpy(zero_copy_only=False).copy())
-        targets = int(self.train_BT.sum())
+        lists, targets = _one(self.labels[name]), int(self.train_BT.sum())
+        values = torch.from_numpy(pc.list_flatten(lists).to_numpy(zero_copy_only=False).copy())
         samples = len(values) // max(targets, 1)
+        if not np.array_equal(pc.list_value_length(lists).to_numpy(), samples * self.train_BT.sum(1).numpy()):
+            rule = "every train target must have as many values as the others"
+            raise ConfigError(f"labels: {name}", None, rule, "run label again")
         spread = torch.full((*self.train_BT.shape, samples), fill, dtype=dtype)
         spread[self.train_BT] = values.to(dtype).view(targets, samples)
         return spread

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayrank.config import ConfigError
@@ -83,13 +84,25 @@ def label_file(shard: int) -> str:
 
 
 def join_labels(table: pa.Table, labels: pa.Table, where: str) -> pa.Table:
-    """Append the columns of labels; both tables must hold the same keys in the same order."""
+    """Append the columns of labels.
+
+    Raises:
+        ConfigError: not the same keys in the same order, or not one logit for every event.
+    """
     if not table.column("key").equals(labels.column("key")):
         raise ConfigError(where, None, "teacher labels must have the keys of the shards", "run label again")
     for name in labels.column_names:
+        by_event = name.startswith("soft_") or (name.startswith("spread_") and not name.startswith("spread_unseen_"))
+        if by_event and not _lengths(labels, name).equals(_lengths(table, "item")):
+            rule = f"column {name} must have one value for every event of its sequence"
+            raise ConfigError(where, None, rule, "delete this file and run label again")
         if name.startswith(LABELS):
             table = table.append_column(name, labels.column(name))
     return table
+
+
+def _lengths(table: pa.Table, column: str) -> pa.ChunkedArray:
+    return pc.list_value_length(table.column(column))
 
 
 def read_here(order: Iterable[Place]) -> Iterator[pa.Table]:

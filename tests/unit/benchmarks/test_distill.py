@@ -10,17 +10,23 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import results
 from benchmarks.distill import __main__ as benchmark
-from benchmarks.distill import clock, figures, kept, labelling, requests, speed
+from benchmarks.distill import clock, figures, kept, labelling, quality, requests, speed
 from benchmarks.distill.arms import DISTILLED, TABLE, TEACHER, UNDISTILLED, Arms
 from benchmarks.quality_ml1m import Setting
 from benchmarks.results import ROOT
 from rayrank.batch import Events, Queries
+from rayrank.bundle import load_bundle
 from rayrank.config import to_yaml
 from rayrank.metrics.order import ndcg
+from rayrank.pipeline.cost import request_contexts
+from rayrank.ranking.items import DESCRIBED
+from rayrank.ranking.scorer import Scorer
 from rayrank.sources.build import build, run_here
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.spec import BuildSpec
+from tests.tiny_release import make_world
 
 
 def test_t_quantiles_are_those_of_tables() -> None:
@@ -175,8 +181,18 @@ def test_described_items_bring_text_and_features(generated: Dataset) -> None:
     cold, rows = requests.described(generated, np.array([3, 1]))
     texts = generated.catalogue_table()["text"].to_pylist()
     assert cold.texts == (texts[2], texts[0])
-    assert rows.tolist() == [81, 82]
+    assert rows.tolist() == [DESCRIBED, DESCRIBED + 1]
     assert all(len(values) == 2 for values in cold.features.values())
+
+
+def test_the_teacher_reads_the_texts_of_described_items(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    scorer = Scorer(load_bundle(world.teacher))
+    (context,) = request_contexts(Dataset.open(str(world.dataset)), 5, 1)
+    cold, rows = requests.described(Dataset.open(str(world.dataset)), np.array([3, 1, 8]))
+    read = scorer.score(context, rows, cold).cold_vectors
+    assert read is not None
+    np.testing.assert_allclose(read, scorer.bundle.text_ND[[3, 1, 8]], atol=1e-5)
 
 
 def test_claims_follow_from_rows(tmp_path: Path) -> None:
@@ -185,9 +201,9 @@ def test_claims_follow_from_rows(tmp_path: Path) -> None:
     for seed in (0, 1):
         for arm, value in auc.items():
             values = {"AUC": value + 0.01 * seed, "GAUC": value - 0.1, "LogLoss": 1 - value, "calibration": 1.0}
-            for protocol in benchmark.PROTOCOLS:
+            for protocol in quality.PROTOCOLS:
                 store.keep_quality(
-                    store.key(arm, seed), seed, (arm, protocol), {"like": values, "stars": {"RMSE": 0.9}}
+                    store.key(arm, seed, protocol), seed, (arm, protocol), {"like": values, "stars": {"RMSE": 0.9}}
                 )
     assert store.judged((0, 1, 2)) is None
     found = benchmark.claims(store, "like", (0, 1))
@@ -201,6 +217,25 @@ def test_claims_follow_from_rows(tmp_path: Path) -> None:
     store.keep_claims(store.key("speed"), 0, {"speed_ratio warm": 4.0})
     assert benchmark.claims(store, "like", (0, 1))["speed_ratio"] == {"warm": 4.0}
     assert store.has(store.key("speed"))
+
+
+def test_a_run_that_ended_between_two_protocols_measures_the_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, found = make_world(tmp_path), arms(tmp_path)
+    object.__setattr__(found, "dataset", Dataset.open(str(world.dataset)))
+    monkeypatch.setattr(Arms, "bundle", lambda *_: load_bundle(world.student))
+    store = kept.Kept(tmp_path / "r.json", "here", "f")
+    bench = benchmark.Bench(found, store, speed.Effort())
+    bench.quality(0)
+    whole = results.load(store.file).rows
+    assert store.judged((0,)) is not None
+    cut = [row for row in whole if row.arm[-1] == "streaming"]
+    store.file.unlink()
+    results.record(kept.NAME, kept.QUALITY, cut, store.file)
+    assert store.judged((0,)) is None
+    bench.quality(0)
+    assert {row.arm for row in results.load(store.file).rows} == {row.arm for row in whole}
 
 
 def test_unknown_sections_are_named(capsys: pytest.CaptureFixture[str]) -> None:

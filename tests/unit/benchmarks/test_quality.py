@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import quality_ml1m
-from benchmarks.quality_ml1m import ARMS, Runner, _over, _quick
+from benchmarks.quality_ml1m import ARMS, Runner, _over, quick
 from rayrank.config import to_yaml
 
 
 def runner(folder, **changes):
     manifest = SimpleNamespace(data_fingerprint="f" * 64)
     dataset = SimpleNamespace(path=str(folder / "dataset"), manifest=manifest)
-    return Runner(replace(_quick(Path(folder)), **changes), dataset)
+    return Runner(replace(quick(Path(folder)), **changes), dataset)
 
 
 def test_keys_differ_by_arm_seed_and_protocol_but_not_by_place(tmp_path):

@@ -47,6 +47,16 @@ def test_recording_adds_and_replaces_by_key(tmp_path):
     assert results.load(tmp_path / "absent.json") == Results()
 
 
+def test_a_new_recipe_replaces_the_old_one_of_the_same_arm_and_seed(tmp_path):
+    path = tmp_path / "results.json"
+    old = [row("a0", "student", 0, 0.1), row("a1", "student", 1, 0.2), row("t0", "teacher", 0, 0.3)]
+    results.record(
+        "made", TABLE, [*old, row("a0", "student", 0, 0.1).model_copy(update={"table": "x", "key": "x"})], path
+    )
+    results.record("made", TABLE, [row("b0", "student", 0, 0.7), row("c", "other", 0, 0.4)], path)
+    assert [r.key for r in results.load(path).rows] == ["a1", "t0", "x", "b0", "c"]
+
+
 def test_keys_depend_on_content_not_on_order():
     assert results.key_of({"a": 1, "b": 2}, 3) == results.key_of({"b": 2, "a": 1}, 3)
     assert results.key_of({"a": 1}, 3) != results.key_of({"a": 1}, 4)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
-from benchmarks.tuned_gain import ARMS, claims_of, gains, search_of
+from benchmarks.quality_ml1m import Runner, quick
+from benchmarks.tuned_gain import ARMS, claims_of, gains, key_of, search_of
 from rayrank.on_ray.search_spec import number_of_trials
 from rayrank.on_ray.space import check_space
 from rayrank.pipeline.distill import DistillConfig
@@ -30,6 +34,26 @@ def test_both_arms_train_as_many_students_and_choose_by_the_same_score() -> None
     assert arms["default"].search.goal == arms["tuned"].search.goal
     assert set(arms["default"].samplers) == {"learning.seed"}
     assert "learning.seed" not in arms["tuned"].samplers
+
+
+def test_another_search_is_another_row(tmp_path: Path) -> None:
+    def key(arm: str, trials: int, schema: DatasetSchema) -> str:
+        manifest = SimpleNamespace(data_fingerprint="f" * 64)
+        dataset = SimpleNamespace(schema=schema, path=str(tmp_path / "dataset"), manifest=manifest)
+        return key_of(Runner(quick(tmp_path), dataset), arm, 0, trials)  # type: ignore[arg-type]
+
+    half = RegressionTask(name="rating", column="rating", low=1, high=3)  # another factor of its term in the goal
+    other = SCHEMA.model_copy(update={"tasks": (SCHEMA.tasks[0], half, SCHEMA.tasks[2])})
+    fewer = SCHEMA.model_copy(update={"tasks": SCHEMA.tasks[:2]})  # other bounds of the weights
+    asked = [
+        ("tuned", 5, SCHEMA),
+        ("default", 5, SCHEMA),
+        ("tuned", 6, SCHEMA),
+        ("tuned", 5, other),
+        ("tuned", 5, fewer),
+    ]
+    assert len({key(*one) for one in asked}) == len(asked)
+    assert key("tuned", 5, SCHEMA) == key("tuned", 5, SCHEMA)
 
 
 def test_gains_count_less_error_as_better_and_name_the_tasks_that_lost() -> None:

@@ -15,6 +15,8 @@ from rayrank.config import ConfigError, replace
 from rayrank.on_ray.items import bundle_id
 from rayrank.pipeline.distill import DistillConfig, distill
 from rayrank.pipeline.label import LabelConfig, label
+from rayrank.pipeline.tune import TuneConfig, tune
+from rayrank.tracking import NoTracking
 
 
 def _config(world, folder: Path) -> DistillConfig:
@@ -99,6 +101,20 @@ def test_a_student_of_teachers_in_the_loop_is_that_of_their_labels(world, tmp_pa
         replace(config, {"online": {"samples": 4}})
 
 
+def test_maps_to_the_teachers_item_vectors_are_no_part_of_the_bundle(world, tmp_path: Path) -> None:
+    config = _config(world, tmp_path)
+    plain = distill(config, lambda _: None)
+    weight = {"objective.distillation.matching.items": 0.5}
+    made = distill(replace(config, {**weight, "output": str(tmp_path / "matched")}), lambda _: None)
+    told, own = (load_bundle(folder) for folder in (made.bundle, plain.bundle))
+    assert set(told.model.state_dict()) == set(own.model.state_dict())
+    assert made.parameters == plain.parameters
+    assert made.curve[-1]["loss/match/items"] < made.curve[0]["loss/match/items"]
+    assert "loss/match/items" not in plain.curve[0]
+    with pytest.raises(ConfigError, match="item vectors to match come from a teacher"):
+        distill(replace(config, {**weight, "teacher": None, "output": str(tmp_path / "none")}), lambda _: None)
+
+
 def test_soft_labels_without_labels_are_a_mistake(world) -> None:
     with pytest.raises(ValueError, match="needs labels"):
         DistillConfig(dataset=world.dataset, output="o", teacher=world.teacher)
@@ -122,6 +138,31 @@ def test_labels_of_another_teacher_are_refused(world, tmp_path: Path) -> None:
     (other / "manifest.json").write_text(json.dumps(manifest | {"bundle_id": "0123456789abcdef"}))
     with pytest.raises(ConfigError, match="labels are of teacher 0123456789abcdef"):
         distill(replace(config, {"labels": str(other)}), lambda _: None)
+
+
+@pytest.mark.parametrize("teacher", [True, False])
+def test_labels_of_another_dataset_are_refused(world, tmp_path: Path, teacher: bool) -> None:
+    """Also where no item table is taken, and before a search starts."""
+    config = _config(world, tmp_path)
+    manifest = json.loads((tmp_path / "labels" / "manifest.json").read_text())
+    (tmp_path / "labels" / "manifest.json").write_text(json.dumps(manifest | {"data_fingerprint": "0" * 64}))
+    changed = replace(config, {} if teacher else {"teacher": None})
+    with pytest.raises(ConfigError, match=r"^labels: .*these labels are of other shards \(0{16}\)"):
+        distill(changed, lambda _: None)
+    search = TuneConfig(distill=changed, output=str(tmp_path / "tune"), tracking=NoTracking())
+    with pytest.raises(ConfigError, match=r"^distill\.labels: .*these labels are of other shards"):
+        tune(search, lambda _: None)
+
+
+def test_a_search_refuses_teachers_in_the_loop_that_read_another_schema(world, tmp_path: Path) -> None:
+    other = tmp_path / "teacher"
+    shutil.copytree(world.teacher, other)
+    info = json.loads((other / "bundle.json").read_text())
+    (other / "bundle.json").write_text(json.dumps(info | {"schema_fingerprint": "1" * 64}))
+    changes = {"labels": None, "teacher": None, "online": {"teachers": [{"bundle": str(other)}]}}
+    config = replace(_config(world, tmp_path), changes)
+    with pytest.raises(ConfigError, match=r"^distill\.online: .*must have the schema of the dataset"):
+        tune(TuneConfig(distill=config, output=str(tmp_path / "tune"), tracking=NoTracking()), lambda _: None)
 
 
 def test_text_needs_a_teacher_that_reads_text(world, tmp_path: Path) -> None:

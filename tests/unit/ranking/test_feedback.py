@@ -85,6 +85,15 @@ def test_what_is_sent_again_counts_once(graph: RankingGraph) -> None:
     assert tell(graph, "u2", event | {"time": NOW - 5}, event | {"time": NOW - 5}) == (0, 2)
 
 
+def test_two_posts_under_one_trace_id_are_both_kept(graph: RankingGraph) -> None:
+    likes = {"item_id": "i4", "labels": {"like": 1}}
+    assert tell(graph, "u2", likes, request_id="trace") == (1, 0)
+    assert tell(graph, "u2", likes | {"item_id": "i5"}, request_id="trace") == (1, 0), "another item"
+    assert tell(graph, "u2", likes | {"labels": {"like": 0}}, request_id="trace") == (1, 0), "another label"
+    assert tell(graph, "u2", likes, request_id="trace") == (0, 1), "the first one again"
+    assert seen(graph, "u2").item.tolist()[-3:] == [4, 5, 4]
+
+
 def test_labels_are_those_of_the_release(graph: RankingGraph) -> None:
     with pytest.raises(RequestError) as caught:
         tell(graph, "u2", {"item_id": "i1"}, {"item_id": "i1", "labels": {"like": 0.5, "bought": 1, "rating": 9}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,40 @@ def test_without_any_model_the_popular_items_come_in_their_order() -> None:
     assert found.answered_by == "popularity"
     assert found.degraded == "retrieve: dead; popular items instead; student: dead; teacher: dead"
     assert np.isnan(found.scores["like"]).all()
+
+
+def test_without_models_what_was_retrieved_comes_in_its_order() -> None:
+    found = run(recommend(3), Stages(student="dead", teacher="dead"))
+    assert found.rows.tolist() == [3, 1, 7], "not 1, 3, 7, which is the order of popularity"
+    assert (found.answered_by, found.degraded) == ("popularity", "student: dead; teacher: dead")
+
+
+@pytest.mark.parametrize(
+    ("without", "asked", "rows"),
+    [
+        (["teacher"], ["user", "retrieve", "student"], [7, 5]),
+        (["student"], ["user", "retrieve", "teacher"], [1, 3]),  # the first two of retrieval, in the teacher's order
+        (["retrieve"], ["user", "student", "teacher"], [5, 6]),  # of the six most popular the student likes 6 and 5
+        (["student", "teacher"], ["user", "retrieve"], [3, 1]),
+        (["retrieve", "student", "teacher"], ["user"], [1, 2]),
+    ],
+)
+@pytest.mark.parametrize("by_service", [True, False])
+def test_a_stage_that_is_left_out_is_not_asked_and_nothing_is_called_degraded(
+    without: list[Any], asked: list[str], rows: list[int], by_service: bool
+) -> None:
+    settings = FlowSettings(pool=6, rerank=2, cold=1, without=tuple(without) if by_service else ())
+    request = RecommendRequest(user_id="u", k=2, without=[] if by_service else without)
+    stages = Stages()
+    found = run(request, stages, replace(parts(), settings=settings))
+    assert [call.stage for call in stages.calls] == asked
+    assert found.rows.tolist() == rows
+    assert found.degraded is None
+
+
+def test_a_failure_beside_a_stage_that_is_left_out_is_told() -> None:
+    found = run(RecommendRequest(user_id="u", k=2, without=["student"]), Stages(teacher="dead"))
+    assert (found.degraded, found.rows.tolist()) == ("teacher: dead", [3, 1])
 
 
 def test_nothing_replaces_the_user_stage() -> None:

@@ -232,6 +232,39 @@ def test_an_edit_is_followed_and_a_bad_one_is_not(desk: Desk, tmp_path: Path, ca
         PolicyFile(tmp_path / "none.yaml", desk.facts)
 
 
+@pytest.mark.parametrize("text", ["{{ items }}", "[a]: b", "block: 2024-13-45", "[" * 5000], ids=lambda text: text[:20])
+def test_no_bad_edit_ends_the_following(desk: Desk, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("{}")
+    followed = PolicyFile(path, desk.facts, poll_s=0.02)
+    first = followed.terms("r").policy
+    path.write_text(text)
+    assert "not valid" in _waited(lambda: followed.terms("r").warning)
+    assert followed.terms("r").policy is first
+    path.write_text("block: [{items: [i1]}]\n")
+    assert _waited(lambda: followed.terms("r").policy is not first)
+    assert followed.terms("r").warning is None
+
+
+def test_an_error_that_nobody_thought_of_does_not_end_it_either(desk: Desk, tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("{}")
+    followed = PolicyFile(path, desk.facts, poll_s=0.02)
+    followed.facts = None  # type: ignore[assignment]
+    path.write_text("caps: [{column: genres, most: 1}]\n")
+    assert "not valid" in _waited(lambda: followed.terms("r").warning)
+    assert "AttributeError" in (followed.reason or "")
+    followed.facts = desk.facts
+    path.write_text("caps: [{column: genres, most: 2}]\n")
+    assert _waited(lambda: not followed.terms("r").warning)
+
+
+def test_json_that_is_nested_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="RecursionError"):
+        read_policy(tmp_path / "p.json")
+
+
 def _waited(look: Any) -> Any:
     end = time.monotonic() + 10
     while time.monotonic() < end:

@@ -16,7 +16,7 @@ from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.graph import RankingGraph
 from rayrank.ranking.merge import Found, Sources, merged
 from rayrank.ranking.release import load_release
-from rayrank.ranking.retriever import Retriever
+from rayrank.ranking.retriever import Retriever, _largest
 from rayrank.ranking.scorer import Scorer
 from tests.tiny_release import ITEMS, START, TinyWorld, items_table
 
@@ -37,6 +37,22 @@ def test_one_list_keeps_its_order_and_ties_go_to_the_lower_row() -> None:
     tied = {"vector": np.asarray([8]), "popular": np.asarray([4])}
     assert merged(tied, parse(Sources, {"popular": ON}), 5).rows.tolist() == [4, 8]
     assert merged({}, Sources(), 5).rows.tolist() == []
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 5000])
+@pytest.mark.parametrize("shape", ["mixed", "sorted", "ties", "hidden"])
+def test_the_edge_of_the_best_is_exact_whatever_a_sample_says(count: int, shape: str) -> None:
+    rng = np.random.default_rng(count)
+    scores = rng.normal(size=count).astype(np.float32)
+    if shape == "sorted":  # a sample that falls between, not among, the best
+        scores.sort()
+    elif shape == "ties":
+        scores = np.round(scores)
+    elif shape == "hidden":
+        scores[rng.random(count) < 0.9] = -np.inf
+    order = np.sort(scores)[::-1]
+    for size in {1, min(3, count), min(500, count), count}:
+        assert _largest(scores.copy(), size) == order[size - 1]
 
 
 def test_what_follows_is_appended_once() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +15,17 @@ from pathlib import Path
 import pytest
 
 from rayrank.config import ConfigError, parse
-from rayrank.ranking.state import StateError, StateSpec, StateStore, UserEvents, open_state, pack, unpack
+from rayrank.ranking.state import (
+    StateError,
+    StateLateError,
+    StateSpec,
+    StateStore,
+    UserEvents,
+    open_state,
+    pack,
+    unpack,
+)
+from tests.redis_server import DURABLE, need_redis, running
 
 NOW, DAY = 1_700_000_000, 86_400
 Make = Callable[..., StateStore]
@@ -39,44 +47,9 @@ def tell(store: StateStore, user: str, events: UserEvents) -> int:
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("no redis-server on this machine (Debian: apt-get install redis-server)")
-    pytest.importorskip("redis", reason="the extra 'redis' is not installed")
-    with running(tmp_path_factory.mktemp("redis"), "--appendonly", "yes", "--appendfsync", "always") as (url, _):
+    need_redis()
+    with running(tmp_path_factory.mktemp("redis"), *DURABLE) as (url, _):
         yield url
-
-
-class running:  # noqa: N801
-    """A server on a free port for the time of a block."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
-        self.command += ["--save", "", *options]
-
-    def __enter__(self) -> tuple[str, running]:
-        self.start()
-        return f"redis://127.0.0.1:{self.port}/0", self
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.02)
-        raise AssertionError("the server did not start")
-
-    def stop(self, how: int = signal.SIGTERM) -> None:
-        self.process.send_signal(how)
-        self.process.wait(20)
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.stop()
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -222,7 +195,7 @@ def test_a_locked_file_is_given_up_on_in_time_and_still_read(tmp_path: Path) -> 
     with sqlite3.connect(tmp_path / "s.sqlite", isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
-        with pytest.raises(StateError, match="locked"):
+        with pytest.raises(StateLateError, match="locked"):
             tell(store, "a", told(("y", 0, 1)))
         assert time.monotonic() - began < 5
         assert store.events("a", NOW) is not None
@@ -292,7 +265,7 @@ def test_a_server_that_loses_what_it_acknowledges_is_refused(redis_url: str, tmp
 
 def test_a_server_that_dies_keeps_what_it_acknowledged(redis_url: str, tmp_path: Path) -> None:
     del redis_url
-    with running(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as (url, server):
+    with running(tmp_path, *DURABLE) as (url, server):
         store = open_state(StateSpec(url=url, timeout_s=0.3), "")
         tell(store, "a", told(("x", 1, 1)))
         server.stop(signal.SIGKILL)
@@ -306,6 +279,26 @@ def test_a_server_that_dies_keeps_what_it_acknowledged(redis_url: str, tmp_path:
         found = store.events("a", NOW)
         assert found is not None
         assert list(found.item) == ["x", "y"]
+
+
+def test_a_server_that_hangs_is_waited_for_once(redis_url: str, tmp_path: Path) -> None:
+    del redis_url
+    with running(tmp_path, *DURABLE) as (url, server):
+        store = open_state(StateSpec(url=url, timeout_s=1.0), "")
+        tell(store, "a", told(("x", 1, 1)))
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            for ask in (lambda: store.events("a", NOW), lambda: tell(store, "a", told(("y", 0, 1)))) * 2:
+                began = time.monotonic()
+                with pytest.raises(StateLateError, match="no answer within 1000 ms"):
+                    ask()
+                assert 0.9 < time.monotonic() - began < 1.8
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        assert tell(store, "a", told(("z", 0, 1))) == 1
+        found = store.events("a", NOW)
+        assert found is not None
+        assert {"x", "z"} <= set(found.item)
 
 
 def test_a_server_that_was_never_there_does_not_stop_the_start() -> None:

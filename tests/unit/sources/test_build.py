@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -163,6 +164,24 @@ def test_teacher_labels_must_belong_to_the_rows(movielens: Path, tmp_path: Path)
     assert torch.equal(batch.soft_BT["like"].nan_to_num(), batch.events.labels_BT["rating"].nan_to_num())
     with pytest.raises(ConfigError, match="in order"):
         collate(table, dataset.schema, labels.take([1, 0, 2]))
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_values_of_targets_must_not_be_those_of_others(movielens: Path, tmp_path: Path, moved: bool) -> None:
+    dataset = _build(_spec(movielens, tmp_path / "out"))
+    table = dataset.read_group(0, 0)
+    counts = [2 * sum(part == TRAIN for part in row) for row in table["part"].to_pylist()]
+    if moved:  # as many in all
+        most = counts.index(max(counts))
+        counts[most], counts[most - 1] = counts[most] - 1, counts[most - 1] + 1
+    items = pa.array([[1] * n for n in counts], pa.list_(pa.int32()))
+    columns = {"key": table["key"], "soft_like": table["label_rating"], "unseen_item": items, "unseen_like": items}
+    labels = pa.table(columns)
+    if not moved:
+        assert collate(table, dataset.schema, labels).unseen_item_BTS.shape[-1] == 2  # type: ignore[union-attr]
+        return
+    with pytest.raises(ConfigError, match="as many values as the others"):
+        collate(table, dataset.schema, labels)
 
 
 def test_bytes_do_not_depend_on_parts_or_order_of_work(movielens: Path, tmp_path: Path) -> None:
