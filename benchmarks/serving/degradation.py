@@ -25,7 +25,7 @@ from benchmarks.serving.sections import LIFE_S, Bench, free_port
 from benchmarks.serving.server import served
 from rayrank.metrics.order import ndcg
 from rayrank.on_ray.score import ShardsInput
-from rayrank.pipeline.arrivals import Outcome, open_loop, poisson, step_of
+from rayrank.pipeline.arrivals import Outcome, Step, open_loop, poisson, step_of
 from rayrank.pipeline.keep_alive import Client, Place
 from rayrank.pipeline.processes import service_on
 from rayrank.pipeline.score import ScoreConfig, score
@@ -71,10 +71,17 @@ def stopped(bench: Bench, target: Target, rate: float, pid: int) -> list[Finding
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+    return of_stopped(bench.say, outcomes, rate, third)
+
+
+def of_stopped(say: Callable[[str], None], outcomes: Sequence[Outcome], rate: float, third: float) -> list[Finding]:
+    """What the requests around the stop found; nothing where the sender itself was late."""
+    if not _sound(say, step_of(rate, 3 * third, outcomes, 1000 * BUDGETS.user)):
+        return []
     while_ = [o for o in outcomes if third <= o.due < 2 * third]
     after = [o for o in outcomes if o.due >= 2 * third]
     note = f"{rate:.1f}/s, answers due while it was stopped: {_shares(while_)}; after it went on: {_shares(after)}"
-    bench.say(note)
+    say(note)
     budget_ms = 1000 * BUDGETS.user + GRACE_MS
     case = "teacher stopped, 0.4 of the load"
     return [
@@ -89,12 +96,18 @@ def stopped(bench: Bench, target: Target, rate: float, pid: int) -> list[Finding
 def overload(bench: Bench, target: Target, most: float) -> list[Finding]:
     """Twice as many arrivals as the closed loop got answers."""
     seconds = 8.0 if bench.quick else 30.0
-    outcomes = _load(target, (2 * most, seconds), lambda _: None)
+    return of_overload(bench.say, _load(target, (2 * most, seconds), lambda _: None), most, seconds)
+
+
+def of_overload(say: Callable[[str], None], outcomes: Sequence[Outcome], most: float, seconds: float) -> list[Finding]:
+    """What the requests of an overload found; nothing where the sender itself was late."""
     step = step_of(2 * most, seconds, outcomes, 1000 * BUDGETS.user)
+    if not _sound(say, step):
+        return []
     allowed = sum(number for kind, number in step.errors.items() if kind == "429")
     other = sum(step.errors.values()) - allowed
     note = f"{step.goodput:.1f}/s of {most:.1f}/s; errors {step.errors}; {_shares(outcomes)}; {dict(step.latency_ms)}"
-    bench.say(note)
+    say(note)
     case = "twice the load"
     return [
         Finding("overload_goodput", case, (step.goodput / most,), note),
@@ -118,6 +131,13 @@ def ndcg_lost(bench: Bench, releases: str | None) -> list[Finding]:
     found = {role: ndcg(user, label, table[f"{role}_score"].to_numpy()).mean for role in ("student", "teacher")}
     note = f"whole graph {found['teacher']:.4f}, student alone {found['student']:.4f}; {len(table):,} targets"
     return [Finding("ndcg_lost", "test part, like, NDCG@10", (found["teacher"] - found["student"],), note)]
+
+
+def _sound(say: Callable[[str], None], step: Step) -> bool:
+    """Whether the numbers are the service's; a sender that shares its cores with the service may be too slow."""
+    if step.own_fault:
+        say(f"{step.rate:.1f}/s: the sender was the bottleneck (late by {step.lag_ms:.1f} ms): nothing is kept")
+    return not step.own_fault
 
 
 def closes_after(outcomes: Sequence[Outcome], since: float) -> float:

@@ -350,7 +350,7 @@ class ReleaseInfo(Message):
     told: dict[str, int] | None = Field(
         None,
         description="since the first: items put and removed while serving, waiting to be encoded, and dropped because"
-        " the release is younger and knows them; null: none are taken",
+        " the release is younger and knows them; room: puts that may still come; null: none are taken",
     )
     policy: str | None = Field(None, description="hash of the policy in force; None: there is none")
     policy_warning: str | None = Field(None, description="what is wrong with the policy file, if something is")

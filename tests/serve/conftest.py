@@ -68,7 +68,7 @@ def served(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, root: Pat
     for name, fused in (("staged", False), ("fused", True)):
         places = {"releases": str(world.releases), "histories": str(folder / f"{name}.sqlite"), "policy": str(policy)}
         log = ServedLogSpec(path=str(folder / f"log-{name}"), flush_s=0.1)
-        spec = GraphSpec(**places, fused=fused, budgets=budgets, served_log=log)
+        spec = GraphSpec(**places, fused=fused, budgets=budgets, served_log=log, example_users=20)
         targets.append(serve.RunTarget(target=build_graph(spec, page), name=name, route_prefix=f"/{name}"))
     serve.run_many(targets, wait_for_applications_running=False)
     try:

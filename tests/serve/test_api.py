@@ -6,11 +6,13 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from rayrank.config import ConfigError
 from rayrank.messages import (
     DryRunRequest,
     DryRunResponse,
@@ -23,8 +25,13 @@ from rayrank.messages import (
     ReleaseInfo,
 )
 from rayrank.on_ray.api import MAX_BODY, build_api
+from rayrank.on_ray.bearer import read_token
+from rayrank.on_ray.http import HttpConfig
 from rayrank.on_ray.pool import BusyError
+from rayrank.pipeline.keep_alive import Place
+from rayrank.pipeline.probe import credentials
 from rayrank.ranking.flow import StageError
+from tests.serve.conftest import free_port
 
 SECRET = "my secret diary"
 
@@ -71,9 +78,11 @@ class FakeService:
         return [ItemHit(item_id="i", title=query)][:limit]
 
 
-def send(service: FakeService, method: str, path: str, page: str | None = None, **options: Any) -> httpx.Response:
+def send(
+    service: FakeService, method: str, path: str, page: str | None = None, token: str | None = None, **options: Any
+) -> httpx.Response:
     async def one() -> httpx.Response:
-        transport = httpx.ASGITransport(app=build_api(service, page))
+        transport = httpx.ASGITransport(app=build_api(service, page, token))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, **options)
 
@@ -180,3 +189,67 @@ def test_the_page_and_the_rest() -> None:
     assert schema["paths"]["/v1/rank"]["post"]["responses"].keys() >= {"411", "413", "422", "429", "503"}
     assert "503" in schema["paths"]["/v1/health"]["get"]["responses"]
     assert schema["paths"]["/v1/rank"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.mark.parametrize("path", ["/v1/recommend", "/v1/rank", "/v1/feedback", "/v1/items", "/v1/policy/dry-run"])
+@pytest.mark.parametrize("given", [None, "Bearer", "Bearer " + TOKEN[:-1], "Bearer " + TOKEN + "0", "Basic " + TOKEN])
+def test_what_needs_a_token_is_401_without_it(path: str, given: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    headers = {} if given is None else {"authorization": given}
+    with caplog.at_level(logging.DEBUG):
+        answer = send(FakeService(ValueError(SECRET)), "POST", path, token=TOKEN, headers=headers, content=b"{")
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert answer.json().keys() == {"error", "request_id", "fields"}
+    assert TOKEN[:8] not in answer.text + caplog.text
+
+
+def test_the_token_opens_every_route_and_is_told_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    right = {"authorization": f"bearer  {TOKEN}"}
+    with caplog.at_level(logging.DEBUG):
+        assert send(FakeService(), "POST", "/v1/recommend", token=TOKEN, json={}, headers=right).status_code == 200
+        wrong = send(FakeService(ValueError(TOKEN)), "POST", "/v1/recommend", token=TOKEN, json={}, headers=right)
+    assert wrong.status_code == 500
+    assert TOKEN not in wrong.text + caplog.text
+    for path in ("/v1/release", "/v1/items", "/openapi.json", "/docs", "/v1/health/", "//v1/health"):
+        assert send(FakeService(), "GET", path, token=TOKEN).status_code == 401, path
+    assert send(FakeService(), "POST", "/v1/health", token=TOKEN).status_code == 401
+    assert send(FakeService(), "GET", "/v1/health", token=TOKEN).status_code == 200
+    assert send(FakeService(), "GET", "/", page="<p>", token=TOKEN).status_code == 200
+
+
+def test_the_document_says_that_a_token_is_needed_only_where_one_is() -> None:
+    secured = send(FakeService(), "GET", "/openapi.json", token=TOKEN, headers={"authorization": f"Bearer {TOKEN}"})
+    schema = secured.json()
+    assert schema["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
+    assert schema["security"] == [{"token": []}]
+    assert schema["paths"]["/v1/health"]["get"]["security"] == []
+    assert "401" in schema["paths"]["/v1/items/{item_id}"]["delete"]["responses"]
+    assert "security" not in send(FakeService(), "GET", "/openapi.json").json()
+
+
+@pytest.mark.parametrize("content", [None, "", "short", "with a space in its midst", "x" * 1025, "müsli-müsli-müsli"])
+def test_a_token_file_that_holds_none_is_refused_before_anything_starts(tmp_path: Path, content: str | None) -> None:
+    from rayrank.pipeline.serve import ServeConfig, serving
+    from tests.tiny_release import make_world
+
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    config = ServeConfig(
+        releases=str(make_world(tmp_path).releases), token_file=str(file), http=HttpConfig(port=free_port())
+    )
+    with pytest.raises(ConfigError, match="token_file") as caught, serving(config, lambda _: None):
+        pass
+    assert not content or content not in str(caught.value)
+    file.write_text(f" {TOKEN}\n")
+    assert read_token(str(file)) == TOKEN
+
+
+def test_clients_of_this_repository_send_the_token_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYRANK_TOKEN", f"{TOKEN}\n")
+    sent = Place.of("http://h:1").post("/v1/rank", b"{}", credentials())
+    assert b"\r\nauthorization: Bearer " + TOKEN.encode() + b"\r\n" in sent
+    monkeypatch.delenv("RAYRANK_TOKEN")
+    assert b"authorization" not in Place.of("http://h:1").post("/v1/rank", b"{}", credentials())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from rayrank.pipeline.keep_alive import Answer, Client, Place
 from rayrank.pipeline.score import ScoreConfig, score
 from tests.serve.conftest import Served
 from tests.tiny_release import START
@@ -253,3 +255,26 @@ def _until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("graph", ["staged", "fused"])
+def test_a_flood_is_answered_by_429_and_nothing_else(served: Served, graph: str) -> None:
+    """Ten times as many at once as are worked on: whether the ingress refuses them or Serve does before it."""
+    place = Place.of(f"{str(served.client.base_url).rstrip('/')}/{graph}")
+    request = place.post("/v1/rank", json.dumps({"candidates": [f"i{n % 30 + 1}" for n in range(1000)]}).encode())
+
+    async def flood() -> list[Answer]:
+        client = Client(place, 320, 60)
+
+        async def caller() -> list[Answer]:
+            return [await client.ask(request) for _ in range(3)]
+
+        try:
+            return [answer for some in await asyncio.gather(*(caller() for _ in range(320))) for answer in some]
+        finally:
+            client.close()
+
+    answers = asyncio.run(flood())
+    assert {answer.status for answer in answers} == {200, 429}
+    refused = [answer for answer in answers if answer.status == 429]
+    assert all(answer.headers["retry-after"] == "1" for answer in refused)

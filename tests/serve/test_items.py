@@ -132,6 +132,15 @@ def test_a_service_may_take_no_items(desk: Desk) -> None:
         desk.api = before
 
 
+def test_a_service_that_holds_all_it_may_says_507(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, rows=1)
+    assert desk.send("POST", "/v1/items", json={"items": [{"item_id": "a", "text": "x"}]}).status_code == 202
+    answer = desk.send("POST", "/v1/items", json={"items": [{"item_id": "b", "text": "x"}]})
+    assert answer.status_code == 507
+    assert "promote a release" in answer.json()["error"]
+    assert desk.send("DELETE", "/v1/items/a").status_code == 202
+
+
 def test_a_disk_that_hangs_is_503_in_time_and_a_crowd_429(tmp_path: Path) -> None:
     desk = Desk(tmp_path, timeout_s=0.3)
     stuck = tmp_path / "items" / "part-00000001.json"

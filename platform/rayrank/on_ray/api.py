@@ -35,9 +35,10 @@ from rayrank.messages import (
     ReleaseInfo,
     error_fields,
 )
+from rayrank.on_ray.bearer import CHALLENGE, allowed, declare
 from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.pool import BusyError
-from rayrank.ranking.desk import BacklogError
+from rayrank.ranking.desk import BacklogError, FullError
 from rayrank.ranking.flow import StageError
 from rayrank.ranking.graph import RequestError
 from rayrank.wording import few_words
@@ -49,6 +50,7 @@ _log = logging.getLogger(__name__)
 _Answers = dict[int | str, dict[str, Any]]
 _WRONG: _Answers = {422: {"model": ErrorBody, "description": "the request breaks a rule; `fields` say which"}}
 _UNAVAILABLE: _Answers = {503: {"model": ErrorBody, "description": "a stage that nothing replaces gives no answer"}}
+_NO_ROOM: _Answers = {507: {"model": ErrorBody, "description": "as many items were put as a running service may hold"}}
 _UNKNOWN: _Answers = {404: {"model": ErrorBody, "description": "nothing is known of the item"}}
 _FULL: _Answers = {
     429: {"model": ErrorBody, "description": "too many requests at once; `retry-after` says when to try again"}
@@ -104,13 +106,17 @@ class Service(Protocol):
         ...
 
 
-def build_api(service: Service, page: str | None) -> FastAPI:
-    """The application with all routes; ``page`` is the playground's HTML, served at ``/``."""
+def build_api(service: Service, page: str | None, token: str | None = None) -> FastAPI:
+    """The application with all routes.
+
+    ``page`` is the playground's HTML, served at ``/``. Every route but that and health needs ``token``, if
+    there is one.
+    """
     # The pages of /docs come from here: where the service runs there may be no way to a CDN.
     api = FastAPIOffline(redoc_url=None, title="rayrank", description="Ranks and recommends with a served release.")
     _add_routes(api, service, page)
     _add_item_routes(api, service)
-    _add_errors(api)
+    _add_errors(api, token)
     return api
 
 
@@ -166,7 +172,7 @@ def _add_item_routes(api: FastAPI, service: Service) -> None:
         """Items whose title holds every word of the query, most popular first."""
         return await service.search(query, limit)
 
-    @api.post("/v1/items", response_model=ItemsResponse, responses=_ASKED, status_code=202)
+    @api.post("/v1/items", response_model=ItemsResponse, responses={**_ASKED, **_NO_ROOM}, status_code=202)
     async def tell_items(body: ItemsRequest, request: Request) -> Response:
         """Put, change or remove items: on disk when answered, followed by all replicas once texts are encoded."""
         return _json(await service.changes.tell(body, request.state.request_id), 202)
@@ -185,8 +191,11 @@ def _add_item_routes(api: FastAPI, service: Service) -> None:
         return _json(found)
 
 
-def _add_errors(api: FastAPI) -> None:
-    api.add_middleware(_Guard)
+def _add_errors(api: FastAPI, token: str | None) -> None:
+    api.add_middleware(_Guard, token=token)
+    if token is not None:
+        content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+        declare(api, {"description": "no bearer token, or a wrong one", "content": content})
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -212,19 +221,23 @@ def _add_errors(api: FastAPI) -> None:
     async def backlog(request: Request, error: BacklogError) -> Response:
         return _error(request, 429, str(error), headers={"retry-after": str(error.retry_s)})
 
+    @api.exception_handler(FullError)
+    async def full(request: Request, error: FullError) -> Response:
+        return _error(request, 507, str(error))
+
     @api.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
         return _error(request, error.status_code, str(error.detail))
 
 
 class _Guard:
-    """Request id (Serve puts it into the headers too), body limit, and a last net under everything.
+    """Request id (Serve puts it into the headers too), token, body limit, and a last net under everything.
 
     Plain ASGI: Starlette's function middleware starts a task and two streams for every request.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -240,7 +253,7 @@ class _Guard:
             started = True
             await send(message)
 
-        refusal = _refusal(request)
+        refusal = _refusal(request, self._token)
         try:
             await (refusal or self._app)(scope, receive, watched)
         except Exception as error:
@@ -250,7 +263,9 @@ class _Guard:
                 await _error(request, 500, "unexpected error")(scope, receive, send)
 
 
-def _refusal(request: Request) -> Response | None:
+def _refusal(request: Request, token: str | None) -> Response | None:
+    if token is not None and not allowed(request, token):
+        return _error(request, 401, "a bearer token is needed: authorization: Bearer …", headers=CHALLENGE)
     length = request.headers.get("content-length", "0")
     if "transfer-encoding" in request.headers:
         return _error(request, 411, "a body needs a content-length")

@@ -30,7 +30,7 @@ class Changes:
         """For the log that ``follower`` follows; its names are those of the encoder."""
         if spec is None or follower is None:
             return cls(None, gate)
-        return cls(ItemDesk(encoder, encoder.items, follower, spec.waiting), gate, spec.timeout_s)
+        return cls(ItemDesk(encoder, encoder.items, follower, spec), gate, spec.timeout_s)
 
     async def tell(self, request: ItemsRequest, request_id: str) -> ItemsResponse:
         """Keep changes; they are on disk when this returns.
@@ -38,6 +38,7 @@ class Changes:
         Raises:
             BusyError: this replica works on as many requests as it may.
             BacklogError: too much waits already.
+            FullError: this replica holds as many puts as it may.
             RequestError: the service takes no items.
             StageError: the disk refuses, and nothing was kept; or it hangs, and the same may be sent again.
         """

@@ -136,7 +136,12 @@ class GraphSpec(Config):
         None, description="where answers are written down, to train on them; null: nowhere"
     )
     now: int | None = Field(None, description="unix seconds taken for the present (demos on old data); None: the clock")
-    example_users: int = Field(20, ge=0, le=100, description="known user ids that /v1/release shows; 0: none")
+    example_users: int = Field(
+        0, ge=0, le=100, description="known user ids that /v1/release shows to whoever may ask it; 0: none"
+    )
+    token_file: DataPath | None = Field(
+        None, description="file with the bearer token that HTTP requests must carry; None: no request needs one"
+    )
 
 
 def processes_of(spec: GraphSpec, release: Release) -> tuple[Part, ...]:
@@ -168,6 +173,19 @@ def open_item_source(spec: GraphSpec) -> ItemSource | None:
         ConfigError: the folder cannot be written.
     """
     return None if spec.items is None else ItemSource(open_items(spec.items, spec.releases), spec.items)
+
+
+def folding(spec: GraphSpec) -> GraphSpec:
+    """The spec with the files of the log that are there now as those to fold: the same for all replicas of a graph.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    source = open_item_source(spec)
+    if source is None or source.spec.folded is not None:
+        return spec
+    items = source.spec.model_copy(update={"folded": source.log.last()})
+    return spec.model_copy(update={"items": items})
 
 
 def check_machines(spec: GraphSpec, machines: int) -> None:

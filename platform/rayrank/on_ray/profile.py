@@ -67,7 +67,7 @@ def launch_profile(name: ProfileName, address: str | None, progress: Callable[[s
     claim(Path(folder))
     values = {k: v for k, v in {**PROFILE, **_DRAIN, **_places(folder)}.items() if k not in os.environ}
     os.environ.update(values)
-    progress(f"HTTP: HAProxy in throughput mode ({_OPEN}; http.profile=stock avoids that)")
+    progress(f"HTTP: HAProxy in throughput mode ({_OPEN}; give token_file, or http.profile=stock)")
     try:
         yield
     finally:

@@ -31,15 +31,22 @@ from rayrank.messages import (
     RankResponse,
     RecommendRequest,
     ReleaseInfo,
-    TaskInfo,
 )
 from rayrank.on_ray.aside import Aside
+from rayrank.on_ray.bearer import read_token
 from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.dry_run import DryRuns
-from rayrank.on_ray.graph_spec import GraphSpec, check_machines, open_item_source, open_user_data, processes_of
+from rayrank.on_ray.graph_spec import (
+    GraphSpec,
+    check_machines,
+    folding,
+    open_item_source,
+    open_user_data,
+    processes_of,
+)
 from rayrank.on_ray.hop import hop
 from rayrank.on_ray.places import Places, in_process
-from rayrank.on_ray.pool import Gate, Pool
+from rayrank.on_ray.pool import BusyError, Gate, Pool
 from rayrank.ranking.drive import Driver
 from rayrank.ranking.encode import RequestEncoder
 from rayrank.ranking.feedback import Accepted, FeedbackStage
@@ -58,13 +65,12 @@ from rayrank.ranking.graph import (
 )
 from rayrank.ranking.items import Items
 from rayrank.ranking.release import Release, load_release
-from rayrank.ranking.respond import Named, respond
+from rayrank.ranking.respond import Named, release_info, respond
 from rayrank.ranking.retriever import Retriever
 from rayrank.ranking.scorer import Scorer
 from rayrank.ranking.served_log import ServedLog, shown_of
 from rayrank.ranking.user import Rejected, UserStage
 from rayrank.ranking.warm import WarmUp
-from rayrank.schema import RegressionTask
 
 _LOOKING, _LOOK_S = 4, 5.0
 """Searches for titles at once in an ingress replica, and the longest wait of one, seconds."""
@@ -78,19 +84,21 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
     The release is resolved here, once: replicas that start later serve the same one, whatever the champion is then.
 
     Raises:
-        ConfigError: no such release.
+        ConfigError: no such release, or no token where one is asked for.
     """
     release = load_release(spec.releases)
     prepare_index(release, spec.flow)
+    read_token(spec.token_file)
     check_machines(spec, sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1)
-    raw = {"spec": spec.model_dump(mode="json"), "release": release.model_dump(mode="json")}
+    raw = {"spec": folding(spec).model_dump(mode="json"), "release": release.model_dump(mode="json")}
     reserved = {"num_cpus": spec.replicas.num_cpus}
     ingress = serve.deployment(
         name="Ingress",
         **spec.replicas.serve_options("ingress"),
         ray_actor_options=reserved,
-        max_ongoing_requests=2 * spec.replicas.ongoing,  # room to say 429; Serve itself answers 503 beyond the queue
+        max_ongoing_requests=2 * spec.replicas.ongoing,  # room to say 429 in our own words; beyond the queue Serve does
         max_queued_requests=2 * spec.replicas.ongoing,
+        backpressure_config={"status_code": 429, "retry_after_s": BusyError.retry_s},
         logging_config=QUIET,
     )(serve.ingress()(Ingress))
     if spec.fused:
@@ -229,12 +237,12 @@ class Ingress:
         self.changes = Changes.of(self._spec.items, encoder, follower, self._gate)
         self._driver, self._warm_up = Driver(invoke, self._spec.budgets), WarmUp(invoke, self._parts)
         self._dry_runs = DryRuns(self._driver, self._parts, self._named, self._policy)
-        self._info = _describe(self._named, release)
+        self._info = release_info(self._named, release)
 
     def __serve_build_asgi_app__(self) -> Any:
         from rayrank.on_ray.api import build_api
 
-        return build_api(self, self._page)
+        return build_api(self, self._page, read_token(self._spec.token_file))
 
     async def answer(self, request: RankRequest | RecommendRequest, request_id: str) -> RankResponse:
         """Run the flow under its budgets.
@@ -382,20 +390,3 @@ def _setup(raw: Mapping[str, Any]) -> tuple[GraphSpec, Release]:
 
     torch.set_num_threads(1)
     return parse(GraphSpec, raw["spec"], "serve"), parse(Release, raw["release"], "release")
-
-
-def _describe(named: Named, release: Release) -> ReleaseInfo:
-    tasks = [
-        TaskInfo(name=t.name, kind=t.kind, low=t.low, high=t.high)
-        if isinstance(t, RegressionTask)
-        else TaskInfo(name=t.name, kind=t.kind)
-        for t in named.schema.event_tasks
-    ]
-    return ReleaseInfo(
-        release_id=named.release_id,
-        bundles=dict(named.bundles),
-        dataset=named.schema.name,
-        tasks=tasks,
-        fusion=dict(release.fusion),
-        items=len(named.items) - 1,
-    )

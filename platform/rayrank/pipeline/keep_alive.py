@@ -53,9 +53,10 @@ class Place:
         secure = found.scheme == "https"
         return cls(found.hostname, port or (443 if secure else 80), secure, found.path.rstrip("/"))
 
-    def post(self, path: str, body: bytes) -> bytes:
+    def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
         """The bytes of a POST with a JSON body."""
         head = f"POST {self.prefix}{path} HTTP/1.1\r\nhost: {self.host}:{self.port}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         return f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 

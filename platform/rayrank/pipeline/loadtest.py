@@ -22,7 +22,7 @@ from rayrank.messages import AnyRequest, RankRequest
 from rayrank.pipeline.arrivals import SHARES, Step, open_loop, poisson, step_of
 from rayrank.pipeline.capacity import CapacitySpec, Plan, plan
 from rayrank.pipeline.keep_alive import Client, Place
-from rayrank.pipeline.probe import ask
+from rayrank.pipeline.probe import ask, credentials
 from rayrank.pipeline.processes import cpu_by_stage, service_on
 from rayrank.wording import counted
 
@@ -78,7 +78,7 @@ def loadtest(config: LoadtestConfig, progress: Progress) -> LoadtestResult:
         ConfigError: nobody answers at the URL, a malformed body, or no processor time to plan with.
     """
     place = Place.of(config.url)
-    requests = [place.post(path, body) for path, body in _bodies(config)]
+    requests = [place.post(path, body, credentials()) for path, body in _bodies(config)]
     service = service_on(place.port) if place.host in ("127.0.0.1", "localhost", "::1") else {}
     if not service:
         progress("the processes of the service cannot be seen from here: no processor time by stage")

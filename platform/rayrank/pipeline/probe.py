@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +14,8 @@ from typing import Any
 from rayrank.pipeline.percentile import percentile
 
 TIMEOUT_S = 30.0
+TOKEN = "RAYRANK_TOKEN"
+"""Environment variable with the bearer token of a service that needs one."""
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """The service is on this machine: a proxy that the environment names does not know it."""
 
@@ -37,10 +40,17 @@ def ask(url: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str,
         urllib.error.HTTPError: any status but 2xx.
     """
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{url}{path}", data, {"content-type": "application/json"})
+    headers = {"content-type": "application/json", **credentials()}
+    request = urllib.request.Request(f"{url}{path}", data, headers)
     with _DIRECT.open(request, timeout=TIMEOUT_S) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
+
+
+def credentials() -> dict[str, str]:
+    """The header that carries the token, where the environment holds one."""
+    token = os.environ.get(TOKEN, "").strip()
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def probe(url: str, item_ids: list[str], rounds: int) -> Probe:

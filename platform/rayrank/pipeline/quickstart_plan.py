@@ -124,7 +124,7 @@ def plan(config: QuickstartConfig) -> Plan:
         promote=PromoteConfig(
             **bundles, releases=place["releases"], fusion=config.fusion, gates=config.gates, tracking=tracking
         ),
-        serve=ServeConfig(releases=place["releases"], http=config.http, now=config.now, **shared),
+        serve=ServeConfig(releases=place["releases"], http=config.http, now=config.now, example_users=20, **shared),
         score=ScoreConfig(releases=place["releases"], output=place["scores"], now=config.now, **shared),
     )
 

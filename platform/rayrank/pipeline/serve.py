@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import Field
 
 from rayrank.config import ConfigError, DataPath
+from rayrank.on_ray.bearer import read_token
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.graph_spec import GraphSpec, processes_of
 from rayrank.on_ray.http import HttpConfig, check_port, deployed
@@ -80,6 +81,7 @@ def serving(config: ServeConfig, progress: Progress) -> Iterator[str]:
     end_orphans(progress)
     check_port(config.http)
     page = _page(config.playground)
+    read_token(config.token_file)
     progress(f"release {release.release_id}: student {release.student}, teacher {release.teacher or 'none'}")
     if config.policy is not None:
         progress(f"checking {config.policy} against the release")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from rayrank.messages import ItemsRequest, ItemsResponse, ItemStatus, NewItem
 from rayrank.ranking.encode import RequestEncoder
 from rayrank.ranking.growth import Follower
-from rayrank.ranking.item_log import ItemChange
+from rayrank.ranking.item_log import ItemChange, ItemsSpec
 from rayrank.ranking.items import Items
 from rayrank.schema import DatasetSchema
 from rayrank.wording import counted
@@ -20,23 +20,31 @@ class BacklogError(RuntimeError):
     retry_s = 30
 
 
-class ItemDesk:
-    """Takes what is told of items."""
+class FullError(RuntimeError):
+    """A running service holds as many puts as it may; trying again does not help."""
 
-    def __init__(self, encoder: RequestEncoder, items: Items, follower: Follower, most_waiting: int) -> None:
-        self._encoder, self._items, self._follower, self._most = encoder, items, follower, most_waiting
+
+class ItemDesk:
+    """Takes what is told of items; ``spec`` says how much."""
+
+    def __init__(self, encoder: RequestEncoder, items: Items, follower: Follower, spec: ItemsSpec) -> None:
+        self._encoder, self._items, self._follower, self._spec = encoder, items, follower, spec
 
     def accept(self, request: ItemsRequest, request_id: str, now: int) -> ItemsResponse:
         """Keep all of it or nothing; on disk when this returns.
 
         Raises:
             BacklogError: too many items wait already.
+            FullError: too many puts are held already.
             ItemLogError: the disk refuses.
         """
         changes = changes_of(request, self._encoder.schema, now)
         puts = [c for c in changes if c.kind == "put"]
         waiting = self._follower.look()
-        if puts and waiting + len(puts) > self._most:
+        if len(puts) > self._room(waiting):
+            rule = f"full: a running service holds at most {counted(self._spec.rows, 'put')} (items.rows)"
+            raise FullError(f"{rule}; promote a release that knows them, or serve again: changed items then count once")
+        if puts and waiting + len(puts) > self._spec.waiting:
             raise BacklogError(f"busy: {counted(waiting, 'item')} wait for their texts to be encoded already")
         warnings = self._encoder.strange(request.items)
         known = [c.kind == "put" or self._items.row(c.item_id) > 0 for c in changes]
@@ -72,7 +80,12 @@ class ItemDesk:
             "removed": growth.removals,
             "waiting": self._follower.waiting,
             "dropped": growth.dropped,
+            "room": self._room(self._follower.waiting),
         }
+
+    def _room(self, waiting: int) -> int:
+        """Puts that may still come."""
+        return max(0, self._spec.rows - self._follower.growth.items - waiting)
 
 
 def changes_of(request: ItemsRequest, schema: DatasetSchema, now: int) -> list[ItemChange]:

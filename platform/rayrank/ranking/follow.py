@@ -44,7 +44,7 @@ def follow(
     if source is None:
         return None
     growth = growth_of(of, receivers, items)
-    return Follower(source.log, growth, encoder_id(of[1]), source.spec.poll_s, encode)
+    return Follower(source.log, growth, encoder_id(of[1]), source.spec.poll_s, encode, source.spec.folded or 0)
 
 
 def growth_of(of: tuple[Bundle, Release], receivers: Sequence[Receiver], items: Items | None = None) -> Growth:

@@ -110,13 +110,23 @@ class Follower:
 
     ``teacher_id``: whose vectors of the texts are waited for; None: texts are not read. ``encode`` makes them here, for
     the replicas that have the teacher: the thread has the lowest priority, so requests come first.
+
+    ``folded``: of the puts of one item in files up to this number only the last gets a row. It must be the same in all
+    processes that name items to each other by rows, whenever they start.
     """
 
     def __init__(
-        self, log: ItemLog, growth: Growth, teacher_id: str | None, poll_s: float, encode: Encode | None = None
+        self,
+        log: ItemLog,
+        growth: Growth,
+        teacher_id: str | None,
+        poll_s: float,
+        encode: Encode | None = None,
+        folded: int = 0,
     ) -> None:
         self.log, self.growth = log, growth
-        self._teacher_id, self._encode = teacher_id, encode
+        self._teacher_id, self._encode, self._folded = teacher_id, encode, folded
+        self._last: dict[str, int] = {}  # id -> file of its last put among those that are folded
         self._known = self._hurried = 0
         self._waiting: list[ItemPart] = []
         self._reading, self._applying = threading.Lock(), threading.Lock()
@@ -144,6 +154,8 @@ class Follower:
             for part in self.log.parts(self._known):
                 self._waiting.append(part)
                 self._known = part.number
+                if part.number <= self._folded:
+                    self._last |= dict.fromkeys((put.item_id for put in part.puts), part.number)
             return self.waiting
 
     def refresh(self, encode: bool = True) -> None:
@@ -181,7 +193,7 @@ class Follower:
         turn comes.
         """
         waiting, ready, count, damage = tuple(self._waiting), list[Told](), 0, None
-        for part in waiting:
+        for part in waiting if self._known >= self._folded else ():  # until then nobody knows which put is the last
             try:
                 found = self._vectors_of(part)
             except ItemLogError as error:
@@ -189,7 +201,7 @@ class Follower:
                 break
             if found is None or count > _AT_ONCE:
                 break
-            ready.append((part.changes, found))
+            ready.append(self._without_replaced(part, found))
             count += len(part.changes)
         behind = waiting[len(ready) :]
         if ready or (behind and behind[-1].number > self._hurried):
@@ -197,9 +209,22 @@ class Follower:
             self._hurried = waiting[-1].number
             with self._reading:
                 del self._waiting[: len(ready)]
+                if not self._waiting or self._waiting[0].number > self._folded:
+                    self._last = {}
         if damage is not None:
             raise damage
         return bool(ready)
+
+    def _without_replaced(self, part: ItemPart, vectors: np.ndarray) -> Told:
+        """Changes and vectors of a file; a put that a folded one replaces says no more than its availability."""
+        stays = [c.kind != "put" or self._last.get(c.item_id, part.number) == part.number for c in part.changes]
+        if part.number > self._folded or all(stays):
+            return part.changes, vectors
+        changes = [
+            c if stay else c.model_copy(update={"kind": "shelve"}) for c, stay in zip(part.changes, stays, strict=True)
+        ]
+        kept = np.asarray([stay for c, stay in zip(part.changes, stays, strict=True) if c.kind == "put"], bool)
+        return changes, vectors[kept] if len(vectors) else vectors
 
     def _vectors_of(self, part: ItemPart) -> np.ndarray | None:
         """float32 (puts, D), or (0, 0) where none are needed; None: they are still to come."""

@@ -38,6 +38,15 @@ class ItemsSpec(Config):
     )
     poll_s: float = Field(1.0, gt=0, le=30, description="between two looks of a replica at the folder, seconds")
     waiting: int = Field(10_000, ge=1, description="items that may wait for their texts to be encoded; more get 429")
+    rows: int = Field(
+        100_000, ge=1, description="puts that a running service holds; more get 507 (a changed item is another put)"
+    )
+    folded: int | None = Field(
+        None,
+        ge=0,
+        description="files of the log in which only the last put of an item counts; None: those that are there when"
+        " the graph is built",
+    )
     timeout_s: float = Field(10.0, gt=0, description="longest wait of a client for the folder, seconds; then 503")
 
 
@@ -115,6 +124,14 @@ class ItemLog:
             self._last = max(self._last, number)
             yield found
             number += 1
+
+    def last(self) -> int:
+        """Number of the last file that can be read with all before it; 0: none."""
+        number = 0
+        with suppress(ItemLogError):
+            for part in self.parts():
+                number = part.number
+        return number
 
     def vectors(self, teacher_id: str, number: int) -> np.ndarray | None:
         """float32 (puts, D): what a teacher made of the texts of a file; None: nothing yet."""

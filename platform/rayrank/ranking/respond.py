@@ -8,11 +8,22 @@ from math import isfinite
 
 from pydantic import TypeAdapter
 
-from rayrank.messages import DryRunAnswer, MovedItem, RankedItem, RankRequest, RankResponse, RecommendRequest, id_of
+from rayrank.messages import (
+    DryRunAnswer,
+    MovedItem,
+    RankedItem,
+    RankRequest,
+    RankResponse,
+    RecommendRequest,
+    ReleaseInfo,
+    TaskInfo,
+    id_of,
+)
 from rayrank.ranking.flow import Ranked
 from rayrank.ranking.fusion import shown
 from rayrank.ranking.items import DESCRIBED, Items
-from rayrank.schema import DatasetSchema
+from rayrank.ranking.release import Release
+from rayrank.schema import DatasetSchema, RegressionTask
 
 _LINES = TypeAdapter(list[RankedItem])
 """All lines in one call: half the time of making them one by one."""
@@ -102,3 +113,21 @@ def _by_identity(
 
 def _finite(columns: Mapping[str, list[float]], i: int) -> dict[str, float]:
     return {name: values[i] for name, values in columns.items() if isfinite(values[i])}
+
+
+def release_info(named: Named, release: Release) -> ReleaseInfo:
+    """What is served, as far as it does not change."""
+    tasks = [
+        TaskInfo(name=t.name, kind=t.kind, low=t.low, high=t.high)
+        if isinstance(t, RegressionTask)
+        else TaskInfo(name=t.name, kind=t.kind)
+        for t in named.schema.event_tasks
+    ]
+    return ReleaseInfo(
+        release_id=named.release_id,
+        bundles=dict(named.bundles),
+        dataset=named.schema.name,
+        tasks=tasks,
+        fusion=dict(release.fusion),
+        items=len(named.items) - 1,
+    )

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.serving.__main__ import claims_of, rows_of, sections_of
 from benchmarks.serving.clients import Slice
-from benchmarks.serving.degradation import closes_after
+from benchmarks.serving.degradation import closes_after, of_overload, of_stopped
 from benchmarks.serving.measure import Finding, in_turn, ratios, taxes
 from rayrank.pipeline.arrivals import Outcome
 
@@ -73,3 +73,19 @@ def test_a_breaker_closes_when_the_teacher_answers_again() -> None:
     ]
     assert closes_after(outcomes, 20.0) == pytest.approx(2.4)
     assert closes_after(outcomes[:1], 20.0) == math.inf
+
+
+def sent(late: float, seconds: float, count: int) -> list[Outcome]:
+    """Requests answered 20 ms after they were sent, ``late`` seconds after they were due."""
+    due = [seconds * n / count for n in range(count)]
+    return [Outcome(at, at + late, at + late + 0.02, 200, stage="teacher") for at in due]
+
+
+def test_a_sender_that_was_late_keeps_no_numbers() -> None:
+    said: list[str] = []
+    found = of_overload(said.append, sent(0.0, 10, 100), 10.0, 10.0)
+    assert {f.claim: f.value for f in found}["overload_goodput"] == 1.0
+    assert of_stopped(said.append, sent(0.0, 9, 90), 10.0, 3.0)
+    assert of_overload(said.append, sent(0.204, 10, 100), 10.0, 10.0) == []
+    assert of_stopped(said.append, sent(0.204, 9, 90), 10.0, 3.0) == []
+    assert said[-1] == "10.0/s: the sender was the bottleneck (late by 204.0 ms): nothing is kept"

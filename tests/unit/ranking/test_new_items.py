@@ -12,48 +12,20 @@ import torch
 import yaml
 
 from rayrank.batch import Catalogue
-from rayrank.messages import ItemsRequest, ItemsResponse, RankRequest, RankResponse, RecommendRequest
-from rayrank.ranking.desk import BacklogError, ItemDesk
+from rayrank.messages import ItemsRequest, RankRequest, RecommendRequest
+from rayrank.ranking.desk import BacklogError
 from rayrank.ranking.flow import FlowParts, FlowSettings, Missed, Ranked, rank_flow
-from rayrank.ranking.follow import ItemSource
-from rayrank.ranking.graph import RankingGraph, Records, bundle_ids, flow_parts, open_bundles
-from rayrank.ranking.item_log import ItemLog, ItemsSpec
+from rayrank.ranking.graph import RankingGraph, bundle_ids, flow_parts, open_bundles
+from rayrank.ranking.item_log import ItemsSpec
 from rayrank.ranking.items import Items
-from rayrank.ranking.release import Release, load_release
+from rayrank.ranking.release import Release
 from rayrank.ranking.respond import Named, respond
 from rayrank.ranking.store import UserStore
-from tests.tiny_release import ITEMS, START, TinyWorld, save_teacher, tokens_of
+from tests.shop import NOW, SPEC, Shop
+from tests.tiny_release import ITEMS, TinyWorld, save_teacher, tokens_of
 
-NOW = START + 9 * 86_400
 NEW = {"item_id": "new", "text": "red dog story", "attributes": {"genres": "War", "year": 1995}, "title": "A red dog"}
-SPEC = ItemsSpec(poll_s=30)  # tests look at the log themselves
 ALL = [f"i{n}" for n in range(1, ITEMS + 1)]
-
-
-class Shop:
-    """A graph in one process that follows a log, and its desk."""
-
-    def __init__(
-        self, release: Release, folder: Path, store: UserStore | None = None, policy: str | None = None
-    ) -> None:
-        source = ItemSource(ItemLog(folder), SPEC)
-        settings = FlowSettings(pool=40, rerank=5, cold=2)
-        self.graph = RankingGraph.open(release, settings, store, policy, Records(items=source))
-        assert self.graph.follower is not None
-        self.follower = self.graph.follower
-        self.desk = ItemDesk(self.graph.user.encoder, self.graph.items, self.follower, 5)
-
-    def tell(self, *items: Any, remove: tuple[str, ...] = (), now: int = NOW) -> ItemsResponse:
-        found = self.desk.accept(ItemsRequest.model_validate({"items": items, "remove": remove}), "r", now)
-        self.follower.refresh()
-        return found
-
-    def ask(self, **body: Any) -> RankResponse:
-        cls = RankRequest if "candidates" in body else RecommendRequest
-        return self.graph.respond(cls.model_validate({"time": NOW, "explain": True, **body}), NOW, "r")
-
-    def ids(self, **body: Any) -> list[str | None]:
-        return [item.item_id for item in self.ask(**body).items]
 
 
 def driven(request: Any, parts: FlowParts, stages: Mapping[str, Callable[..., Any]]) -> Ranked:
@@ -66,16 +38,6 @@ def driven(request: Any, parts: FlowParts, stages: Mapping[str, Callable[..., An
             found: Ranked = done.value
             return found
         result = stages[call.stage](*call.arguments)
-
-
-@pytest.fixture
-def release(world: TinyWorld) -> Release:
-    return load_release(world.releases)
-
-
-@pytest.fixture
-def shop(release: Release, store: UserStore, tmp_path: Path) -> Shop:
-    return Shop(release, tmp_path / "items", store)
 
 
 def test_a_put_item_is_retrieved_named_and_ranked_as_if_it_were_described(shop: Shop) -> None:
@@ -233,7 +195,7 @@ def test_a_younger_release_encodes_again_and_drops_what_it_knows_better(
     after = Shop(younger, tmp_path / "items")
     after.follower.refresh()
     assert after.follower.log.vectors(teacher_id, 1) is not None
-    assert after.desk.counts() == {"put": 2, "removed": 1, "waiting": 0, "dropped": 1}
+    assert after.desk.counts() == {"put": 2, "removed": 1, "waiting": 0, "dropped": 1, "room": 7}
     assert after.graph.items.row("i16") == 16
     assert after.graph.items.row("i17") > ITEMS
     assert "new" in after.ids(k=40, pool=40)
@@ -278,59 +240,3 @@ def test_too_many_waiting_items_are_refused_and_nothing_of_them_is_kept(shop: Sh
     assert shop.desk.status("a") is None
     shop.follower.refresh()
     assert shop.desk.status("n1").status == "served"  # type: ignore[union-attr]
-
-
-def test_a_damaged_file_stops_only_what_lies_behind_it(shop: Shop) -> None:
-    shop.desk.accept(ItemsRequest.model_validate({"items": [NEW]}), "r", NOW)
-    (shop.follower.log.path / "part-00000002.json").write_text("{")
-    shop.follower.refresh(encode=False)
-    assert shop.follower.trouble is not None
-    assert "part-00000002.json cannot be read" in shop.follower.trouble
-    assert shop.ids(k=40, pool=40).count("new") == 0
-    shop.follower.refresh()
-    assert shop.ids(k=40, pool=40).count("new") == 1
-
-
-def test_a_removal_does_not_wait_for_texts_before_it(shop: Shop) -> None:
-    body = {"items": [{"item_id": "slow", "text": "dog"}, {"item_id": "i4", "text": "war"}], "remove": ["i2"]}
-    shop.desk.accept(ItemsRequest.model_validate(body), "r", NOW)
-    shop.desk.accept(ItemsRequest(remove=["i3", "slow"]), "r", NOW)
-    shop.desk.accept(ItemsRequest.model_validate({"items": [{"item_id": "i5", "available": False}]}), "r", NOW)
-    found = shop.ids(k=40, pool=40)
-    assert not {"i2", "i3", "i5", "slow"} & set(found)
-    assert shop.desk.counts() == {"put": 0, "removed": 0, "waiting": 2, "dropped": 0}
-    shop.follower.refresh()
-    assert set(shop.ids(k=40, pool=40)) == set(found)
-    assert shop.desk.counts() == {"put": 2, "removed": 3, "waiting": 0, "dropped": 0}
-
-
-def test_a_removal_holds_while_a_put_before_it_is_applied(shop: Shop) -> None:
-    for body in (
-        {"items": [{"item_id": "x", "text": "dog"}]},
-        {"items": [{"item_id": "slow", "text": "war"}]},
-        {"remove": ["x"]},
-    ):
-        shop.desk.accept(ItemsRequest.model_validate(body), "r", NOW)
-    assert shop.desk.status("x").status == "waiting"  # type: ignore[union-attr]
-    assert shop.graph.items.state("x") == "removed"
-    log, reader = shop.follower.log, bundle_ids(shop.graph.release)["teacher"]
-    log.keep_vectors(reader, 1, np.zeros((1, 16), np.float32))
-    shop.follower.refresh(encode=False)
-    assert (shop.graph.items.row("x"), shop.follower.waiting) == (ITEMS + 1, 1), "its put is applied, slow's is not"
-    assert "x" not in shop.ids(k=40, pool=40)
-    shop.follower.refresh()
-    assert not {"x"} & set(shop.ids(k=40, pool=40))
-    assert shop.desk.counts() == {"put": 2, "removed": 1, "waiting": 0, "dropped": 0}
-
-
-def test_damaged_vectors_hold_up_neither_what_lies_before_nor_removals(shop: Shop) -> None:
-    shop.desk.accept(ItemsRequest.model_validate({"items": [{"item_id": "x", "text": "dog"}]}), "r", NOW)
-    shop.desk.accept(ItemsRequest.model_validate({"items": [{"item_id": "y", "text": "war"}]}), "r", NOW)
-    log, reader = shop.follower.log, bundle_ids(shop.graph.release)["teacher"]
-    log.keep_vectors(reader, 1, np.zeros((1, 16), np.float32))
-    (log.path / f"vectors-{reader}" / "part-00000002.safetensors").write_bytes(b"{")
-    shop.desk.accept(ItemsRequest(remove=["i2"]), "r", NOW)
-    shop.follower.refresh(encode=False)
-    assert "part-00000002.safetensors cannot be read" in (shop.follower.trouble or "")
-    found = set(shop.ids(k=40, pool=40))
-    assert ("x" in found, "y" in found, "i2" in found) == (True, False, False)
