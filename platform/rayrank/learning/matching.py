@@ -1,4 +1,4 @@
-"""Linear maps from the student's vectors to the width of the teacher's; trained with it, and dropped when training ends.
+"""Linear maps from the student's vectors to the width of the teacher's, trained with it and dropped when training ends.
 
 The student keeps its width, and its layers the directions that a linear map can find again in what they hold.
 """

@@ -216,7 +216,8 @@ class _Run:
             buffer[ids[ids < len(buffer)]] = 1.0
         told = self.objective.distillation
         unseen_BT = noise.uniform("unseen", batch.row_BT) if told else None
-        return batch, training_targets(batch, horizon_B, unseen_BT, told.unseen_items if told else 1)
+        asked = (told.unseen_items, told.best_items) if told else (1, 0)
+        return batch, training_targets(batch, horizon_B, unseen_BT, *asked)
 
     def _counts(self, targets: list[Targets], mine: bool) -> tuple[dict[str, Tensor], bool] | None:
         """Label counts of all ranks, snapshot or not; None when no rank has a batch (one message says it all)."""

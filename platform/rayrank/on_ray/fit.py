@@ -83,6 +83,7 @@ def fit(
     began = time.monotonic()
     collectives = collectives or Solo()
     torch.set_num_threads(task.threads)
+    _check_told(task)
     dataset, feed = Dataset.open(task.dataset), _feed(task, collectives)
     checkpoints = Checkpoints(task.output, run_key(task)) if task.output else None
     resume = checkpoints.latest() if checkpoints else start
@@ -124,6 +125,15 @@ def fit(
         assert checkpoints
         checkpoints.remove()
     return _fitted(result, model, (began, seconds_items, collectives.world), resume)
+
+
+def _check_told(task: FitTask) -> None:
+    """The best candidates that the objective asks about must have been asked of the teacher."""
+    wanted = task.objective.distillation.best_items if task.objective.distillation else 0
+    held = read_label_key(task.labels).best if task.labels else task.online.best if task.online else 0
+    if wanted > held:
+        rule = f"the teacher has told of {held} best candidates of a request"
+        raise ConfigError("objective.distillation.best_items", wanted, rule, "set best in label (or online) to as many")
 
 
 def _feed(task: FitTask, collectives: Collectives) -> Feed:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from rayrank.batch import SequenceBatch
 from rayrank.bundle import Bundle, load_bundle
 from rayrank.config import ConfigError
+from rayrank.learning.best import Finder, best
 from rayrank.learning.labels import Sampler, Teacher, taught
 from rayrank.learning.mining import POOL_SEED, mined
 from rayrank.on_ray.label_spec import Asked, Member
@@ -30,6 +31,9 @@ class Panel:
         count_N = bundles[0].catalogue().count_N
         self._sampler = Sampler(count_N, asked.samples, asked.sample_power)
         self._pool, self._mined = Sampler(count_N, asked.pool, asked.sample_power, POOL_SEED), asked.mined
+        power = asked.sample_power if asked.best_by == "draw" else None
+        task = asked.order(bundles[0].info.data_schema)
+        self._best = Finder.of(count_N, (asked.best, asked.best_of), task, power) if asked.best else None
 
     @staticmethod
     def of(members: Sequence[Member], asked: Asked, verify: bool = True) -> Panel:
@@ -40,7 +44,9 @@ class Panel:
     def label(self, batch: SequenceBatch, views: Sequence[SequenceBatch] | None = None) -> SequenceBatch:
         """The batch with everything that is asked; ``views`` as in :func:`rayrank.learning.labels.taught`."""
         found = taught(self._teachers, batch, self._sampler, views)
-        return mined(self._teachers, found, self._pool, self._mined, views) if self._mined else found
+        if self._mined:
+            found = mined(self._teachers, found, self._pool, self._mined, views)
+        return best(self._teachers, found, self._best, views) if self._best else found
 
 
 class Views:

@@ -21,9 +21,9 @@ from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
 from rayrank.on_ray.fit import Fitted
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import read_label_key
+from rayrank.on_ray.label_spec import check_asked
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.train import Workers, run_distributed, run_in_process
-from rayrank.schema import RetrievalTask
 from rayrank.sources import storage
 from rayrank.sources.manifest import read_manifest
 from rayrank.tracking import MlflowTracking, NullRun, NullTracker, TrackingConfig, check_tracking, open_tracker
@@ -118,9 +118,8 @@ def _check_labels(config: TrainingConfig) -> None:
 def _check_online(config: TrainingConfig) -> None:
     """Teachers in the loop must read this dataset, and have what they are asked for."""
     manifest = read_manifest(config.dataset)
-    if config.online and config.online.mined and not manifest.dataset_schema.of_kind(RetrievalTask):
-        rule = "hard negatives are mined by a retrieval head, and this dataset has no retrieval task"
-        raise ConfigError("online.mined", config.online.mined, rule, "set it to 0")
+    if config.online:
+        check_asked(config.online, manifest.dataset_schema, "online.")
     for member in config.asked:
         found = read_info(member.bundle).schema_fingerprint
         if found != manifest.fingerprint:

@@ -43,13 +43,15 @@ def test_a_student_is_trained_on_soft_labels_and_names_its_teacher(world, tmp_pa
     assert hard.curve[0]["loss/like"] != made.curve[0]["loss/like"]
 
 
+PUBLISHED = {"best": 0.4, "best_items": 3, "relaxed": {"weight": 0.1, "top": 3, "among": "best"}}
 EVERYTHING = {
     "mix": 0.3, "profiles": 0.5, "temperature": 1.5, "unseen_items": 2, "confidence": 0.5,
     "margin": {"weight": 0.3}, "listwise": {"weight": 0.5}, "relaxed": {"weight": 0.1},
 }  # fmt: skip
 
 
-def test_teachers_in_the_loop_and_their_labels_give_equal_gradients(world, tmp_path: Path) -> None:
+@pytest.mark.parametrize("best", [0, 3], ids=["samples", "best"])
+def test_teachers_in_the_loop_and_their_labels_give_equal_gradients(world, tmp_path: Path, best: int) -> None:
     """The same micro-batch, labelled on disk and labelled when it is read: losses and gradients of every weight."""
     from rayrank.learning.feed import Feed
     from rayrank.learning.forward import StepNoise, forward
@@ -63,9 +65,12 @@ def test_teachers_in_the_loop_and_their_labels_give_equal_gradients(world, tmp_p
 
     both = [{"bundle": world.teacher, "weight": 1.0}, {"bundle": world.student, "weight": 3.0}]
     labels, samples = str(tmp_path / "labels"), 3
-    label(LabelConfig(dataset=world.dataset, teachers=both, output=labels, actors=0, samples=samples), lambda _: None)
-    panel = Panel.of([Member.model_validate(one) for one in both], Online(samples=samples))
-    spec = ObjectiveSpec.model_validate({"distillation": {**EVERYTHING, "agreement": 1.0}})
+    asked = {"samples": samples, "best": best, "best_of": 12}
+    label(LabelConfig(dataset=world.dataset, teachers=both, output=labels, actors=0, **asked), lambda _: None)
+    panel = Panel.of([Member.model_validate(one) for one in both], Online(**asked))
+    spec = ObjectiveSpec.model_validate(
+        {"distillation": {**EVERYTHING, "agreement": 1.0, **(PUBLISHED if best else {})}}
+    )
     gradients, terms = [], []
     for place, teach in ((labels, None), (None, panel.label)):
         feed = Feed(LocalGroups(Shards(world.dataset, place)), LearningSpec(lanes=1), teach=teach)
@@ -73,13 +78,15 @@ def test_teachers_in_the_loop_and_their_labels_give_equal_gradients(world, tmp_p
         student = load_bundle(world.student)
         student.model.requires_grad_(True)
         far = torch.full_like(batch.valid_from_B, FAR)
-        targets = training_targets(batch, far, torch.full(batch.part_BT.shape, 0.4), 2)
+        targets = training_targets(batch, far, torch.full(batch.part_BT.shape, 0.4), 2, best)
+        assert (targets.best_BQ is not None and bool(targets.best_BQ.any())) == bool(best)
         said = forward(student.model, batch, targets, student.catalogue(), None, StepNoise(None))
         found = compute(said, targets, student.info.data_schema, spec)
         found.total(found.counts, spec).backward()
         gradients.append({n: p.grad for n, p in student.model.named_parameters() if p.grad is not None})
         terms.append({name: value.detach() for name, value in found.sums.items()})
     assert {term for _, term in terms[0]} == {"hard", "soft", "margin", "listwise", "relaxed"}
+    assert terms[0]["like", "relaxed"] > 0
     torch.testing.assert_close(terms[1], terms[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
     assert sum(float(value.abs().sum()) for value in gradients[0].values()) > 0
@@ -124,6 +131,8 @@ def test_unfinished_labels_and_another_datasets_teacher_are_refused(world, tmp_p
     config = _config(world, tmp_path)
     with pytest.raises(ConfigError, match="no teacher labels"):
         distill(replace(config, {"labels": str(tmp_path / "none")}), lambda _: None)
+    with pytest.raises(ConfigError, match="has told of 0 best candidates of a request"):
+        distill(replace(config, {"objective.distillation.best_items": 2}), lambda _: None)
     with pytest.raises(ConfigError, match="no bundle here"):
         distill(replace(config, {"teacher": str(tmp_path / "none")}), lambda _: None)
 
