@@ -88,6 +88,7 @@ class SequenceBatch(_Movable):
     best_item_BTK: Tensor | None = None  # int64: best candidates of a request, at its first train target; 0 none
     best_soft_BTK: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> its logits of those
     best_spread_BTK: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> std of several teachers' logits
+    state_BTU: Tensor | None = None  # float16: the teacher's user state before each train target, of length 1; else 0
 
     def begins(self) -> Tensor:
         """bool (B, T): the first train target of each request of a sequence."""

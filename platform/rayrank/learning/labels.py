@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.plan import piece_rows, take
@@ -65,6 +66,7 @@ def taught(
     batch: SequenceBatch,
     sampler: Sampler | None,
     views: Sequence[SequenceBatch] | None = None,
+    states: bool = False,
 ) -> SequenceBatch:
     """The batch with the teachers' mean streaming logits at every target, and at sampled items of train targets.
 
@@ -76,6 +78,7 @@ def taught(
         batch: sequences.
         sampler: draws the other items; None: there are none.
         views: the same sequences as each teacher reads them, where features differ; None: as they are in ``batch``.
+        states: also the teachers' user states before each train target, of length one each, side by side.
     """
     views = views or [batch] * len(teachers)
     names = [n for n in batch.events.labels_BT if any(n in teacher.model.event_tasks for teacher in teachers)]
@@ -86,6 +89,7 @@ def taught(
         item_BTS = sampler.draw(batch.row_BT) * train_BT.unsqueeze(-1)
         others = Heard.empty(names, tuple(item_BTS.shape), len(teachers) > 1)
     profiles: list[dict[str, Tensor]] = []
+    user_BTU: list[Tensor] = []
     with torch.inference_mode():
         for rows in piece_rows(batch):
             heard = [Reading.of(teacher, take(view, rows)) for teacher, view in zip(teachers, views, strict=True)]
@@ -96,6 +100,7 @@ def taught(
                 said = say(heard, names, train_BT[rows], item_BTS[rows, :, number])
                 others.put(rows, train_BT[rows], said, number)
             profiles.append(_profiles(heard, batch.profile_B))
+            user_BTU += [_states(heard, train_BT[rows])] if states else []
     return replace(
         batch,
         soft_BT=found.mean,
@@ -103,6 +108,7 @@ def taught(
         unseen_item_BTS=item_BTS,
         unseen_soft_BTS=others.mean if others else {},
         unseen_spread_BTS=others.spread if others else {},
+        state_BTU=torch.cat(user_BTU) if user_BTU else None,
         profile_soft_BC={n: torch.cat([told[n] for told in profiles]) for n in profiles[0]} if profiles else {},
     )
 
@@ -176,6 +182,16 @@ def _profiles(asked: Sequence[Reading], wanted: Mapping[str, Tensor]) -> dict[st
             if name in wanted:
                 heard.setdefault(name, []).append((one.teacher.weight, value_BC.float()))
     return {name: _mean(told) for name, told in heard.items()}
+
+
+def _states(heard: Sequence[Reading], keep_BT: Tensor) -> Tensor:
+    """float16 (B, T, U): user states before the kept positions, zeros elsewhere."""
+    found = []
+    for one in heard:
+        count_BT = one.state.visible_count(one.batch.streaming().visible_before_BQ)
+        known_BTX = one.teacher.model.known(one.state, count_BT)
+        found.append(functional.normalize(known_BTX.float(), dim=-1) * keep_BT.unsqueeze(-1))
+    return torch.cat(found, dim=-1).half()
 
 
 def _mean(told: Sequence[tuple[float, Tensor]]) -> Tensor:

@@ -79,7 +79,7 @@ class _Run:
         self._catalogue = encode_catalogue(model, catalogue) if catalogue.vectors_ND is None else catalogue
         self.sampler = NegativeSampler.of(catalogue, self.objective)
         self.auxiliary = of_sequence_path(model, self.objective)
-        self.matching = Matching.of(model, self.objective, data.taught_ND, self.spec.seed)
+        self.matching = Matching.of(model, self.objective, (data.taught_ND, data.state_width), self.spec.seed)
         self.encoder = trained_encoder(model)
         cached = self.encoder if not model.item_tokens else None  # tokens are read with the texts that they are part of
         self.texts = TextCache(cached, self._catalogue, self.spec, self.collectives) if cached else None

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from rayrank.config import ConfigError
 from rayrank.objectives.lists import Lists, listwise, margins, relaxed
-from rayrank.objectives.matching import Matched, gap, matching_weights
+from rayrank.objectives.matching import ITEMS, USER, Matched, gap, matching_weights
 from rayrank.objectives.spec import DistillationSpec, ObjectiveSpec
 from rayrank.objectives.targets import Targets
 from rayrank.schema import BinaryTask, DatasetSchema, EventTask, MulticlassTask, RegressionTask, RetrievalTask
@@ -103,7 +103,10 @@ def label_counts(targets: Targets, schema: DatasetSchema, spec: ObjectiveSpec) -
             if targets.best_BQ is not None:
                 found = found * ~targets.best_BQ
         counts[task.name] = found.sum().float()
-    return counts | {name: targets.asked_BQ.sum().float() for name in matching_weights(spec)}
+    asked = {ITEMS: targets.asked_BQ, USER: targets.asked_BQ & ~targets.unseen_BQ}
+    if targets.best_BQ is not None:
+        asked[USER] = asked[USER] & ~targets.best_BQ
+    return counts | {name: asked[name].sum().float() for name in matching_weights(spec)}
 
 
 def event_losses(

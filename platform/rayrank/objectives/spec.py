@@ -46,6 +46,7 @@ class MatchingSpec(Config):
     """
 
     items: float = Field(0.0, ge=0, description="weight of the term in the vectors of the items that a step asks about")
+    user: float = Field(0.0, ge=0, description="weight of the term in the user's state before each target")
 
 
 class DistillationSpec(Config):

@@ -29,6 +29,7 @@ class Targets:
     profile_before_B: Tensor  # int32: the events that profile heads may see
     spread_BQ: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> how far teachers' logits are apart
     profile_soft_BC: Mapping[str, Tensor] = field(default_factory=dict)  # multiclass task -> teacher logits, NaN none
+    state_BQU: Tensor | None = None  # the teacher's user state at the first queries, which are the targets themselves
     best_BQ: Tensor | None = None  # bool: queries of the teacher's best candidates; of a request each its part of 1
 
 
@@ -78,6 +79,7 @@ def training_targets(
         torch.minimum(batch.valid_from_B, batch.test_from_B),
         take(batch.spread_BT),
         _profile_labels(batch),
+        None if batch.state_BTU is None else _at(batch.state_BTU, place_BQ),
     )
     best = _best_targets(targets, batch, horizon_B, best_items)
     if unseen_BT is None or batch.unseen_item_BTS is None:
@@ -94,6 +96,10 @@ def training_targets(
         )
         asked.append(_Unseen(item_BT.gather(1, place_BQ) * asked_BQ, said, apart))
     return _joined(_with_unseen(targets, asked), best)
+
+
+def _at(value_BTU: Tensor, place_BQ: Tensor) -> Tensor:
+    return value_BTU.gather(1, place_BQ.unsqueeze(-1).expand(-1, -1, value_BTU.shape[-1]))
 
 
 def _profile_labels(batch: SequenceBatch) -> dict[str, Tensor]:

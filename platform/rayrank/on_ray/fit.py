@@ -34,7 +34,7 @@ from rayrank.on_ray.label import read_label_key
 from rayrank.on_ray.patience import alive_through
 from rayrank.on_ray.stream import GroupStream
 from rayrank.on_ray.task import FitTask
-from rayrank.on_ray.teachers import Panel
+from rayrank.on_ray.teachers import Panel, states_width
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.groups import Shards
 from rayrank.wording import counted
@@ -117,6 +117,7 @@ def fit(
         steps_per_epoch(dataset.manifest, task.learning),
         lambda: alive_through(feed.evaluated("valid"), listeners.alive),
         taught_items(task),
+        _told_states(task),
     )
     result = _train(model, data, TrainSpec(task.learning, task.objective), hooks, collectives)
     collectives.barrier()  # not after saving, which takes as long as it takes
@@ -134,6 +135,21 @@ def _check_told(task: FitTask) -> None:
     if wanted > held:
         rule = f"the teacher has told of {held} best candidates of a request"
         raise ConfigError("objective.distillation.best_items", wanted, rule, "set best in label (or online) to as many")
+
+
+def _told_states(task: FitTask) -> int:
+    """Columns of the teacher's user states, where the objective wants them matched."""
+    told = task.objective.distillation
+    if told is None or told.matching.user == 0:
+        return 0
+    here = states_width([member.bundle for member in task.asked]) if task.online and task.online.states else 0
+    held = read_label_key(task.labels).states if task.labels else here
+    if not held:
+        rule = "the teacher has not told of its user states"
+        raise ConfigError(
+            "objective.distillation.matching.user", told.matching.user, rule, "label (or online) states: true"
+        )
+    return held
 
 
 def _feed(task: FitTask, collectives: Collectives) -> Feed:

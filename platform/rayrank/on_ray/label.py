@@ -112,9 +112,10 @@ class Labeller:
         ``key``; aligned with ``item``, ``soft_<task>`` logits of every target (NaN elsewhere); ``class_<task>`` logits
         of profiles; for each train target in turn S unseen items (``unseen_item``) and their logits
         (``unseen_<task>``), and M hard negatives (``mined_item``, 0 where there is none) and their corrections
-        (``mined_log_q``, NaN); for the first train target of each request K best candidates (``best_item``, 0 where
-        there are no more) and their logits (``best_<task>``). Of several teachers also how far they are apart:
-        ``spread_<task>``, ``spread_unseen_<task>``, ``spread_best_<task>``.
+        (``mined_log_q``, NaN), and U columns of the user's state (``state_user``, float16); for the first train target
+        of each request K best candidates (``best_item``, 0 where there are no more) and their logits (``best_<task>``).
+        Of several teachers also how far they are apart: ``spread_<task>``, ``spread_unseen_<task>``,
+        ``spread_best_<task>``.
         """
         table, batch, views = self._views.read(place)
         found = self._panel.label(batch, views)
@@ -148,6 +149,8 @@ def _by_target(found: SequenceBatch) -> dict[str, Tensor]:
         columns |= {f"spread_unseen_{name}": value for name, value in found.unseen_spread_BTS.items()}
     if found.mined_item_BTM is not None and found.mined_log_q_BTM is not None:
         columns |= {"mined_item": found.mined_item_BTM.int(), "mined_log_q": found.mined_log_q_BTM}
+    if found.state_BTU is not None:
+        columns["state_user"] = found.state_BTU
     return columns
 
 

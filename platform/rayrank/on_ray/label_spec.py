@@ -49,6 +49,11 @@ class Asked(Config):
     )
     best_task: str | None = Field(None, description="event task whose logits order them; null: the first")
 
+    states: bool = Field(
+        False,
+        description="also the user's state before each train target, float16, for objective.distillation.matching",
+    )
+
     @model_validator(mode="after")
     def _enough_to_choose_from(self) -> Asked:
         for name, pool in (("mined", "pool"), ("best", "best_of")):
@@ -130,6 +135,7 @@ class LabelKey(Config):
     best_of: int = Field(0, description="candidates of which they are the best")
     best_by: str = Field("", description="where those come from; empty: there are none")
     best_task: str | None = Field(None, description="event task whose logits order them; None: the first")
+    states: int = Field(0, description="columns of the user's state before each train target; 0: it is not there")
 
     @property
     def teachers(self) -> frozenset[str]:

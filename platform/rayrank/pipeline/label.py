@@ -17,6 +17,7 @@ from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import Labelled, label_shards, labels_exist
 from rayrank.on_ray.label_spec import Asked, LabelKey, LabelTask, Member, TeacherKey, check_asked
+from rayrank.on_ray.teachers import states_width
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.manifest import Manifest, read_manifest
 from rayrank.wording import counted
@@ -131,6 +132,7 @@ def _key(config: LabelConfig, manifest: Manifest) -> LabelKey:
         best_of=config.best_of if config.best else 0,
         best_by=config.best_by if config.best else "",
         best_task=config.best_task if config.best else None,
+        states=states_width([member.bundle for member in config.members]) if config.states else 0,
     )
 
 

@@ -27,7 +27,8 @@ def collate(table: pa.Table, schema: DatasetSchema, labels: pa.Table | None = No
         schema: of the dataset.
         labels: the same rows of the teacher's label files, or None: ``key``, ``soft_<task>`` aligned with ``item``,
             ``class_<task>`` of each profile, and for each train target in turn S unseen items (``unseen_item``,
-            ``unseen_<task>``) and M hard negatives (``mined_item``, ``mined_log_q``), and for the first of each request
+            ``unseen_<task>``), M hard negatives (``mined_item``, ``mined_log_q``) and U columns of the user's state
+            (``state_user``), and for the first of each request
             K best candidates (``best_item``, ``best_<task>``); of several teachers also ``spread_<task>``,
             ``spread_unseen_<task>`` and ``spread_best_<task>``.
 
@@ -115,6 +116,8 @@ class _Soft:
         if "mined_item" in names:
             found["mined_item_BTM"] = self._by_target("mined_item", torch.int64, 0)
             found["mined_log_q_BTM"] = self._by_target("mined_log_q")
+        if "state_user" in names:
+            found["state_BTU"] = self._by_target("state_user", torch.float16, 0)
         if "best_item" in names:
             found["best_item_BTK"] = self._at("best_item", self.begins_BT, torch.int64, 0)
             found["best_soft_BTK"] = {n: self._at(f"best_{n}", self.begins_BT) for n in tasks}
