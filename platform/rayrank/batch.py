@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rayrank.schema import FAR, TEST, VALID
+from rayrank.schema import FAR, TEST, TRAIN, VALID
 
 SELF = TypeVar("SELF", bound="_Movable")
 
@@ -85,6 +85,15 @@ class SequenceBatch(_Movable):
     mined_item_BTM: Tensor | None = None  # int64: hard negatives of each positive train target, best first; 0 none
     mined_log_q_BTM: Tensor | None = None  # float32: log of how often each was to be expected in its pool; NaN none
 
+    best_item_BTK: Tensor | None = None  # int64: best candidates of a request, at its first train target; 0 none
+    best_soft_BTK: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> its logits of those
+    best_spread_BTK: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> std of several teachers' logits
+    state_BTU: Tensor | None = None  # float16: the teacher's user state before each train target, of length 1; else 0
+
+    def begins(self) -> Tensor:
+        """bool (B, T): the first train target of each request of a sequence."""
+        return first_of_requests(self.part_BT == TRAIN, self.events.request_BT)
+
     def streaming(self) -> Queries:
         """Every event asked with all strictly earlier requests visible, as in live serving."""
         return self._queries(self.events.request_BT)
@@ -121,6 +130,12 @@ class Catalogue(_Movable):
 
     def __len__(self) -> int:
         return int(self.count_N.shape[0])
+
+
+def first_of_requests(kept_BT: Tensor, request_BT: Tensor) -> Tensor:
+    """bool (B, T): kept positions before which the sequence has none of the same request."""
+    latest_BT = torch.where(kept_BT, request_BT, -1).cummax(1).values
+    return kept_BT & (request_BT > torch.nn.functional.pad(latest_BT, (1, 0), value=-1)[:, :-1])
 
 
 def _to(value: object, device: torch.device | str) -> object:

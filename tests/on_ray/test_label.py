@@ -18,7 +18,7 @@ from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
 
 
-def _config(small, output: Path, actors: int = 0, samples: int = 2, **changes: int) -> LabelConfig:
+def _config(small, output: Path, actors: int = 0, samples: int = 2, **changes: int | str) -> LabelConfig:
     places = {"dataset": small.dataset, "teacher": small.teacher, "output": str(output)}
     return LabelConfig(**places, actors=actors, samples=samples, **changes)
 
@@ -94,6 +94,29 @@ def test_mined_items_come_back_with_the_batch(small, tmp_path: Path) -> None:
     assert positives > 100
 
 
+def test_the_best_candidates_of_each_request_come_back_with_the_batch(small, tmp_path: Path) -> None:
+    from rayrank.learning.best import Finder, best
+    from rayrank.learning.labels import Teacher
+
+    label(_config(small, tmp_path / "labels", samples=0, best=3, best_of=12), lambda _: None)
+    dataset, bundle = Dataset.open(small.dataset), load_bundle(small.teacher)
+    finder = Finder.of(bundle.catalogue().count_N, (3, 12), "like", None)
+    requests = 0
+    for shard, group in dataset.groups():
+        file = pq.ParquetFile(tmp_path / "labels" / f"part-{shard:05d}.parquet")
+        table = dataset.read_group(shard, group)
+        read = collate(table, dataset.schema, file.read_row_group(group))
+        told = best([Teacher(bundle.model, bundle.items_NW)], collate(table, dataset.schema), finder)
+        assert read.best_item_BTK is not None
+        assert told.best_item_BTK is not None
+        assert torch.equal(read.best_item_BTK, told.best_item_BTK)
+        assert set(read.best_soft_BTK) == set(told.best_soft_BTK)
+        for task, expected in told.best_soft_BTK.items():
+            torch.testing.assert_close(read.best_soft_BTK[task], expected, equal_nan=True, rtol=1e-5, atol=1e-5)
+        requests += int((read.best_item_BTK[..., 0] > 0).sum())
+    assert requests > 100
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_mined_items_reach_a_student_through_ray(small, tmp_path: Path) -> None:
@@ -142,9 +165,17 @@ def test_labels_are_found_again_by_what_was_mined_only(small, tmp_path: Path) ->
         ({"mined": 2}, shards),
         ({"mined": 2, "pool": 9}, 0),
         ({}, 0),
+        ({"best_of": 9}, shards),
+        ({"best": 2, "best_of": 9}, 0),
+        ({"best": 2, "best_of": 9}, shards),
+        ({"best": 2, "best_of": 9, "best_by": "draw"}, 0),
+        ({"best": 2, "best_of": 9, "best_by": "draw", "best_task": "stars"}, 0),
     ):
         assert label(_config(small, folder, **changes), lambda _: None).reused_shards == reused, changes
         assert read_label_key(str(folder)).mined == changes.get("mined", 0)
+        assert read_label_key(str(folder)).best == changes.get("best", 0)
+    with pytest.raises(ConfigError, match="ordered by an event task of the dataset"):
+        label(_config(small, folder, best=2, best_task="nope"), lambda _: None)
 
 
 def test_labels_of_another_teacher_are_replaced(small, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def forward(
             positive_BQ = targets.labels_BQ[task.positive] == 1.0
             found = Positives.of(batch, targets, positive_BQ)
             retrieval[task.name] = negatives.against(found, users_BQR[positive_BQ], rows, table_RX)
-    matched = step.matching.matched(items_RW, rows, targets) if step.matching else {}
+    matched = step.matching.matched(model, state, (items_RW, rows), targets) if step.matching else {}
     return Outputs(logits, profiles, retrieval, auxiliary, matched)
 
 

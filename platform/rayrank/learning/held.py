@@ -48,9 +48,9 @@ class Held:
         taken = {name: column[rows] for name, column in self.columns.items()}
         one = {name: value if value.is_floating_point() else value.long() for name, value in taken.items()}
         row_B, nothing_B = one["row"], torch.full_like(rows, FAR, dtype=torch.int32)
-        unseen, apart = (
+        unseen, apart, best, best_apart = (
             {name: value_BS.unsqueeze(1) for name, value_BS in _group(one, field).items()}
-            for field in ("unseen_soft", "unseen_spread")
+            for field in ("unseen_soft", "unseen_spread", "best_soft", "best_spread")
         )
         profiles = [task.name for task in self.schema.of_kind(MulticlassTask)]
         return SequenceBatch(
@@ -75,6 +75,9 @@ class Held:
             unseen_soft_BTS=unseen,
             spread_BT={name: value_B.unsqueeze(1) for name, value_B in _group(one, "spread").items()},
             unseen_spread_BTS=apart,
+            best_item_BTK=one["best_item"].unsqueeze(1) if "best_item" in one else None,
+            best_soft_BTK=best,
+            best_spread_BTK=best_apart,
         )
 
 
@@ -92,6 +95,9 @@ def _columns(batch: SequenceBatch) -> Iterator[tuple[str, Tensor]]:
         **{f"unseen_soft/{name}": value for name, value in batch.unseen_soft_BTS.items()},
         **{f"spread/{name}": value for name, value in batch.spread_BT.items()},
         **{f"unseen_spread/{name}": value for name, value in batch.unseen_spread_BTS.items()},
+        **({} if batch.best_item_BTK is None else {"best_item": batch.best_item_BTK}),
+        **{f"best_soft/{name}": value for name, value in batch.best_soft_BTK.items()},
+        **{f"best_spread/{name}": value for name, value in batch.best_spread_BTK.items()},
     }
     by_sequence = {"user": events.user_B, **{f"user/{name}": value for name, value in events.user_features.items()}}
     for name, value in by_position.items():

@@ -25,6 +25,7 @@ class TrainData:
     steps_per_epoch: int  # for the schedule: the plan's length
     valid: Callable[[], Iterable[SequenceBatch]] | None = None  # row groups that hold valid targets
     taught_ND: Tensor | None = None  # a teacher's vectors of the catalogue's items, where they are to be matched
+    state_width: int = 0  # columns of the user states in the labels, where those are to be matched
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rayrank.batch import Catalogue, SequenceBatch
 from rayrank.learning.plan import piece_rows, take
@@ -65,6 +66,7 @@ def taught(
     batch: SequenceBatch,
     sampler: Sampler | None,
     views: Sequence[SequenceBatch] | None = None,
+    states: bool = False,
 ) -> SequenceBatch:
     """The batch with the teachers' mean streaming logits at every target, and at sampled items of train targets.
 
@@ -76,26 +78,29 @@ def taught(
         batch: sequences.
         sampler: draws the other items; None: there are none.
         views: the same sequences as each teacher reads them, where features differ; None: as they are in ``batch``.
+        states: also the teachers' user states before each train target, of length one each, side by side.
     """
     views = views or [batch] * len(teachers)
     names = [n for n in batch.events.labels_BT if any(n in teacher.model.event_tasks for teacher in teachers)]
     target_BT, train_BT = batch.part_BT > 0, batch.part_BT == TRAIN
-    found = _Heard.empty(names, tuple(batch.part_BT.shape), len(teachers) > 1)
+    found = Heard.empty(names, tuple(batch.part_BT.shape), len(teachers) > 1)
     item_BTS, others = None, None
     if sampler is not None and sampler.samples:
         item_BTS = sampler.draw(batch.row_BT) * train_BT.unsqueeze(-1)
-        others = _Heard.empty(names, tuple(item_BTS.shape), len(teachers) > 1)
+        others = Heard.empty(names, tuple(item_BTS.shape), len(teachers) > 1)
     profiles: list[dict[str, Tensor]] = []
+    user_BTU: list[Tensor] = []
     with torch.inference_mode():
         for rows in piece_rows(batch):
-            heard = [_Asked.of(teacher, take(view, rows)) for teacher, view in zip(teachers, views, strict=True)]
-            found.put(rows, target_BT[rows], _say(heard, names, target_BT[rows]))
+            heard = [Reading.of(teacher, take(view, rows)) for teacher, view in zip(teachers, views, strict=True)]
+            found.put(rows, target_BT[rows], say(heard, names, target_BT[rows]))
             for number in range(0 if item_BTS is None else item_BTS.shape[-1]):
                 assert item_BTS is not None
                 assert others is not None
-                said = _say(heard, names, train_BT[rows], item_BTS[rows, :, number])
+                said = say(heard, names, train_BT[rows], item_BTS[rows, :, number])
                 others.put(rows, train_BT[rows], said, number)
             profiles.append(_profiles(heard, batch.profile_B))
+            user_BTU += [_states(heard, train_BT[rows])] if states else []
     return replace(
         batch,
         soft_BT=found.mean,
@@ -103,24 +108,25 @@ def taught(
         unseen_item_BTS=item_BTS,
         unseen_soft_BTS=others.mean if others else {},
         unseen_spread_BTS=others.spread if others else {},
+        state_BTU=torch.cat(user_BTU) if user_BTU else None,
         profile_soft_BC={n: torch.cat([told[n] for told in profiles]) for n in profiles[0]} if profiles else {},
     )
 
 
 @dataclass(frozen=True)
-class _Heard:
+class Heard:
     """What was said, event task by event task; NaN where nothing was asked."""
 
     mean: dict[str, Tensor]
     spread: dict[str, Tensor]  # empty with one teacher
 
     @staticmethod
-    def empty(names: Sequence[str], shape: tuple[int, ...], several: bool) -> _Heard:
+    def empty(names: Sequence[str], shape: tuple[int, ...], several: bool) -> Heard:
         """Nothing yet."""
         mean, spread = ({n: torch.full(shape, torch.nan) for n in names} for _ in range(2))
-        return _Heard(mean, spread if several else {})
+        return Heard(mean, spread if several else {})
 
-    def put(self, rows: Tensor, keep_BT: Tensor, said: _Said, number: int | None = None) -> None:
+    def put(self, rows: Tensor, keep_BT: Tensor, said: Said, number: int | None = None) -> None:
         """Write down what was said at the kept positions of some rows (of sampled item ``number``)."""
         sequence, position = keep_BT.nonzero(as_tuple=True)
         for into, values in ((self.mean, said.mean), (self.spread, said.spread)):
@@ -129,7 +135,7 @@ class _Heard:
 
 
 @dataclass(frozen=True)
-class _Said:
+class Said:
     """Weighted mean and standard deviation of the teachers' logits by event task, flat."""
 
     mean: dict[str, Tensor]
@@ -137,7 +143,7 @@ class _Said:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Reading:
     """A teacher, some sequences as it reads them, and what it keeps of them."""
 
     teacher: Teacher
@@ -145,12 +151,12 @@ class _Asked:
     state: UserState
 
     @staticmethod
-    def of(teacher: Teacher, batch: SequenceBatch) -> _Asked:
+    def of(teacher: Teacher, batch: SequenceBatch) -> Reading:
         """Read."""
-        return _Asked(teacher, batch, teacher.model.user_state(batch.events, teacher.items_NW))
+        return Reading(teacher, batch, teacher.model.user_state(batch.events, teacher.items_NW))
 
 
-def _say(asked: Sequence[_Asked], names: Sequence[str], keep_BT: Tensor, item_BT: Tensor | None = None) -> _Said:
+def say(asked: Sequence[Reading], names: Sequence[str], keep_BT: Tensor, item_BT: Tensor | None = None) -> Said:
     """What is said of the kept positions, or of other items there."""
     heard: dict[str, list[tuple[float, Tensor]]] = {name: [] for name in names}
     for one in asked:
@@ -162,12 +168,12 @@ def _say(asked: Sequence[_Asked], names: Sequence[str], keep_BT: Tensor, item_BT
                 heard[name].append((one.teacher.weight, said[name][asked_BQ].float()))
     mean = {name: _mean(told) for name, told in heard.items()}
     if len(asked) == 1:
-        return _Said(mean, {})
+        return Said(mean, {})
     squares = {n: [(weight, (value - mean[n]).square()) for weight, value in told] for n, told in heard.items()}
-    return _Said(mean, {name: _mean(told).sqrt() for name, told in squares.items()})
+    return Said(mean, {name: _mean(told).sqrt() for name, told in squares.items()})
 
 
-def _profiles(asked: Sequence[_Asked], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _profiles(asked: Sequence[Reading], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Multiclass task -> mean logits (B, classes) by the teachers that have it."""
     heard: dict[str, list[tuple[float, Tensor]]] = {}
     for one in asked:
@@ -176,6 +182,16 @@ def _profiles(asked: Sequence[_Asked], wanted: Mapping[str, Tensor]) -> dict[str
             if name in wanted:
                 heard.setdefault(name, []).append((one.teacher.weight, value_BC.float()))
     return {name: _mean(told) for name, told in heard.items()}
+
+
+def _states(heard: Sequence[Reading], keep_BT: Tensor) -> Tensor:
+    """float16 (B, T, U): user states before the kept positions, zeros elsewhere."""
+    found = []
+    for one in heard:
+        count_BT = one.state.visible_count(one.batch.streaming().visible_before_BQ)
+        known_BTX = one.teacher.model.known(one.state, count_BT)
+        found.append(functional.normalize(known_BTX.float(), dim=-1) * keep_BT.unsqueeze(-1))
+    return torch.cat(found, dim=-1).half()
 
 
 def _mean(told: Sequence[tuple[float, Tensor]]) -> Tensor:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rayrank.models.ranker import Ranker
-from rayrank.models.spec import RankerSpec, item_columns
-from rayrank.objectives.matching import ITEMS, Matched, matching_weights
+from rayrank.models.ranker import Ranker, UserState
+from rayrank.models.spec import RankerSpec, item_columns, state_width
+from rayrank.objectives.matching import ITEMS, USER, Matched, matching_weights
 from rayrank.objectives.spec import ObjectiveSpec
 from rayrank.objectives.targets import Targets
 
@@ -18,44 +18,62 @@ from rayrank.objectives.targets import Targets
 class Matching(nn.Module):
     """The maps, and the teacher's item vectors (N, D)."""
 
-    def __init__(self, spec: RankerSpec, items_ND: Tensor, seed: int) -> None:
+    def __init__(self, spec: RankerSpec, items_ND: Tensor | None, widths: tuple[int, int], seed: int) -> None:
+        """``widths``: of the user states of student and teacher, the second 0 where they are not to be matched."""
         super().__init__()
         self._columns = item_columns(spec)
-        self.items = _map(spec.width, items_ND.shape[1], seed)
+        self.items = None if items_ND is None else _map(spec.width, items_ND.shape[1], seed)
+        self.user = _map(*widths, seed + 1) if widths[1] else None
         self._items_ND = [items_ND]  # in a list: no part of this module
 
     @staticmethod
-    def of(model: Ranker, spec: ObjectiveSpec, items_ND: Tensor | None, seed: int) -> Matching | None:
+    def of(model: Ranker, spec: ObjectiveSpec, taught: tuple[Tensor | None, int], seed: int) -> Matching | None:
         """Where the objective wants it. The maps start the same on every rank.
 
         Args:
             model: the student.
             spec: the objective.
-            items_ND: the teacher's vectors of the catalogue's items.
+            taught: the teacher's vectors of the catalogue's items (N, D), columns of its user states.
             seed: of the maps.
 
         Raises:
-            ValueError: there are no such vectors.
+            ValueError: what is to be matched is not there.
         """
-        if not matching_weights(spec):
+        wanted, (items_ND, width) = matching_weights(spec), taught
+        if not wanted:
             return None
-        if items_ND is None:
+        if ITEMS in wanted and items_ND is None:
             raise ValueError("objective.distillation.matching.items needs the item vectors of a teacher's bundle")
+        if USER in wanted and not width:
+            raise ValueError("objective.distillation.matching.user needs labels that hold user states")
         device = next(model.parameters()).device
-        return Matching(model.spec, items_ND.to(device), seed).to(device)
+        items_ND = items_ND.to(device) if items_ND is not None and ITEMS in wanted else None
+        widths = (state_width(model.spec, model.schema), width if USER in wanted else 0)
+        return Matching(model.spec, items_ND, widths, seed).to(device)
 
-    def matched(self, items_RW: Tensor, rows: Tensor, targets: Targets) -> dict[str, Matched]:
+    def matched(
+        self, model: Ranker, state: UserState, table: tuple[Tensor, Tensor], targets: Targets
+    ) -> dict[str, Matched]:
         """What is to be matched in a micro-batch.
 
         Args:
-            items_RW: the student's packed rows of items.
-            rows: their catalogue rows, rising.
-            targets: what is asked; an item counts as often as it is asked about.
+            model: the student.
+            state: its users.
+            table: its packed rows of items (R, W), and their catalogue rows, rising.
+            targets: what is asked; an item counts as often as it is asked about, a user's state once a target.
         """
-        (items_ND,) = self._items_ND
-        place = torch.searchsorted(rows, targets.queries.item_BQ[targets.asked_BQ])
-        asked_R = torch.bincount(place, minlength=len(rows)).float()
-        return {ITEMS: Matched(self.items(items_RW[:, self._columns]), items_ND[rows], asked_R)}
+        found, (items_RW, rows), (items_ND,) = dict[str, Matched](), table, self._items_ND
+        if self.items is not None and items_ND is not None:
+            place = torch.searchsorted(rows, targets.queries.item_BQ[targets.asked_BQ])
+            asked_R = torch.bincount(place, minlength=len(rows)).float()
+            found[ITEMS] = Matched(self.items(items_RW[:, self._columns]), items_ND[rows], asked_R)
+        if self.user is not None and targets.state_BQU is not None:
+            first = targets.state_BQU.shape[1]
+            count_BQ = state.visible_count(targets.queries.visible_before_BQ[:, :first])
+            asked_BQ = targets.asked_BQ[:, :first]
+            said_XU = self.user(model.known(state, count_BQ)[asked_BQ])
+            found[USER] = Matched(said_XU, targets.state_BQU[asked_BQ].float(), asked_BQ[asked_BQ].float())
+        return found
 
 
 def _map(width: int, taught: int, seed: int) -> nn.Linear:

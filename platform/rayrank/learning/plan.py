@@ -123,7 +123,7 @@ def trim(batch: SequenceBatch, rows: slice = slice(None)) -> SequenceBatch:
     return trimmed
 
 
-_TIMED = ("_BT", "_BTS", "_BTM", "context")
+_TIMED = ("_BT", "_BTS", "_BTM", "_BTK", "_BTU", "context")
 """How the names of what has an axis of positions end."""
 
 

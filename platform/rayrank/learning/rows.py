@@ -138,7 +138,8 @@ class _Rows:
             batch = batch.to(device)
             nothing_B, told = torch.full_like(batch.valid_from_B, FAR), objective.distillation
             unseen = noise.uniform("unseen", batch.row_BT) if told else None
-            targets = training_targets(batch, nothing_B, unseen, told.unseen_items if told else 1)
+            asked = (told.unseen_items, told.best_items) if told else (1, 0)
+            targets = training_targets(batch, nothing_B, unseen, *asked)
             found = label_counts(targets, model.schema, objective)
             flat[:-1] = torch.stack([found[name] for name in self.names])
         flat[-1] = float(self.hooks.due())

@@ -79,7 +79,7 @@ class _Run:
         self._catalogue = encode_catalogue(model, catalogue) if catalogue.vectors_ND is None else catalogue
         self.sampler = NegativeSampler.of(catalogue, self.objective)
         self.auxiliary = of_sequence_path(model, self.objective)
-        self.matching = Matching.of(model, self.objective, data.taught_ND, self.spec.seed)
+        self.matching = Matching.of(model, self.objective, (data.taught_ND, data.state_width), self.spec.seed)
         self.encoder = trained_encoder(model)
         cached = self.encoder if not model.item_tokens else None  # tokens are read with the texts that they are part of
         self.texts = TextCache(cached, self._catalogue, self.spec, self.collectives) if cached else None
@@ -216,7 +216,8 @@ class _Run:
             buffer[ids[ids < len(buffer)]] = 1.0
         told = self.objective.distillation
         unseen_BT = noise.uniform("unseen", batch.row_BT) if told else None
-        return batch, training_targets(batch, horizon_B, unseen_BT, told.unseen_items if told else 1)
+        asked = (told.unseen_items, told.best_items) if told else (1, 0)
+        return batch, training_targets(batch, horizon_B, unseen_BT, *asked)
 
     def _counts(self, targets: list[Targets], mine: bool) -> tuple[dict[str, Tensor], bool] | None:
         """Label counts of all ranks, snapshot or not; None when no rank has a batch (one message says it all)."""

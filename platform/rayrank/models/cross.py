@@ -106,9 +106,11 @@ class Cross(Ranker):
         known_BX = self.summary.means(state.sums_BSX, state.place(count_B1)).squeeze(1)
         return {name: head(known_BX, noise, state.key_B) for name, head in self.profile_heads.items()}
 
+    def known(self, state: UserState, count_BQ: Tensor) -> Tensor:
+        return self.summary.means(state.sums_BSX, state.place(count_BQ))
+
     def retrieval(self, state: UserState, visible_before_BQ: Tensor, noise: Noise | None = None) -> Tensor:
-        count_BQ = state.visible_count(visible_before_BQ)
-        known_BQX = self.summary.means(state.sums_BSX, state.place(count_BQ))
+        known_BQX = self.known(state, state.visible_count(visible_before_BQ))
         vector = self.retrieval_user(known_BQX, noise, position_keys(state.key_B, visible_before_BQ.shape[1]))
         return torch.cat([vector, torch.ones_like(vector[..., :1])], dim=-1)
 

@@ -208,6 +208,10 @@ class Ranker(nn.Module, ABC):
         """Multiclass task -> logits (B, classes), from the visible events alone."""
 
     @abstractmethod
+    def known(self, state: UserState, count_BQ: Tensor) -> Tensor:
+        """(B, Q, ·) the user's state after the first ``count_BQ`` events, as retrieval reads it."""
+
+    @abstractmethod
     def retrieval(self, state: UserState, visible_before_BQ: Tensor, noise: Noise | None = None) -> Tensor:
         """(B, Q, R) user vectors: inner products with :meth:`retrieval_items` are logits of the next positive item."""
 

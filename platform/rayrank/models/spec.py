@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from rayrank.config import Config
+from rayrank.schema import DatasetSchema
 
 
 class Inputs(Config):
@@ -132,6 +133,13 @@ def item_columns(spec: RankerSpec) -> slice:
     """The columns of a packed item row that hold the item's vector (D), as the history reads it."""
     start = spec.item_tokens if isinstance(spec, CrossSpec) else 0
     return slice(start, start + spec.width)
+
+
+def state_width(spec: RankerSpec, schema: DatasetSchema) -> int:
+    """Columns of a user's state (``Ranker.known``): label-aware means of the history, what attention pools of it."""
+    tasks = len(schema.event_tasks) if spec.inputs.history_labels else 0
+    pooled = isinstance(spec, TeacherSpec | SequenceStudentSpec)
+    return (2 + tasks + pooled) * spec.width + tasks + 1
 
 
 class Sizes(Config):

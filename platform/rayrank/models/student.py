@@ -72,7 +72,6 @@ class Student(Ranker):
         return self.summary.width
 
     def known(self, state: UserState, count_BQ: Tensor) -> Tensor:
-        """(B, Q, ·) what profiles and retrieval read of the first ``count_BQ`` events."""
         return self.summary.means(self._split_sums(state)[1], state.place(count_BQ))
 
     def item_vectors(self, catalogue: Catalogue, ids_N: Tensor | None = None, noise: Noise | None = None) -> Tensor:

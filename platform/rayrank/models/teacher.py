@@ -110,10 +110,12 @@ class Teacher(Ranker):
         known_BX = torch.cat([pooled_B1D, summary_B1S], dim=-1).squeeze(1)
         return {name: head(known_BX, noise, state.key_B) for name, head in self.profile_heads.items()}
 
-    def retrieval(self, state: UserState, visible_before_BQ: Tensor, noise: Noise | None = None) -> Tensor:
-        count_BQ = state.visible_count(visible_before_BQ)
+    def known(self, state: UserState, count_BQ: Tensor) -> Tensor:
         pooled_BQD = self.pool(state.tokens_BTD, state.shown_BT, count_BQ)
-        known_BQX = torch.cat([pooled_BQD, self.summary.means(self._sums(state)[1], state.place(count_BQ))], dim=-1)
+        return torch.cat([pooled_BQD, self.summary.means(self._sums(state)[1], state.place(count_BQ))], dim=-1)
+
+    def retrieval(self, state: UserState, visible_before_BQ: Tensor, noise: Noise | None = None) -> Tensor:
+        known_BQX = self.known(state, state.visible_count(visible_before_BQ))
         vector = self.retrieval_user(known_BQX, noise, position_keys(state.key_B, visible_before_BQ.shape[1]))
         return torch.cat([vector, torch.ones_like(vector[..., :1])], dim=-1)
 

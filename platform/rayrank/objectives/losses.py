@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from rayrank.config import ConfigError
 from rayrank.objectives.lists import Lists, listwise, margins, relaxed
-from rayrank.objectives.matching import Matched, gap, matching_weights
+from rayrank.objectives.matching import ITEMS, USER, Matched, gap, matching_weights
 from rayrank.objectives.spec import DistillationSpec, ObjectiveSpec
 from rayrank.objectives.targets import Targets
 from rayrank.schema import BinaryTask, DatasetSchema, EventTask, MulticlassTask, RegressionTask, RetrievalTask
@@ -84,7 +84,8 @@ def compute(outputs: Outputs, targets: Targets, schema: DatasetSchema, spec: Obj
 def label_counts(targets: Targets, schema: DatasetSchema, spec: ObjectiveSpec) -> dict[str, Tensor]:
     """Labels (hard or soft) by task, float32 scalars in schema order; known before any forward pass.
 
-    The unseen items of a target count as one. Behind the tasks come matching terms and their numbers of vectors.
+    The unseen items of a target count as one, the best candidates of a request not at all. Behind the tasks come
+    matching terms and their numbers of vectors.
     """
     counts: dict[str, Tensor] = {}
     for task in schema.tasks:
@@ -99,8 +100,13 @@ def label_counts(targets: Targets, schema: DatasetSchema, spec: ObjectiveSpec) -
             if spec.distillation and task.name in targets.soft_BQ:
                 taught_BQ = ~torch.isnan(targets.soft_BQ[task.name])
                 found = (found | taught_BQ) * targets.share_BQ
+            if targets.best_BQ is not None:
+                found = found * ~targets.best_BQ
         counts[task.name] = found.sum().float()
-    return counts | {name: targets.asked_BQ.sum().float() for name in matching_weights(spec)}
+    asked = {ITEMS: targets.asked_BQ, USER: targets.asked_BQ & ~targets.unseen_BQ}
+    if targets.best_BQ is not None:
+        asked[USER] = asked[USER] & ~targets.best_BQ
+    return counts | {name: asked[name].sum().float() for name in matching_weights(spec)}
 
 
 def event_losses(
@@ -136,6 +142,8 @@ def _soft_sums(
     said, soft = logits_BQ[taught_BQ], soft_BQ[taught_BQ]
     trust = teacher_trust(soft, _spread(targets, task, taught_BQ), task, distillation)
     share_BQ = torch.where(targets.unseen_BQ, distillation.unseen, distillation.mix) * targets.share_BQ
+    if targets.best_BQ is not None:
+        share_BQ = torch.where(targets.best_BQ, distillation.best * targets.share_BQ, share_BQ)
     sums = {"soft": (share_BQ[taught_BQ] * trust * soft_loss(said, soft, task, spec)).sum()}
     if not distillation.lists:
         return sums
@@ -149,8 +157,32 @@ def _soft_sums(
     if distillation.listwise:
         sums["listwise"] = distillation.listwise.weight * listwise(lists, distillation.listwise, tau)
     if distillation.relaxed:
+        if distillation.relaxed.among == "best":
+            keep_X = _published(targets, taught_BQ, list_X)
+            said, soft, trust, list_X = (x[keep_X] for x in (said, soft, trust, list_X))
+            lists = Lists.of(as_logits(said, task), as_logits(soft, task), trust, list_X)
         sums["relaxed"] = distillation.relaxed.weight * relaxed(lists, distillation.relaxed.top, tau)
     return sums
+
+
+def _published(targets: Targets, taught_BQ: Tensor, list_X: Tensor) -> Tensor:
+    """bool (X,): the best candidates and the sampled items of requests that have any of the first, each item once."""
+    if targets.best_BQ is None or not len(list_X):
+        return torch.zeros_like(list_X, dtype=torch.bool)
+    best_X, item_X = targets.best_BQ[taught_BQ], targets.queries.item_BQ[taught_BQ]
+    _, number_X = torch.unique(list_X, return_inverse=True)
+    has_X = torch.isin(number_X, number_X[best_X])
+    stays_X = (best_X | targets.unseen_BQ[taught_BQ]) & has_X
+    once_X = _first_of_each(torch.where(stays_X, number_X * (item_X.max() + 1) + item_X, -1 - number_X))
+    return stays_X & once_X
+
+
+def _first_of_each(key_X: Tensor) -> Tensor:
+    """bool (X,): the first of the places with the same key."""
+    _, inverse_X, count = torch.unique(key_X, return_inverse=True, return_counts=True)
+    place_X = torch.arange(len(key_X), device=key_X.device)
+    first = place_X.new_full((len(count),), len(key_X)).scatter_reduce(0, inverse_X, place_X, "amin")
+    return first[inverse_X] == place_X
 
 
 def profile_losses(logits_BC: Tensor, targets: Targets, name: str, spec: DistillationSpec | None) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from rayrank.objectives.spec import ObjectiveSpec
 
-ITEMS = "match/items"
+ITEMS, USER = "match/items", "match/user"
 """What the terms are called among the losses; no task has a slash in its name."""
 
 
@@ -29,7 +29,8 @@ class Matched:
 def matching_weights(spec: ObjectiveSpec) -> dict[str, float]:
     """Term -> weight, of those that are switched on."""
     told = spec.distillation
-    return {ITEMS: told.matching.items} if told and told.matching.items else {}
+    weights = {ITEMS: told.matching.items, USER: told.matching.user} if told else {}
+    return {name: weight for name, weight in weights.items() if weight}
 
 
 def gap(found: Matched) -> Tensor:

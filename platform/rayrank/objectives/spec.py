@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayrank.config import Config
 
@@ -31,6 +31,11 @@ class RelaxedSpec(Config):
 
     weight: float = Field(0.1, ge=0, description="of the term")
     top: int = Field(2, ge=1, description="candidates of a request whose order counts")
+    among: Literal["request", "best"] = Field(
+        "request",
+        description="the list: a request's targets and what is asked beside them; or, as published, the teacher's best "
+        "candidates and the sampled items, which stand for all others",
+    )
 
 
 class MatchingSpec(Config):
@@ -41,6 +46,7 @@ class MatchingSpec(Config):
     """
 
     items: float = Field(0.0, ge=0, description="weight of the term in the vectors of the items that a step asks about")
+    user: float = Field(0.0, ge=0, description="weight of the term in the user's state before each target")
 
 
 class DistillationSpec(Config):
@@ -52,6 +58,12 @@ class DistillationSpec(Config):
     )
     unseen_items: int = Field(
         1, ge=1, description="sampled items that a step asks at each target; together they weigh ``unseen``"
+    )
+    best: float = Field(
+        0.0, ge=0, description="weight of the soft term at the teacher's best candidates of a request, together"
+    )
+    best_items: int = Field(
+        0, ge=0, description="of those, how many a step asks of each request, best first, where the labels hold any"
     )
     profiles: float = Field(
         0.0, ge=0, le=1, description="share of the soft term in the loss of user profiles (multiclass tasks)"
@@ -80,6 +92,13 @@ class DistillationSpec(Config):
         description="the soft terms of event tasks train a second output layer that is dropped afterwards; what is "
         "served learns from hard labels, and shares all layers below",
     )
+
+    @model_validator(mode="after")
+    def _best_are_asked(self) -> DistillationSpec:
+        among = self.relaxed is not None and self.relaxed.among == "best"
+        if (self.best or among) and not self.best_items:
+            raise ValueError("best and relaxed.among best are about the teacher's best candidates: set best_items")
+        return self
 
     @property
     def lists(self) -> bool:

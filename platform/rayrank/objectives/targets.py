@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class Targets:
     profile_before_B: Tensor  # int32: the events that profile heads may see
     spread_BQ: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> how far teachers' logits are apart
     profile_soft_BC: Mapping[str, Tensor] = field(default_factory=dict)  # multiclass task -> teacher logits, NaN none
+    state_BQU: Tensor | None = None  # the teacher's user state at the first queries, which are the targets themselves
+    best_BQ: Tensor | None = None  # bool: queries of the teacher's best candidates; of a request each its part of 1
 
 
 def pack(queries: Queries, keep_BT: Tensor) -> tuple[Queries, Tensor, Tensor]:
@@ -42,12 +45,17 @@ def pack(queries: Queries, keep_BT: Tensor) -> tuple[Queries, Tensor, Tensor]:
 
 
 def training_targets(
-    batch: SequenceBatch, horizon_B: Tensor, unseen_BT: Tensor | None = None, unseen_items: int = 1
+    batch: SequenceBatch,
+    horizon_B: Tensor,
+    unseen_BT: Tensor | None = None,
+    unseen_items: int = 1,
+    best_items: int = 0,
 ) -> Targets:
     """The train targets of a batch. ``horizon_B`` (int32 request numbers) hides events at or after it.
 
     ``unseen_BT`` (0..1 per position) draws some of the other items that the teacher judged there, if there are any:
-    each target is then asked again, of those items, with soft labels only.
+    each target is then asked again, of those items, with soft labels only. ``best_items`` of the teacher's best
+    candidates of each request are asked once, as at the request's first train target.
     """
     streaming = batch.streaming()
     before_BT = torch.minimum(streaming.visible_before_BQ, horizon_B.unsqueeze(1))
@@ -71,9 +79,11 @@ def training_targets(
         torch.minimum(batch.valid_from_B, batch.test_from_B),
         take(batch.spread_BT),
         _profile_labels(batch),
+        None if batch.state_BTU is None else _at(batch.state_BTU, place_BQ),
     )
+    best = _best_targets(targets, batch, horizon_B, best_items)
     if unseen_BT is None or batch.unseen_item_BTS is None:
-        return targets
+        return _joined(targets, best)
     samples = batch.unseen_item_BTS.shape[-1]
     first_BT1 = (unseen_BT * samples).long().unsqueeze(-1)
     asked = []
@@ -85,7 +95,11 @@ def training_targets(
             for values in (batch.unseen_soft_BTS, batch.unseen_spread_BTS)
         )
         asked.append(_Unseen(item_BT.gather(1, place_BQ) * asked_BQ, said, apart))
-    return _with_unseen(targets, asked)
+    return _joined(_with_unseen(targets, asked), best)
+
+
+def _at(value_BTU: Tensor, place_BQ: Tensor) -> Tensor:
+    return value_BTU.gather(1, place_BQ.unsqueeze(-1).expand(-1, -1, value_BTU.shape[-1]))
 
 
 def _profile_labels(batch: SequenceBatch) -> dict[str, Tensor]:
@@ -139,6 +153,65 @@ def _with_unseen(targets: Targets, asked: Sequence[_Unseen]) -> Targets:
         request_BQ=again(targets.request_BQ),
         place_BQ=again(targets.place_BQ),
     )
+
+
+def _best_targets(targets: Targets, batch: SequenceBatch, horizon_B: Tensor, items: int) -> Targets | None:
+    """The teacher's best candidates alone, K of a request side by side; None where nothing is to be asked."""
+    if not items or batch.best_item_BTK is None:
+        return None
+    item_BTK = batch.best_item_BTK[..., :items]
+    streaming = batch.streaming()
+    before_BT = torch.minimum(streaming.visible_before_BQ, horizon_B.unsqueeze(1))
+    begins_BT = (item_BTK > 0).any(-1) & (batch.part_BT == TRAIN)
+    queries, asked_BQ, place_BQ = pack(replace(streaming, visible_before_BQ=before_BT), begins_BT)
+    place_BQK, count = place_BQ.unsqueeze(-1).expand(-1, -1, item_BTK.shape[-1]), item_BTK.shape[-1]
+    there_BQK = asked_BQ.unsqueeze(-1) & (item_BTK.gather(1, place_BQK) > 0)
+    there_BX = there_BQK.flatten(1)
+
+    def wide(value_BQ: Tensor) -> Tensor:
+        return value_BQ.repeat_interleave(count, dim=1)
+
+    def take(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = {n: v[..., :count].gather(1, place_BQK).flatten(1) for n, v in values.items()}
+        return {n: v.masked_fill(~there_BX, float("nan")) for n, v in given.items()}
+
+    asked = Queries(
+        item_BTK.gather(1, place_BQK).flatten(1) * there_BX,
+        wide(queries.time_BQ),
+        wide(queries.visible_before_BQ) * there_BX,
+        {name: wide(value) for name, value in queries.context.items()},
+    )
+    nothing_BX = torch.full(there_BX.shape, float("nan"), device=there_BX.device)
+    return replace(
+        targets,
+        queries=asked,
+        labels_BQ=dict.fromkeys(targets.labels_BQ, nothing_BX),
+        soft_BQ=take(batch.best_soft_BTK),
+        spread_BQ=take(batch.best_spread_BTK),
+        asked_BQ=there_BX,
+        unseen_BQ=torch.zeros_like(there_BX),
+        share_BQ=wide(1.0 / there_BQK.sum(-1).clamp_min(1)),
+        request_BQ=wide(batch.events.request_BT.gather(1, place_BQ).long()),
+        place_BQ=wide(place_BQ),
+        best_BQ=there_BX,
+    )
+
+
+def _joined(targets: Targets, best: Targets | None) -> Targets:
+    """All queries of both, side by side."""
+    if best is None:
+        return targets
+    plain = replace(targets, best_BQ=torch.zeros_like(targets.asked_BQ))
+
+    def joined(one: Any, other: Any) -> Any:
+        if isinstance(one, Tensor):
+            return torch.cat([one, other], dim=1)
+        if isinstance(one, Queries):
+            return Queries(*(joined(getattr(one, f.name), getattr(other, f.name)) for f in fields(Queries)))
+        return {name: joined(value, other[name]) for name, value in one.items()}
+
+    names = ["queries", *(f.name for f in fields(Targets) if f.name.endswith("_BQ"))]
+    return replace(plain, **{name: joined(getattr(plain, name), getattr(best, name)) for name in names})
 
 
 def some_targets(batch: SequenceBatch, most: int, place_BT: Tensor) -> SequenceBatch:

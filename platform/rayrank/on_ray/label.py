@@ -112,8 +112,10 @@ class Labeller:
         ``key``; aligned with ``item``, ``soft_<task>`` logits of every target (NaN elsewhere); ``class_<task>`` logits
         of profiles; for each train target in turn S unseen items (``unseen_item``) and their logits
         (``unseen_<task>``), and M hard negatives (``mined_item``, 0 where there is none) and their corrections
-        (``mined_log_q``, NaN). Of several teachers also how far they are apart: ``spread_<task>``,
-        ``spread_unseen_<task>``.
+        (``mined_log_q``, NaN), and U columns of the user's state (``state_user``, float16); for the first train target
+        of each request K best candidates (``best_item``, 0 where there are no more) and their logits (``best_<task>``).
+        Of several teachers also how far they are apart: ``spread_<task>``, ``spread_unseen_<task>``,
+        ``spread_best_<task>``.
         """
         table, batch, views = self._views.read(place)
         found = self._panel.label(batch, views)
@@ -125,10 +127,10 @@ class Labeller:
         for name, value_BC in found.profile_soft_BC.items():
             each = _offsets(np.full(len(value_BC), value_BC.shape[1]))
             columns[f"class_{name}"] = _lists(value_BC.flatten(), each)
-        train_BT = batch.part_BT == TRAIN
-        for name, value_BTS in _by_target(found).items():
-            each = _offsets(train_BT.sum(1).numpy() * value_BTS.shape[-1])
-            columns[name] = _lists(value_BTS[train_BT].flatten(), each)
+        for place_BT, tables in ((batch.part_BT == TRAIN, _by_target(found)), (batch.begins(), _by_request(found))):
+            for name, value_BTS in tables.items():
+                each = _offsets(place_BT.sum(1).numpy() * value_BTS.shape[-1])
+                columns[name] = _lists(value_BTS[place_BT].flatten(), each)
         return pa.table(columns)
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
@@ -147,7 +149,18 @@ def _by_target(found: SequenceBatch) -> dict[str, Tensor]:
         columns |= {f"spread_unseen_{name}": value for name, value in found.unseen_spread_BTS.items()}
     if found.mined_item_BTM is not None and found.mined_log_q_BTM is not None:
         columns |= {"mined_item": found.mined_item_BTM.int(), "mined_log_q": found.mined_log_q_BTM}
+    if found.state_BTU is not None:
+        columns["state_user"] = found.state_BTU
     return columns
+
+
+def _by_request(found: SequenceBatch) -> dict[str, Tensor]:
+    """Column -> what there are several of at the first train target of each request."""
+    if found.best_item_BTK is None:
+        return {}
+    columns = {f"best_{name}": value for name, value in found.best_soft_BTK.items()}
+    columns |= {f"spread_best_{name}": value for name, value in found.best_spread_BTK.items()}
+    return {"best_item": found.best_item_BTK.int(), **columns}
 
 
 def _claim(folder: str, key: LabelKey, manifest: Manifest) -> set[int]:

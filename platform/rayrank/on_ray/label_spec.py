@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
-from rayrank.config import Config, DataPath
+from rayrank.config import Config, ConfigError, DataPath
+from rayrank.schema import DatasetSchema, RetrievalTask
 
 
 class Member(Config):
@@ -33,13 +36,35 @@ class Asked(Config):
     )
     pool: int = Field(256, ge=1, description="items drawn for that at each positive, as the samples are drawn")
 
+    best: int = Field(
+        0,
+        ge=0,
+        description="the teacher's best candidates of each request with a train target, with its logits; 0: none",
+    )
+    best_of: int = Field(100, ge=1, description="candidates of a request that it scores, of which they are the best")
+    best_by: Literal["retrieval", "draw"] = Field(
+        "retrieval",
+        description="where candidates come from: the first of the whole catalogue by the teacher's retrieval head, or "
+        "drawn as the samples are",
+    )
+    best_task: str | None = Field(None, description="event task whose logits order them; null: the first")
+
+    states: bool = Field(
+        False,
+        description="also the user's state before each train target, float16, for objective.distillation.matching",
+    )
+
     @model_validator(mode="after")
-    def _enough_to_mine_from(self) -> Asked:
-        if self.mined > self.pool:
-            raise ValueError(
-                f"mined ({self.mined}) items are the best of pool ({self.pool}): raise pool, or lower mined"
-            )
+    def _enough_to_choose_from(self) -> Asked:
+        for name, pool in (("mined", "pool"), ("best", "best_of")):
+            few, many = getattr(self, name), getattr(self, pool)
+            if few > many:
+                raise ValueError(f"{name} ({few}) items are the best of {pool} ({many}): raise {pool}, or lower {name}")
         return self
+
+    def order(self, schema: DatasetSchema) -> str:
+        """The event task whose logits order the best candidates."""
+        return self.best_task or schema.event_tasks[0].name
 
 
 class Online(Asked):
@@ -52,6 +77,25 @@ class Online(Asked):
         if any(member.dataset for member in self.teachers):
             raise ValueError("a teacher with a dataset of its own cannot be in the loop: let the label job ask it")
         return self
+
+
+def check_asked(asked: Asked, schema: DatasetSchema, prefix: str = "") -> None:
+    """Whether a dataset has the tasks that teachers are asked by.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    heads = {"mined": asked.mined, "best": asked.best if asked.best_by == "retrieval" else 0}
+    for name, wanted in heads.items():
+        if wanted and not schema.of_kind(RetrievalTask):
+            what = "hard negatives are mined" if name == "mined" else "candidates are found"
+            rule = f"{what} by the teacher's retrieval head, and this dataset has no retrieval task"
+            fix = "set it to 0, or add a retrieval task to the dataset"
+            raise ConfigError(f"{prefix}{name}", wanted, rule, fix if name == "mined" else f"{fix}, or best_by: draw")
+    known = [task.name for task in schema.event_tasks]
+    if asked.best and asked.order(schema) not in known:
+        rule = f"best candidates are ordered by an event task of the dataset: {', '.join(known)}"
+        raise ConfigError(f"{prefix}best_task", asked.best_task, rule, "use one of them")
 
 
 class LabelTask(Asked):
@@ -87,6 +131,11 @@ class LabelKey(Config):
     sample_power: float = Field(description="they are drawn in proportion to (training count + 1) to this power")
     mined: int = Field(0, description="hard negatives of each positive train target")
     pool: int = Field(0, description="items drawn for each such target, of which they are the hardest")
+    best: int = Field(0, description="best candidates of each request with a train target")
+    best_of: int = Field(0, description="candidates of which they are the best")
+    best_by: str = Field("", description="where those come from; empty: there are none")
+    best_task: str | None = Field(None, description="event task whose logits order them; None: the first")
+    states: int = Field(0, description="columns of the user's state before each train target; 0: it is not there")
 
     @property
     def teachers(self) -> frozenset[str]:

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from rayrank.batch import SequenceBatch
-from rayrank.bundle import Bundle, load_bundle
+from rayrank.bundle import Bundle, load_bundle, read_info
 from rayrank.config import ConfigError
+from rayrank.learning.best import Finder, best
 from rayrank.learning.labels import Sampler, Teacher, taught
 from rayrank.learning.mining import POOL_SEED, mined
+from rayrank.models.spec import state_width
 from rayrank.on_ray.label_spec import Asked, Member
 from rayrank.sources.collate import collate
 from rayrank.sources.groups import Group, Place, Shards, read_place
@@ -30,6 +32,10 @@ class Panel:
         count_N = bundles[0].catalogue().count_N
         self._sampler = Sampler(count_N, asked.samples, asked.sample_power)
         self._pool, self._mined = Sampler(count_N, asked.pool, asked.sample_power, POOL_SEED), asked.mined
+        self._states = asked.states
+        power = asked.sample_power if asked.best_by == "draw" else None
+        task = asked.order(bundles[0].info.data_schema)
+        self._best = Finder.of(count_N, (asked.best, asked.best_of), task, power) if asked.best else None
 
     @staticmethod
     def of(members: Sequence[Member], asked: Asked, verify: bool = True) -> Panel:
@@ -39,8 +45,16 @@ class Panel:
 
     def label(self, batch: SequenceBatch, views: Sequence[SequenceBatch] | None = None) -> SequenceBatch:
         """The batch with everything that is asked; ``views`` as in :func:`rayrank.learning.labels.taught`."""
-        found = taught(self._teachers, batch, self._sampler, views)
-        return mined(self._teachers, found, self._pool, self._mined, views) if self._mined else found
+        found = taught(self._teachers, batch, self._sampler, views, self._states)
+        if self._mined:
+            found = mined(self._teachers, found, self._pool, self._mined, views)
+        return best(self._teachers, found, self._best, views) if self._best else found
+
+
+def states_width(bundles: Sequence[str]) -> int:
+    """Columns of the user states of some teachers, side by side."""
+    found = map(read_info, bundles)
+    return sum(state_width(info.spec, info.data_schema) for info in found)
 
 
 class Views:

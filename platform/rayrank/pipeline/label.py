@@ -16,8 +16,8 @@ from rayrank.learning.code import code_digest
 from rayrank.on_ray.cluster import ClusterConfig, check_capacity, ensure_cluster
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import Labelled, label_shards, labels_exist
-from rayrank.on_ray.label_spec import Asked, LabelKey, LabelTask, Member, TeacherKey
-from rayrank.schema import RetrievalTask
+from rayrank.on_ray.label_spec import Asked, LabelKey, LabelTask, Member, TeacherKey, check_asked
+from rayrank.on_ray.teachers import states_width
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.manifest import Manifest, read_manifest
 from rayrank.wording import counted
@@ -83,9 +83,7 @@ def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
     manifest = read_manifest(config.dataset)
     for number, member in enumerate(config.members):
         _check_member(member, (config.dataset, manifest), "teacher" if config.teacher else f"teachers.{number}")
-    if config.mined and not manifest.dataset_schema.of_kind(RetrievalTask):
-        rule = "hard negatives are mined by the teacher's retrieval head, and this dataset has no retrieval task"
-        raise ConfigError("mined", config.mined, rule, "set it to 0, or add a retrieval task to the dataset")
+    check_asked(config, manifest.dataset_schema)
     key = _key(config, manifest)
     named = {name: getattr(config, name) for name in LabelTask.model_fields if name not in ("teachers", "stall_s")}
     task = LabelTask(**named, teachers=config.members, stall_s=config.cluster.stall_s)
@@ -130,6 +128,11 @@ def _key(config: LabelConfig, manifest: Manifest) -> LabelKey:
         sample_power=config.sample_power,
         mined=config.mined,
         pool=config.pool if config.mined else 0,
+        best=config.best,
+        best_of=config.best_of if config.best else 0,
+        best_by=config.best_by if config.best else "",
+        best_task=config.best_task if config.best else None,
+        states=states_width([member.bundle for member in config.members]) if config.states else 0,
     )
 
 

@@ -21,9 +21,9 @@ from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
 from rayrank.on_ray.fit import Fitted
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import read_label_key
+from rayrank.on_ray.label_spec import check_asked
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.train import Workers, run_distributed, run_in_process
-from rayrank.schema import RetrievalTask
 from rayrank.sources import storage
 from rayrank.sources.manifest import Manifest, read_manifest
 from rayrank.tracking import MlflowTracking, NullRun, NullTracker, TrackingConfig, check_tracking, open_tracker
@@ -118,9 +118,8 @@ def check_taught(task: FitTask, prefix: str = "") -> None:
     manifest = read_manifest(task.dataset)
     if task.labels:
         _check_labels(task, task.labels, manifest, f"{prefix}labels")
-    if task.online and task.online.mined and not manifest.dataset_schema.of_kind(RetrievalTask):
-        rule = "hard negatives are mined by a retrieval head, and this dataset has no retrieval task"
-        raise ConfigError(f"{prefix}online.mined", task.online.mined, rule, "set it to 0")
+    if task.online:
+        check_asked(task.online, manifest.dataset_schema, f"{prefix}online.")
     for member in task.asked:
         found = read_info(member.bundle).schema_fingerprint
         if found != manifest.fingerprint:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from rayrank.batch import FAR, Events, SequenceBatch
+from rayrank.batch import FAR, Events, SequenceBatch, first_of_requests
 from rayrank.config import ConfigError
 from rayrank.schema import TRAIN, CategoricalFeature, DatasetSchema, MulticlassTask
 from rayrank.sources.dataset import feature_tensor, pad_list_array
@@ -27,8 +27,10 @@ def collate(table: pa.Table, schema: DatasetSchema, labels: pa.Table | None = No
         schema: of the dataset.
         labels: the same rows of the teacher's label files, or None: ``key``, ``soft_<task>`` aligned with ``item``,
             ``class_<task>`` of each profile, and for each train target in turn S unseen items (``unseen_item``,
-            ``unseen_<task>``) and M hard negatives (``mined_item``, ``mined_log_q``); of several teachers also
-            ``spread_<task>`` and ``spread_unseen_<task>``.
+            ``unseen_<task>``), M hard negatives (``mined_item``, ``mined_log_q``) and U columns of the user's state
+            (``state_user``), and for the first of each request
+            K best candidates (``best_item``, ``best_<task>``); of several teachers also ``spread_<task>``,
+            ``spread_unseen_<task>`` and ``spread_best_<task>``.
 
     Raises:
         ConfigError: ``labels`` belong to other rows.
@@ -59,8 +61,14 @@ def collate(table: pa.Table, schema: DatasetSchema, labels: pa.Table | None = No
         test_from_B=_flat(table, "test_from", np.int32),
         profile_B={t.name: _flat(table, f"profile_{t.name}", np.int64) for t in profiles},
         profile_hidden_B={t.name: _flat(table, f"hidden_{t.name}", np.bool_) for t in profiles},
-        **(_Soft(labels, table, lists.padded("part", np.int8, 0) == TRAIN).fields() if labels is not None else {}),
+        **(_soft(labels, table, lists) if labels is not None else {}),
     )
+
+
+def _soft(labels: pa.Table, table: pa.Table, lists: _Lists) -> dict[str, Any]:
+    train_BT = lists.padded("part", np.int8, 0) == TRAIN
+    begins_BT = first_of_requests(train_BT, lists.padded("request", np.int32, FAR))
+    return _Soft(labels, table, train_BT, begins_BT).fields()
 
 
 class _Lists:
@@ -86,10 +94,10 @@ class _Lists:
 class _Soft:
     """A teacher's labels of the same rows."""
 
-    def __init__(self, labels: pa.Table, table: pa.Table, train_BT: Tensor) -> None:
+    def __init__(self, labels: pa.Table, table: pa.Table, train_BT: Tensor, begins_BT: Tensor) -> None:
         if not _one(labels["key"]).equals(_one(table["key"])):
             raise ConfigError("labels", None, "rows must be those of the shard, in order", "run label again")
-        self.labels, self.train_BT = labels, train_BT
+        self.labels, self.train_BT, self.begins_BT = labels, train_BT, begins_BT
 
     def fields(self) -> dict[str, Any]:
         """The batch's fields that hold soft labels."""
@@ -108,6 +116,12 @@ class _Soft:
         if "mined_item" in names:
             found["mined_item_BTM"] = self._by_target("mined_item", torch.int64, 0)
             found["mined_log_q_BTM"] = self._by_target("mined_log_q")
+        if "state_user" in names:
+            found["state_BTU"] = self._by_target("state_user", torch.float16, 0)
+        if "best_item" in names:
+            found["best_item_BTK"] = self._at("best_item", self.begins_BT, torch.int64, 0)
+            found["best_soft_BTK"] = {n: self._at(f"best_{n}", self.begins_BT) for n in tasks}
+            found["best_spread_BTK"] = {n: self._at(f"spread_best_{n}", self.begins_BT) for n in several}
         return found
 
     def _lists(self, name: str, width: int | None = None) -> Tensor:
@@ -119,14 +133,20 @@ class _Soft:
 
     def _by_target(self, name: str, dtype: torch.dtype = torch.float32, fill: float = float("nan")) -> Tensor:
         """(B, T, S) from S (or M) values for each train target, in order."""
-        lists, targets = _one(self.labels[name]), int(self.train_BT.sum())
+        return self._at(name, self.train_BT, dtype, fill)
+
+    def _at(
+        self, name: str, place_BT: Tensor, dtype: torch.dtype = torch.float32, fill: float = float("nan")
+    ) -> Tensor:
+        """(B, T, S) from S values for each marked position, in order."""
+        lists, places = _one(self.labels[name]), int(place_BT.sum())
         values = torch.from_numpy(pc.list_flatten(lists).to_numpy(zero_copy_only=False).copy())
-        samples = len(values) // max(targets, 1)
-        if not np.array_equal(pc.list_value_length(lists).to_numpy(), samples * self.train_BT.sum(1).numpy()):
-            rule = "every train target must have as many values as the others"
+        samples = len(values) // max(places, 1)
+        if not np.array_equal(pc.list_value_length(lists).to_numpy(), samples * place_BT.sum(1).numpy()):
+            rule = "every place that was labelled must have as many values as the others"
             raise ConfigError(f"labels: {name}", None, rule, "run label again")
-        spread = torch.full((*self.train_BT.shape, samples), fill, dtype=dtype)
-        spread[self.train_BT] = values.to(dtype).view(targets, samples)
+        spread = torch.full((*place_BT.shape, samples), fill, dtype=dtype)
+        spread[place_BT] = values.to(dtype).view(places, samples)
         return spread
 
 

@@ -18,7 +18,7 @@ from rayrank.sources import storage
 from rayrank.sources.manifest import Manifest, read_manifest
 
 T = TypeVar("T")
-LABELS = ("soft_", "spread_", "unseen_", "class_", "mined_")
+LABELS = ("soft_", "spread_", "unseen_", "class_", "mined_", "best_", "state_")
 """Prefixes of the columns that hold a teacher's labels."""
 _OPEN = 16
 """Files kept open at a time, of shards and of labels."""

@@ -15,16 +15,20 @@ from rayrank.learning.forward import StepNoise, forward
 from rayrank.learning.inputs import Hooks, Snapshot, TrainData, TrainSpec
 from rayrank.learning.labels import Sampler, Teacher, taught
 from rayrank.learning.matching import Matching
+from rayrank.learning.plan import trim
 from rayrank.learning.train import TrainResult, train
 from rayrank.models.ranker import Ranker
-from rayrank.models.spec import item_columns
+from rayrank.models.spec import item_columns, state_width
 from rayrank.objectives.losses import compute
-from rayrank.objectives.matching import ITEMS, Matched, gap
+from rayrank.objectives.matching import ITEMS, USER, Matched, gap
 from rayrank.objectives.spec import ObjectiveSpec
 from rayrank.objectives.targets import training_targets
 from tests.tiny_models import KINDS, SCHEMA, catalogue, model_of, steps_of
 from tests.tiny_runs import LEARNING, Threads, batches, curve, fresh, keep_in
 
+USER_LOSS = "loss/match/user"
+STATE = 5 * 12 + 3
+"""Columns of the teacher's user state: four means and what is pooled, two mean labels, the length of the history."""
 MATCH = ObjectiveSpec.model_validate({"distillation": {"matching": {"items": 0.5}}})
 
 
@@ -39,7 +43,7 @@ def teacher_items() -> torch.Tensor:
 @cache
 def labelled() -> list[SequenceBatch]:
     one, sampler = Teacher.of(model_of("teacher", seed=3, width=12), catalogue()), Sampler(catalogue().count_N, 2)
-    return [taught([one], given, sampler) for given in batches()]
+    return [taught([one], given, sampler, states=True) for given in batches()]
 
 
 def test_the_gap_by_hand_and_its_gradient() -> None:
@@ -68,7 +72,7 @@ def test_every_kind_says_where_its_item_vector_is() -> None:
 
 def test_the_term_of_a_micro_batch_by_hand() -> None:
     student, batch, items_ND = model_of("student", seed=5), labelled()[0], teacher_items()
-    matching = Matching.of(student, MATCH, items_ND, 0)
+    matching = Matching.of(student, MATCH, (items_ND, 0), 0)
     assert matching is not None
     nobody = torch.full_like(batch.valid_from_B, FAR)
     targets = training_targets(batch, nobody, torch.full(batch.part_BT.shape, 0.3))
@@ -104,6 +108,7 @@ def run(
         3,
         (lambda: iter(given[rank::world])) if valid else None,
         teacher_items(),
+        STATE,
     )
     return train(model, data, spec, hooks, collectives)
 
@@ -163,4 +168,56 @@ def test_ranks_agree_and_a_run_goes_on_with_its_maps() -> None:
 
 def test_a_table_is_needed() -> None:
     with pytest.raises(ValueError, match=r"^objective.distillation.matching.items needs"):
-        Matching.of(model_of("student"), MATCH, None, 0)
+        Matching.of(model_of("student"), MATCH, (None, 0), 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_user_states_are_as_wide_as_the_spec_says(kind: str) -> None:
+    model, given = model_of(kind), batches()[0]
+    with torch.no_grad():
+        state = model.user_state(given.events, model.item_vectors(catalogue()))
+        known = model.known(state, state.visible_count(given.streaming().visible_before_BQ))
+    assert known.shape == (*given.part_BT.shape, state_width(model.spec, SCHEMA))
+
+
+def test_labels_hold_the_state_before_each_train_target() -> None:
+    given, model = labelled()[0], model_of("teacher", seed=3, width=12)
+    assert given.state_BTU is not None
+    assert given.state_BTU.dtype == torch.float16
+    train_BT = given.part_BT == 1
+    with torch.no_grad():
+        state = model.user_state(given.events, model.item_vectors(catalogue()))
+        known = model.known(state, state.visible_count(given.streaming().visible_before_BQ))
+    expected = torch.nn.functional.normalize(known, dim=-1)
+    torch.testing.assert_close(given.state_BTU[train_BT].float(), expected[train_BT], rtol=0, atol=1e-3)
+    assert not given.state_BTU[~train_BT].any()
+    cut = trim(given)
+    assert cut.state_BTU is not None
+    assert cut.state_BTU.shape == (*cut.part_BT.shape, STATE)
+
+
+def test_user_states_are_matched_before_each_target_on_any_number_of_ranks() -> None:
+    spec = ObjectiveSpec.model_validate({"distillation": {"matching": {"user": 2.0}}})
+    student, batch = model_of("student", seed=5), labelled()[0]
+    matching = Matching.of(student, spec, (None, STATE), 0)
+    assert matching is not None
+    nobody = torch.full_like(batch.valid_from_B, FAR)
+    targets = training_targets(batch, nobody, torch.full(batch.part_BT.shape, 0.3))
+    said = forward(student, batch, targets, catalogue(), None, StepNoise(None, matching=matching))
+    terms = compute(said, targets, SCHEMA, spec)
+    train_BT = batch.part_BT == 1
+    with torch.no_grad():
+        state = student.user_state(batch.events, student.item_vectors(catalogue()))
+        own = student.known(state, state.visible_count(batch.streaming().visible_before_BQ)) @ matching.user.weight.T
+        near = torch.cosine_similarity(own[train_BT], batch.state_BTU[train_BT].float(), dim=1)
+    assert terms.sums[USER, "match"].item() == pytest.approx(float((1 - near).sum()), rel=1e-3)
+    assert terms.counts[USER].item() == int(train_BT.sum())
+    learning = LEARNING.model_copy(update={"epochs": 8, "learning_rate": 2e-2})
+    whole = run(fresh("student"), TrainSpec(learning, spec), valid=False)
+    losses = curve(whole, USER_LOSS)
+    assert losses[-3:].mean() < 0.8 * losses[:3].mean()
+    shared, two = {"barrier": threading.Barrier(2)}, [fresh("student") for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(run, two[r], TrainSpec(learning, spec), Threads(r, 2, shared), None, False) for r in (0, 1)]
+        for one in runs:
+            torch.testing.assert_close(curve(one.result(120), USER_LOSS), losses, rtol=1e-3, atol=1e-4)

@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from rayrank.batch import Queries
 from rayrank.objectives.lists import Lists, listwise, margins, relaxed
-from rayrank.objectives.spec import ListwiseSpec
+from rayrank.objectives.losses import Outputs, compute
+from rayrank.objectives.spec import DistillationSpec, ListwiseSpec, ObjectiveSpec
+from rayrank.objectives.targets import Targets
+from rayrank.schema import BinaryTask, DatasetSchema
 
 SAID, TAUGHT, LIST = [0.3, 1.0, -0.5, 2.0, 0.1, 9.0], [1.2, -0.4, 0.6, 0.0, 0.8, 3.0], [7, 3, 7, 3, 7, 5]
 """Two lists, of three and of two, and a candidate alone."""
@@ -115,6 +119,64 @@ def test_gradients_are_those_of_small_steps() -> None:
             return _term(term, Lists.of(given, taught, weight, torch.tensor(LIST)))
 
         assert torch.autograd.gradcheck(value, (said,))
+
+
+def published(said: torch.Tensor, spec: ObjectiveSpec) -> dict[str, Tensor]:
+    """Loss terms of one request: a target, three sampled items (one of them a best one) and two best candidates."""
+    size = (1, 6)
+    soft = torch.tensor([[2.0, 1.0, 0.3, -1.0, 1.0, 0.8]])
+    targets = Targets(
+        queries=Queries(torch.tensor([[9, 4, 6, 7, 4, 5]]), torch.zeros(size).long(), torch.zeros(size).int()),
+        labels_BQ={"like": torch.tensor([[1.0, *[float("nan")] * 5]])},
+        soft_BQ={"like": soft.to(said.dtype)},
+        asked_BQ=torch.ones(size, dtype=torch.bool),
+        unseen_BQ=torch.tensor([[False, True, True, True, False, False]]),
+        share_BQ=torch.tensor([[1.0, 1 / 3, 1 / 3, 1 / 3, 0.5, 0.5]]),
+        request_BQ=torch.zeros(size).long(),
+        place_BQ=torch.zeros(size).long(),
+        profile_B={},
+        profile_before_B=torch.zeros(1).int(),
+        best_BQ=torch.tensor([[False, False, False, False, True, True]]),
+    )
+    schema = DatasetSchema(name="one", tasks=(BinaryTask(name="like", column="l"),))
+    found = compute(Outputs({"like": said}), targets, schema, spec)
+    assert found.counts["like"].item() == pytest.approx(2.0)  # the target, and its samples together
+    return {term: value for (_, term), value in found.sums.items()}
+
+
+def test_the_published_list_is_the_best_candidates_before_the_sampled_items() -> None:
+    about = {"best": 0.6, "best_items": 2, "temperature": 2.0, "relaxed": {"weight": 0.3, "top": 2, "among": "best"}}
+    spec = ObjectiveSpec(distillation=DistillationSpec.model_validate(about))
+    said = torch.tensor([[0.4, 1.5, -0.2, 0.7, 1.5, -0.6]], dtype=torch.float64, requires_grad=True)
+    first, second, rest = 1.5, -0.6, [-0.2, 0.7]  # items 4 and 5 in the teacher's order, then 6 and 7; 4 stands once
+
+    def late(value: float, behind: list[float]) -> float:
+        return math.log(sum(math.exp(v / 2.0) for v in [value, *behind])) - value / 2.0
+
+    expected = 0.3 * 2.0 * 4 * (late(first, [second, *rest]) + late(second, rest)) / 2
+    terms = published(said, spec)
+    assert terms["relaxed"].item() == pytest.approx(expected, rel=1e-5)
+    found = gradient(terms["relaxed"], said)[0]
+    assert found[0] == 0.0  # the target stands aside
+    assert (found[1] == 0.0) != (found[4] == 0.0)
+    assert found.sum().item() == pytest.approx(0.0, abs=1e-9)
+    assert torch.autograd.gradcheck(lambda given: published(given, spec)["relaxed"], (said,))
+    among = ObjectiveSpec(distillation=DistillationSpec.model_validate(about | {"relaxed": {"weight": 0.3, "top": 2}}))
+    assert published(said, among)["relaxed"].item() != pytest.approx(expected, rel=1e-2)
+
+
+def test_the_best_candidates_of_a_request_weigh_together_what_is_asked() -> None:
+    def soft(best: float) -> float:
+        spec = ObjectiveSpec(distillation=DistillationSpec(best=best, best_items=2, temperature=2.0))
+        return published(torch.tensor([[0.4, 1.5, -0.2, 0.7, 1.5, -0.6]]), spec)["soft"].item()
+
+    expected = 0.0
+    for said, told in ((1.5, 1.0), (-0.6, 0.8)):
+        p, q = 1 / (1 + math.exp(-told / 2)), 1 / (1 + math.exp(-said / 2))
+        expected -= 0.5 * 4.0 * (p * math.log(q) + (1 - p) * math.log(1 - q))
+    assert soft(0.6) - soft(0.0) == pytest.approx(0.6 * expected, rel=1e-4)
+    with pytest.raises(ValueError, match="set best_items"):
+        DistillationSpec(best=0.5)
 
 
 def test_nothing_to_compare_costs_nothing() -> None:

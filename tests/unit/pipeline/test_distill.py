@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from rayrank.batch import FAR
 from rayrank.bundle import load_bundle
 from rayrank.config import ConfigError, replace
 from rayrank.on_ray.items import bundle_id
+from rayrank.on_ray.label import read_label_key
 from rayrank.pipeline.distill import DistillConfig, distill
 from rayrank.pipeline.label import LabelConfig, label
 from rayrank.pipeline.tune import TuneConfig, tune
@@ -45,29 +48,38 @@ def test_a_student_is_trained_on_soft_labels_and_names_its_teacher(world, tmp_pa
     assert hard.curve[0]["loss/like"] != made.curve[0]["loss/like"]
 
 
+PUBLISHED = {
+    "best": 0.4, "best_items": 3, "relaxed": {"weight": 0.1, "top": 3, "among": "best"},
+    "matching": {"items": 0.5, "user": 0.5},
+}  # fmt: skip
 EVERYTHING = {
     "mix": 0.3, "profiles": 0.5, "temperature": 1.5, "unseen_items": 2, "confidence": 0.5,
     "margin": {"weight": 0.3}, "listwise": {"weight": 0.5}, "relaxed": {"weight": 0.1},
 }  # fmt: skip
 
 
-def test_teachers_in_the_loop_and_their_labels_give_equal_gradients(world, tmp_path: Path) -> None:
+@pytest.mark.parametrize("best", [0, 3], ids=["samples", "best"])
+def test_teachers_in_the_loop_and_their_labels_give_equal_gradients(world, tmp_path: Path, best: int) -> None:
     """The same micro-batch, labelled on disk and labelled when it is read: losses and gradients of every weight."""
     from rayrank.learning.feed import Feed
     from rayrank.learning.forward import StepNoise, forward
+    from rayrank.learning.matching import Matching
     from rayrank.learning.spec import LearningSpec
     from rayrank.objectives.losses import compute
     from rayrank.objectives.spec import ObjectiveSpec
     from rayrank.objectives.targets import training_targets
     from rayrank.on_ray.label_spec import Member, Online
-    from rayrank.on_ray.teachers import Panel
+    from rayrank.on_ray.teachers import Panel, states_width
     from rayrank.sources.groups import LocalGroups, Shards
 
     both = [{"bundle": world.teacher, "weight": 1.0}, {"bundle": world.student, "weight": 3.0}]
     labels, samples = str(tmp_path / "labels"), 3
-    label(LabelConfig(dataset=world.dataset, teachers=both, output=labels, actors=0, samples=samples), lambda _: None)
-    panel = Panel.of([Member.model_validate(one) for one in both], Online(samples=samples))
-    spec = ObjectiveSpec.model_validate({"distillation": {**EVERYTHING, "agreement": 1.0}})
+    asked = {"samples": samples, "best": best, "best_of": 12, "states": best > 0}
+    label(LabelConfig(dataset=world.dataset, teachers=both, output=labels, actors=0, **asked), lambda _: None)
+    panel = Panel.of([Member.model_validate(one) for one in both], Online(**asked))
+    spec = ObjectiveSpec.model_validate(
+        {"distillation": {**EVERYTHING, "agreement": 1.0, **(PUBLISHED if best else {})}}
+    )
     gradients, terms = [], []
     for place, teach in ((labels, None), (None, panel.label)):
         feed = Feed(LocalGroups(Shards(world.dataset, place)), LearningSpec(lanes=1), teach=teach)
@@ -75,13 +87,18 @@ def test_teachers_in_the_loop_and_their_labels_give_equal_gradients(world, tmp_p
         student = load_bundle(world.student)
         student.model.requires_grad_(True)
         far = torch.full_like(batch.valid_from_B, FAR)
-        targets = training_targets(batch, far, torch.full(batch.part_BT.shape, 0.4), 2)
-        said = forward(student.model, batch, targets, student.catalogue(), None, StepNoise(None))
+        targets = training_targets(batch, far, torch.full(batch.part_BT.shape, 0.4), 2, best)
+        assert (targets.best_BQ is not None and bool(targets.best_BQ.any())) == bool(best)
+        taught = (student.items_NW[:, 16:24], states_width([world.teacher, world.student]) if best else 0)
+        matching = Matching.of(student.model, spec, taught, 0)
+        said = forward(student.model, batch, targets, student.catalogue(), None, StepNoise(None, matching=matching))
         found = compute(said, targets, student.info.data_schema, spec)
         found.total(found.counts, spec).backward()
         gradients.append({n: p.grad for n, p in student.model.named_parameters() if p.grad is not None})
         terms.append({name: value.detach() for name, value in found.sums.items()})
-    assert {term for _, term in terms[0]} == {"hard", "soft", "margin", "listwise", "relaxed"}
+    kinds = {"hard", "soft", "margin", "listwise", "relaxed"} | ({"match"} if best else set())
+    assert {term for _, term in terms[0]} == kinds
+    assert terms[0]["like", "relaxed"] > 0
     torch.testing.assert_close(terms[1], terms[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
     assert sum(float(value.abs().sum()) for value in gradients[0].values()) > 0
@@ -115,6 +132,18 @@ def test_maps_to_the_teachers_item_vectors_are_no_part_of_the_bundle(world, tmp_
         distill(replace(config, {**weight, "teacher": None, "output": str(tmp_path / "none")}), lambda _: None)
 
 
+def test_labels_keep_user_states_in_two_bytes_a_column(world, tmp_path: Path) -> None:
+    config = _config(world, tmp_path)
+    asked = LabelConfig(dataset=world.dataset, teacher=world.teacher, output=config.labels, actors=0, states=True)
+    label(asked, lambda _: None)  # in place of the plain ones
+    table = pq.read_table(sorted(Path(config.labels).glob("*.parquet"))[0])
+    assert table.schema.field("state_user").type.value_type == pa.float16()
+    assert all(len(row) % read_label_key(config.labels).states == 0 for row in table["state_user"].to_pylist())
+    weights = {"objective.distillation.matching": {"items": 0.2, "user": 0.2}}
+    made = distill(replace(config, weights), lambda _: None)
+    assert made.curve[-1]["loss/match/user"] < made.curve[0]["loss/match/user"]
+
+
 def test_soft_labels_without_labels_are_a_mistake(world) -> None:
     with pytest.raises(ValueError, match="needs labels"):
         DistillConfig(dataset=world.dataset, output="o", teacher=world.teacher)
@@ -126,6 +155,10 @@ def test_unfinished_labels_and_another_datasets_teacher_are_refused(world, tmp_p
     config = _config(world, tmp_path)
     with pytest.raises(ConfigError, match="no teacher labels"):
         distill(replace(config, {"labels": str(tmp_path / "none")}), lambda _: None)
+    with pytest.raises(ConfigError, match="has not told of its user states"):
+        distill(replace(config, {"objective.distillation.matching.user": 0.1}), lambda _: None)
+    with pytest.raises(ConfigError, match="has told of 0 best candidates of a request"):
+        distill(replace(config, {"objective.distillation.best_items": 2}), lambda _: None)
     with pytest.raises(ConfigError, match="no bundle here"):
         distill(replace(config, {"teacher": str(tmp_path / "none")}), lambda _: None)
 
