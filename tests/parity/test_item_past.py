@@ -19,7 +19,7 @@ from rayrank.batch import Queries
 from rayrank.bundle import Bundle, BundleParts, load_bundle, save_bundle
 from rayrank.config import ConfigError, parse
 from rayrank.features.derived import ItemPast
-from rayrank.messages import RankRequest, RecommendRequest
+from rayrank.messages import RankRequest, RecommendRequest, id_of
 from rayrank.models.build import build_ranker
 from rayrank.models.spec import Inputs, RankerSpec, StudentSpec, TeacherSpec
 from rayrank.pipeline.cost import measure_cost
@@ -232,7 +232,7 @@ def test_candidates_have_values_of_their_own_as_counted_in_the_log(world: World)
     checked = 0
     for row in list(rows_of(world, more=others))[::17]:
         online = context_of(world.graph, row.request)
-        for place, item in enumerate(c.item_id for c in row.request.candidates):
+        for place, item in enumerate(map(id_of, row.request.candidates)):
             assert row.request.time is not None
             count, liking, _ = by_hand(world, str(item), row.request.time)
             scale = scales["popularity"]

@@ -92,7 +92,7 @@ def join_labels(table: pa.Table, labels: pa.Table, where: str) -> pa.Table:
     if not table.column("key").equals(labels.column("key")):
         raise ConfigError(where, None, "teacher labels must have the keys of the shards", "run label again")
     for name in labels.column_names:
-        by_event = name.startswith("soft_") or (name.startswith("spread_") and not name.startswith("spread_unseen_"))
+        by_event = f"soft_{name.removeprefix('soft_').removeprefix('spread_')}" in labels.column_names
         if by_event and not _lengths(labels, name).equals(_lengths(table, "item")):
             rule = f"column {name} must have one value for every event of its sequence"
             raise ConfigError(where, None, rule, "delete this file and run label again")
