@@ -12,8 +12,11 @@ import tempfile
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-APART = ("architecture", "unit", "parity", "e2e/test_signal.py", "e2e/test_documented_requests.py")
-"""Tests without a cluster, HTTP or a clock: about half of the time of all."""
+APART = (
+    "architecture", "unit", "parity", "e2e/test_signal.py", "e2e/test_documented_requests.py",
+    "e2e/test_readme.py", "e2e/test_wheel.py", "on_ray/test_kill.py",
+)  # fmt: skip
+"""Tests without HTTP or a clock, and such as start jobs of their own: about half of the time of all."""
 
 
 def main(arguments: list[str]) -> int:
