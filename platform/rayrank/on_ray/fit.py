@@ -156,8 +156,9 @@ def _told_states(task: FitTask) -> int:
 
 def _feed(task: FitTask, collectives: Collectives) -> Feed:
     """The batches of this rank, with the labels on disk or those of teachers in the loop, if there are any."""
-    stream = GroupStream(Shards(task.dataset, task.labels), task.stream)
-    teach = Panel.of(task.asked, task.online).label if task.online else None
+    shards = Shards(task.dataset, task.labels)
+    stream = GroupStream(shards, task.stream)
+    teach = Panel.of(task.asked, task.online.named(shards.manifest.dataset_schema)).label if task.online else None
     return Feed(stream, task.learning, (collectives.rank, collectives.world), task.stream.cache_mb, teach)
 
 

@@ -74,7 +74,7 @@ def test_teachers_in_the_loop_and_their_labels_give_equal_gradients(world, tmp_p
 
     both = [{"bundle": world.teacher, "weight": 1.0}, {"bundle": world.student, "weight": 3.0}]
     labels, samples = str(tmp_path / "labels"), 3
-    asked = {"samples": samples, "best": best, "best_of": 12, "states": best > 0}
+    asked = {"samples": samples, "best": best, "best_of": 12, "best_task": "like", "states": best > 0}
     label(LabelConfig(dataset=world.dataset, teachers=both, output=labels, actors=0, **asked), lambda _: None)
     panel = Panel.of([Member.model_validate(one) for one in both], Online(**asked))
     spec = ObjectiveSpec.model_validate(
