@@ -10,8 +10,8 @@ from pathlib import Path
 _DECIDES = (
     *("batch.py", "schema.py", "features", "learning", "metrics", "models", "objectives", "compression"),
     *("sources/collate.py", "sources/dataset.py", "sources/groups.py", "sources/encoders.py"),
-    *("on_ray/fit.py", "on_ray/items.py", "on_ray/label.py", "on_ray/teachers.py", "on_ray/trial.py"),
-    *("pipeline/differences.py", "pipeline/side_by_side.py"),
+    *("on_ray/fit.py", "on_ray/items.py", "on_ray/label.py", "on_ray/label_spec.py", "on_ray/teachers.py"),
+    *("on_ray/trial.py", "pipeline/cost.py", "pipeline/side_by_side.py", "ranking/scorer.py"),
 )
 
 
