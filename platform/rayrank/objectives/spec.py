@@ -89,7 +89,6 @@ class DistillationSpec(Config):
         ge=0,
         description="soft terms weigh 1 / (1 + this * variance of the teachers' logits); 0, or one teacher: all alike",
     )
-
     auxiliary: bool = Field(
         False,
         description="the soft terms of event tasks train a second output layer that is dropped afterwards; what is "

@@ -35,7 +35,6 @@ class Asked(Config):
         description="hard negatives at each positive of a retrieval task: the teacher's best of the pool; 0: none",
     )
     pool: int = Field(256, ge=1, description="items drawn for that at each positive, as the samples are drawn")
-
     best: int = Field(
         0,
         ge=0,
@@ -50,7 +49,6 @@ class Asked(Config):
     best_task: str | None = Field(
         None, description="event task of the dataset whose logits order them; null: the first"
     )
-
     states: bool = Field(
         False,
         description="also the user's state before each train target, float16, for objective.distillation.matching",
