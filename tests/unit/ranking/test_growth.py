@@ -11,6 +11,7 @@ import pytest
 from rayrank.messages import ItemsRequest
 from rayrank.ranking.desk import FullError
 from rayrank.ranking.graph import bundle_ids
+from rayrank.ranking.item_log import ItemChange
 from rayrank.ranking.release import Release
 from rayrank.ranking.store import UserStore
 from tests.shop import NOW, ROWS, Shop
@@ -107,6 +108,28 @@ def test_of_what_was_put_again_and_again_a_start_keeps_the_last(
     late = Shop(release, tmp_path / "items", store, folded=last)
     assert len(late.graph.items) == len(again.graph.items), "a replica that starts later gives the same rows"
     assert [late.graph.items.row(i) for i in states] == [again.graph.items.row(i) for i in states]
+
+
+@pytest.mark.parametrize("folded", [0, 9])
+def test_a_younger_release_takes_the_last_word_on_availability_from_puts_that_it_drops(
+    release: Release, store: UserStore, tmp_path: Path, folded: int
+) -> None:
+    old, texts = Shop(release, tmp_path / "items", store), ("red dog", "war story")
+    old.tell({"item_id": "i2", "text": texts[0], "available": False}, remove=("i3", "i4"), now=1_700_000_000)
+    old.tell(*({"item_id": item_id, "text": texts[0]} for item_id in ("i2", "i3", "i4")), now=1_700_000_001)
+    old.tell({"item_id": "i3", "text": texts[1]}, now=1_700_000_002)
+    old.tell({"item_id": "i5", "text": texts[0]}, remove=("i6",), now=1_700_000_003)
+    old.tell({"item_id": "i5", "text": texts[1], "available": False}, now=1_700_000_004)
+    old.follower.log.append([ItemChange(kind="put", item_id="i6", time=1_700_000_005, text=texts[0])])
+    old.follower.refresh()
+    younger = release.model_copy(update={"release_id": "tiny-2", "created": "2026-01-01T00:00:00+00:00"})
+    after = Shop(younger, tmp_path / "items", store, folded=min(folded, old.follower.log.last()))
+    states = {item_id: after.graph.items.state(item_id) for item_id in ("i2", "i3", "i4", "i5", "i6")}
+    assert states == {"i2": "served", "i3": "served", "i4": "served", "i5": "unavailable", "i6": "served"}
+    assert {i for i in after.ids(k=40, pool=40) if i in states} == set(states) - {"i5"}
+    assert len(after.graph.items) == ITEMS + 1, "what the release knows better needs no row"
+    assert after.desk.counts()["put"] == 0
+    assert after.desk.counts()["dropped"] == (8 if not folded else 5)
 
 
 def test_nothing_is_put_before_all_that_is_folded_can_be_read(shop: Shop, release: Release, tmp_path: Path) -> None:
