@@ -89,19 +89,23 @@ class Retriever:
     def _near(self, vector: np.ndarray, context: UserContext, sought: Sought, depth: int) -> np.ndarray | None:
         """The best of what the index finds and of all that was put since; None: filters left too little of the first.
 
-        The index knows no filters: it is asked for as many more as are seen or blocked, then for four times that.
+        The index knows no filters: it is asked, once, for as many as leave enough where what is allowed lies evenly.
+        Fewer than its width take it as long, and far more longer than the exact product takes.
         """
         assert self._nearest_items is not None
-        items, put, count = self._scorer.retrieval_items, self._put, depth + len(sought.blocked)
-        count += len(context.seen) if sought.exclude_seen else 0
-        while count <= len(items) // 4:  # beyond, the exact product is as cheap
-            rows = self._shown(np.sort(self._nearest_items.find(vector, count)), context, sought)
-            if len(rows) >= depth:
-                new = self._shown(len(items) + np.arange(len(put)), context, sought)
-                scores = np.concatenate([items[rows] @ vector, put[new - len(items)] @ vector if len(new) else []])
-                return np.concatenate([rows, new])[np.argsort(-scores, kind="stable")[:depth]]
-            count *= 4
-        return None
+        items, put, width = self._scorer.retrieval_items, self._put, self._sources.index.width
+        wanted = depth + len(sought.blocked) + (len(context.seen) if sought.exclude_seen else 0)
+        if sought.allowed is not None:
+            wanted = wanted * len(self._items) // max(1, int(np.bitwise_count(sought.allowed).sum(dtype=np.int64)))
+        most = len(items) // 4
+        if wanted > min(2 * width, most):
+            return None
+        rows = self._shown(np.sort(self._nearest_items.find(vector, min(max(wanted, width), most))), context, sought)
+        if len(rows) < depth:
+            return None
+        new = self._shown(len(items) + np.arange(len(put)), context, sought)
+        scores = np.concatenate([items[rows] @ vector, put[new - len(items)] @ vector if len(new) else []])
+        return np.concatenate([rows, new])[np.argsort(-scores, kind="stable")[:depth]]
 
     def _shown(self, rows: np.ndarray, context: UserContext, sought: Sought) -> np.ndarray:
         return rows[sought.permits(context, rows) & ~np.isin(rows, self._items.hidden)]

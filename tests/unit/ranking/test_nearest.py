@@ -22,7 +22,7 @@ from rayrank.ranking.retriever import Retriever
 from rayrank.ranking.scorer import Scorer
 from tests.tiny_release import ITEMS, START, TinyWorld
 
-pytest.importorskip("usearch")
+Index = pytest.importorskip("usearch.index").Index
 NOW, SIZE, WIDTH = START + 9 * 86_400, 20_000, 9
 
 
@@ -118,6 +118,33 @@ def test_through_an_index_the_same_items_are_found_with_the_same_filters(graph: 
     assert Sought(1, blocked=plain).permits(context, np.arange(ITEMS + 1)).tolist() == (
         Sought(1, blocked=plain).mask(context, ITEMS + 1).tolist()
     )
+
+
+def test_an_index_is_searched_once_and_not_where_little_is_allowed(
+    graph: RankingGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, search = list[int](), Index.search
+
+    def noted(index: Index, vectors: np.ndarray, count: int) -> Any:
+        asked.append(count)
+        return search(index, vectors, count)
+
+    scorer, few = graph.scorer("student"), Sources(index=spec(tmp_path, width=4, recall=0.1))
+    near, exact = Retriever(scorer, graph.items, few), Retriever(scorer, graph.items)
+    monkeypatch.setattr(Index, "search", noted)
+    context = context_of(graph, "i3")
+    plain = exact.retrieve(context, ColdItems(), Sought(ITEMS)).rows
+    some, others = np.zeros(ITEMS + 1, bool), np.ones(ITEMS + 1, bool)
+    some[plain[-3:]], others[plain[:8]] = True, False
+    for sought, searches in (
+        (Sought(1), [4]),
+        (Sought(1, allowed=np.packbits(some)), []),
+        (Sought(1, blocked=plain[:9]), []),
+        (Sought(1, allowed=np.packbits(others)), [4]),  # none of the nearest is allowed
+    ):
+        asked.clear()
+        found, expected = (r.retrieve(context, ColdItems(), sought).rows.tolist() for r in (near, exact))
+        assert (found, asked) == (expected, searches)
 
 
 def test_items_put_and_removed_since_are_searched_beside_the_index(world: TinyWorld, tmp_path: Path) -> None:
