@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.graph import RankingGraph, prepare_index
 from rayrank.ranking.merge import Sources
 from rayrank.ranking.nearest import IndexSpec, open_nearest
+from rayrank.ranking.private import private_folder
 from rayrank.ranking.release import load_release
 from rayrank.ranking.retriever import Retriever
 from rayrank.ranking.scorer import Scorer
@@ -87,6 +89,39 @@ def test_a_folder_that_cannot_be_is_explained(tmp_path: Path, vectors: np.ndarra
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"flow\.sources\.index\.folder"):
         open_nearest(vectors, spec(tmp_path / "file"), lambda n: clustered(n, 2))
+
+
+def test_what_cannot_be_written_or_read_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
+    few = clustered(500, 1)
+    assert open_nearest(few, spec(tmp_path), lambda n: clustered(n, 2)) is not None
+    told, file = sorted(tmp_path.iterdir())
+    file.write_bytes(b"{")
+    with pytest.raises(ConfigError, match=rf"{file.name} cannot be read.*remove {told.name}"):
+        open_nearest(few, spec(tmp_path), lambda n: clustered(n, 2))
+    told.write_text("[]")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        open_nearest(few, spec(tmp_path), lambda n: clustered(n, 2))
+    told.unlink()
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ConfigError, match=rf"flow\.sources\.index\.folder.*{file.name} cannot be written"):
+        open_nearest(few, spec(tmp_path), lambda n: clustered(n, 2))
+    assert list(tmp_path.iterdir()) == [file], "nothing half-written"
+    file.rmdir()
+    assert open_nearest(few, spec(tmp_path), lambda n: clustered(n, 2)) is not None
+
+
+def test_without_a_folder_an_index_lies_where_nobody_else_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    few, own = clustered(500, 1), spec(tmp_path).model_copy(update={"folder": None})
+    assert open_nearest(few, own, lambda n: clustered(n, 2)) is not None
+    (place,) = tmp_path.iterdir()
+    assert (place, len(list(place.iterdir()))) == (private_folder("x"), 2)
+    place.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"open to others.*flow\.sources\.index\.folder=PATH"):
+        open_nearest(few, own, lambda n: clustered(n, 2))
 
 
 def context_of(graph: RankingGraph, *items: str) -> UserContext:
