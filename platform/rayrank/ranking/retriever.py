@@ -19,7 +19,9 @@ from rayrank.schema import RetrievalTask
 
 
 class Retriever:
-    """Top-k over the retrieval vectors of one bundle (exact below a size), and the other sources that are switched on.
+    """Top-k over the retrieval vectors of one bundle, and the other sources that are switched on.
+
+    The top-k is exact until :meth:`open_index` is called.
 
     Raises:
         ConfigError: a source needs what the bundle does not hold.
@@ -41,9 +43,17 @@ class Retriever:
             rule = "needs a teacher with a text encoder, and models that read texts"
             raise ConfigError("flow.sources.text", self._sources.text.weight, rule, "text={weight: 0}")
         self._nearest_items: Nearest | None = None
-        if self._tasks and self._sources.vector.weight and len(items) - 1 >= self._sources.index.exact_below:
-            users = partial(sample_users, scorer, items)
-            self._nearest_items = open_nearest(scorer.retrieval_items, self._sources.index, users)
+
+    def open_index(self) -> None:
+        """Search a large catalogue by an index from now on, which is built where there is none: for who serves.
+
+        Raises:
+            ConfigError: as :func:`~rayrank.ranking.nearest.open_nearest`.
+        """
+        items, spec = self._items.released - 1, self._sources.index
+        if self._tasks and self._sources.vector.weight and items >= spec.exact_below:
+            users = partial(sample_users, self._scorer, self._items)
+            self._nearest_items = open_nearest(self._scorer.retrieval_items, spec, users)
 
     def grow(self, fresh: Fresh) -> None:
         """Enter items that were put while serving into the index; the scorer knows them already."""

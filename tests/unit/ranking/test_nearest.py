@@ -21,7 +21,6 @@ from rayrank.ranking.nearest import IndexSpec, open_nearest
 from rayrank.ranking.private import private_folder
 from rayrank.ranking.release import load_release
 from rayrank.ranking.retriever import Retriever
-from rayrank.ranking.scorer import Scorer
 from tests.tiny_release import ITEMS, START, TinyWorld
 
 Index = pytest.importorskip("usearch.index").Index
@@ -131,8 +130,10 @@ def context_of(graph: RankingGraph, *items: str) -> UserContext:
 
 
 def near_and_exact(graph: RankingGraph, folder: Path) -> tuple[Retriever, Retriever]:
-    near = Sources(index=spec(folder))
-    return Retriever(graph.scorer("student"), graph.items, near), Retriever(graph.scorer("student"), graph.items)
+    scorer, sources = graph.scorer("student"), Sources(index=spec(folder))
+    near, exact = Retriever(scorer, graph.items, sources), Retriever(scorer, graph.items, sources)
+    near.open_index()
+    return near, exact
 
 
 def test_through_an_index_the_same_items_are_found_with_the_same_filters(graph: RankingGraph, tmp_path: Path) -> None:
@@ -166,6 +167,7 @@ def test_an_index_is_searched_once_and_not_where_little_is_allowed(
 
     scorer, few = graph.scorer("student"), Sources(index=spec(tmp_path, width=4, recall=0.1))
     near, exact = Retriever(scorer, graph.items, few), Retriever(scorer, graph.items)
+    near.open_index()
     monkeypatch.setattr(Index, "search", noted)
     context = context_of(graph, "i3")
     plain = exact.retrieve(context, ColdItems(), Sought(ITEMS)).rows
@@ -186,6 +188,7 @@ def test_items_put_and_removed_since_are_searched_beside_the_index(world: TinyWo
     release, found = load_release(world.releases), []
     for sources in (Sources(index=spec(tmp_path)), Sources()):
         graph = RankingGraph.open(release, FlowSettings(sources=sources))
+        graph.open_index()
         retrieve, context = graph.stages(NOW)["retrieve"], context_of(graph, "i3")
         best = [graph.items.ids[row - 1] for row in retrieve(context, ColdItems(), Sought(4)).rows]
         again = [{"item_id": item_id, "text": "red dog in space"} for item_id in best[1:]]
@@ -196,14 +199,18 @@ def test_items_put_and_removed_since_are_searched_beside_the_index(world: TinyWo
     assert max(found[0]) > ITEMS, "one of the new rows is among them, else this shows nothing"
 
 
-def test_a_small_catalogue_asks_for_no_index(
-    graph: RankingGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_index_is_asked_for_by_who_serves_a_large_catalogue(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "usearch.index", None)
-    scorer = Scorer(graph.bundles.first)
-    Retriever(scorer, graph.items)
+    release = load_release(world.releases)
+    RankingGraph.open(release).open_index()
+    large = RankingGraph.open(release, FlowSettings(sources=Sources(index=spec(tmp_path, exact_below=ITEMS))))
+    request = RecommendRequest(history=["i3"], k=5)
+    found, plain = (graph.respond(request, NOW, "r").items for graph in (large, RankingGraph.open(release)))
+    assert [(i.item_id, i.score) for i in found] == [(i.item_id, i.score) for i in plain]
     with pytest.raises(ConfigError, match=r"rayrank\[index\]"):
-        Retriever(scorer, graph.items, Sources(index=spec(tmp_path, exact_below=ITEMS)))
+        large.open_index()
 
 
 def test_the_index_is_built_before_replicas_look_for_it(world: TinyWorld, tmp_path: Path) -> None:
@@ -214,5 +221,5 @@ def test_the_index_is_built_before_replicas_look_for_it(world: TinyWorld, tmp_pa
     files = sorted(tmp_path.iterdir())
     assert [file.suffix for file in files] == [".json", ".usearch"]
     written = files[1].stat().st_mtime_ns
-    RankingGraph.open(release, settings)
+    RankingGraph.open(release, settings).open_index()
     assert (sorted(tmp_path.iterdir()), files[1].stat().st_mtime_ns) == (files, written)
