@@ -322,10 +322,7 @@ class Ingress:
         """What is served, but for its users."""
         info = self._info
         if self._policy is not None:
-            terms = self._policy.terms("")
-            trouble = f"{terms.warning}: {self._policy.reason}" if terms.warning else None
-            now = {"policy": terms.policy.hash if terms.policy else None, "policy_warning": trouble}
-            info = info.model_copy(update=now)
+            info = info.model_copy(update=self._policy.told())
         if self._log is not None:
             counts = {"written": self._log.written, "dropped": self._log.dropped}
             info = info.model_copy(update={"served_log": counts})
