@@ -172,13 +172,18 @@ class Follower:
         self.trouble = trouble
 
     def _catch_up(self) -> str | None:
-        """Read and apply; what is wrong, if something is. A damaged file stops only what lies behind it."""
+        """Read and apply; what is wrong, if something is.
+
+        A damaged file stops what lies behind it; one among those that are folded also the puts before it, since it may
+        hold later ones of the same items. Removals and availability before it are applied all the same.
+        """
         trouble = None
         with self._applying:
             try:
                 self.look()
             except ItemLogError as error:
-                trouble = str(error)
+                folding = self._known < self._folded
+                trouble = f"{error}; no put is applied until it is mended" if folding else str(error)
             try:
                 while self._step():
                     pass

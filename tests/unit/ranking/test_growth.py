@@ -26,6 +26,7 @@ def test_a_damaged_file_stops_only_what_lies_behind_it(shop: Shop) -> None:
     shop.follower.refresh(encode=False)
     assert shop.follower.trouble is not None
     assert "part-00000002.json cannot be read" in shop.follower.trouble
+    assert "no put" not in shop.follower.trouble
     assert shop.ids(k=40, pool=40).count("new") == 0
     shop.follower.refresh()
     assert shop.ids(k=40, pool=40).count("new") == 1
@@ -139,10 +140,12 @@ def test_nothing_is_put_before_all_that_is_folded_can_be_read(shop: Shop, releas
     assert shop.follower.log.last() == 1
     again = Shop(release, tmp_path / "items", folded=2)
     assert "part-00000002.json cannot be read" in (again.follower.trouble or "")
+    assert "no put is applied" in (again.follower.trouble or "")
     assert (again.graph.items.state("a"), again.graph.items.state("i2")) == (None, "removed")
     file.unlink()
     shop.tell({"item_id": "a", "text": "war"})
     again.follower.refresh()
+    assert again.follower.trouble is None
     assert len(again.graph.items) == ITEMS + 2
 
 
