@@ -1,4 +1,4 @@
-"""Every test, in two processes at once: those that need a cluster wait most of their time, the others do not.
+"""Every test, in two processes at once: those that serve wait most of their time, the others do not.
 
 python tests/all.py [pytest arguments]      arguments that name tests run in one process, as pytest would
 """
@@ -13,10 +13,10 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 APART = (
-    "architecture", "unit", "parity", "e2e/test_signal.py", "e2e/test_documented_requests.py",
-    "e2e/test_readme.py", "e2e/test_wheel.py", "on_ray/test_kill.py",
+    "architecture", "unit", "parity", "on_ray", "e2e/test_signal.py", "e2e/test_documented_requests.py",
+    "e2e/test_readme.py", "e2e/test_wheel.py",
 )  # fmt: skip
-"""Tests without HTTP or a clock, and such as start jobs of their own: about half of the time of all."""
+"""Tests that serve nothing: about half of the time of all."""
 
 
 def main(arguments: list[str]) -> int:

@@ -135,12 +135,12 @@ class _Asked(Message):
     )
     explain: bool = Field(False, description="also return each stage's own score of every returned item")
 
-    def _texts(self) -> Iterable[TextItem]:
+    def texts(self) -> Iterable[TextItem]:
         return self.history or ()
 
     @model_validator(mode="after")
     def _total_text(self) -> _Asked:
-        if sum(_size(item) for item in self._texts()) > MAX_TEXT_TOTAL:
+        if sum(_size(item) for item in self.texts()) > MAX_TEXT_TOTAL:
             raise ValueError(f"texts and attributes of one request may hold at most {MAX_TEXT_TOTAL} characters")
         return self
 
@@ -164,7 +164,7 @@ class RankRequest(_Asked):
     candidates: list[Candidate] = Field(min_length=1, max_length=MAX_CANDIDATES, description="ids or described items")
     k: int | None = Field(None, ge=1, le=MAX_CANDIDATES, description="return only the first k; None: all")
 
-    def _texts(self) -> Iterable[TextItem]:
+    def texts(self) -> Iterable[TextItem]:
         return [*(self.history or ()), *(c for c in self.candidates if not isinstance(c, str))]
 
 

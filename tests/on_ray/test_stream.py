@@ -117,8 +117,10 @@ def test_labels_of_other_shards_are_refused() -> None:
 @pytest.mark.parametrize("values", [[[0.5], []], [[0.5], [1.5, 2.5]]])
 def test_labels_of_other_lengths_are_neither_padded_nor_cut(name: str, values: list[list[float]]) -> None:
     table = pa.table({"key": [1, 2], "item": [[7], [8]]})
+    labels = {"key": [1, 2], "soft_like": [[0.5], [1.5]], "spread_best_like": [[], [0.1, 0.2]]}  # of requests: any
+    assert join_labels(table, pa.table(labels), "x").num_rows == 2
     with pytest.raises(ConfigError, match=rf"column {name} must have one value for every event"):
-        join_labels(table, pa.table({"key": [1, 2], name: pa.array(values, pa.list_(pa.float32()))}), "x")
+        join_labels(table, pa.table(labels | {name: pa.array(values, pa.list_(pa.float32()))}), "x")
 
 
 def test_read_ahead_keeps_order_errors_and_bound() -> None:

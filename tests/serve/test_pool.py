@@ -79,6 +79,7 @@ def test_turns_are_taken_one_after_the_other_and_only_so_many_wait() -> None:
 
 
 def test_only_short_calls_that_wait_for_nothing_are_done_by_the_loop() -> None:
+    from rayrank.messages import HistoryEvent, RankRequest, TextItem
     from rayrank.on_ray.graph_spec import GraphSpec
     from rayrank.on_ray.places import Places
     from rayrank.ranking.context import ColdItems
@@ -89,8 +90,11 @@ def test_only_short_calls_that_wait_for_nothing_are_done_by_the_loop() -> None:
     here = Places(stages, GraphSpec(releases="r"), 4)
     there = Places(stages, GraphSpec(releases="r", state=StateSpec(url="redis://127.0.0.1:1")), 4)
     known, described = (None, None, ColdItems()), (None, None, ColdItems(keys=("new",)))
-    assert isinstance(here.of(Call("user", ())), Turns)
-    assert isinstance(there.of(Call("user", ())), Pool)
+    asked = (RankRequest(candidates=["a", TextItem(item_id="b")], history=[HistoryEvent(item_id="c")]), 0)
+    assert isinstance(here.of(Call("user", asked)), Turns)
+    assert isinstance(there.of(Call("user", asked)), Pool)
+    for told in ({"candidates": ["a", TextItem(text="new")]}, {"history": [HistoryEvent(attributes={"x": 1})]}):
+        assert isinstance(here.of(Call("user", (asked[0].model_copy(update=told), 0))), Pool)
     assert isinstance(here.of(Call("student", known)), Turns)
     assert isinstance(here.of(Call("student", described)), Pool)
     assert isinstance(here.of(Call("teacher", known)), Pool)

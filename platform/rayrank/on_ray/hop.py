@@ -10,7 +10,10 @@ from ray.serve.handle import DeploymentHandle
 
 
 async def hop(handle: DeploymentHandle, *arguments: Any) -> Any:
-    """What a replica says; where it dies over it, what another one says, once: no stage does anything twice."""
+    """What a replica says; where it dies over it, what another one says, once.
+
+    Events of a replica that died after it had kept them are known again by their request, and count once.
+    """
     try:
         return await _asked(handle, arguments)
     except RayActorError:

@@ -22,11 +22,15 @@ class Places:
         self._local = spec.state is None or spec.state.url is None
 
     def of(self, call: Call) -> Turns | Pool:
-        """Short is what takes a few ms and waits for nothing: no server, no texts of described items."""
-        described = call.stage == "student" and len(call.arguments[2])
-        if call.stage in ("retrieve", "teacher") or described or (call.stage == "user" and not self._local):
-            return self._pools[call.stage]
-        return self._turns
+        """Short is what takes a few ms and waits for nothing: the student, and the user stage with a store on this
+        machine; not so where items are described, whose values are looked up and whose texts may be encoded."""
+        if call.stage == "user":
+            short = self._local and not any(item.described for item in call.arguments[0].texts())
+        elif call.stage == "student":
+            short = not len(call.arguments[2])
+        else:
+            short = False
+        return self._turns if short else self._pools[call.stage]
 
 
 def in_process(graph: RankingGraph, now: Callable[[], int], spec: GraphSpec) -> Callable[[Call], Awaitable[Any]]:

@@ -30,7 +30,7 @@ PROFILE = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
 }
 """What cluster.yaml sets too. One proxy thread: Serve's default of four is for machines with more cores. HAProxy gives
-a request that a replica dies over to another one: none does anything twice (events with an event_id count once)."""
+a request that a replica dies over to another one: events told twice count once."""
 _DRAIN = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
 """Replicas of a Ray of our own end with it: no other machine's proxy must learn of it first (default 30 s)."""
 _PORTS = {

@@ -342,7 +342,7 @@ class Ingress:
             if self._handles is None:
                 return list(await self._lists.run(self._user.examples, limit))
             try:
-                users = await asyncio.wait_for(self._handles["user"].examples.remote(limit), self._spec.budgets.user)
+                users = await asyncio.wait_for(hop(self._handles["user"].examples, limit), self._spec.budgets.user)
             except Exception as error:  # a dead replica raises many kinds
                 raise StageError(f"user state: no answer ({type(error).__name__})") from None
         return list(users)

@@ -90,6 +90,7 @@ class Driver:
             return Missed("left alone after repeated misses")
         budget = self.budgets.of(call.stage)
         wait = min(budget, left) if left is not None else budget
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(wait):
                 result = await self.invoke(call)
@@ -98,8 +99,8 @@ class Driver:
         except Exception as error:  # a stage may fail in any way; the request goes on without it
             missed, share = Missed(f"failed ({type(error).__name__})"), 1.0
         else:
-            if breaker is not None:
-                breaker.succeeded()
+            if breaker is not None:  # a call that the event loop does itself cannot be cut off: its lateness counts
+                breaker.succeeded() if time.perf_counter() - began <= budget else breaker.failed()
             return result
         if breaker is not None:
             breaker.failed(share)

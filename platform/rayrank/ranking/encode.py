@@ -23,6 +23,9 @@ from rayrank.ranking.store import History
 from rayrank.schema import CategoricalFeature, DatasetSchema, Feature, RegressionTask
 from rayrank.wording import counted, meant
 
+MOST_PROBLEMS = 20
+"""That one answer tells of."""
+
 
 class TableEncoder:
     """Raw columns of many rows to the features of one table; vocabularies are indexed once."""
@@ -152,7 +155,7 @@ class RequestEncoder:
     def label_problems(
         self, events: Sequence[HistoryEvent | FeedbackEvent], where: str = "history"
     ) -> list[tuple[str, str]]:
-        """(field, rule) of labels that no task of the release could have; ``where`` is the field of the events."""
+        """(field, rule) of the first labels that no task of the release could have; ``where``: the events' field."""
         units = {t.name: t for t in self.schema.event_tasks}
         problems = []
         for i, event in enumerate(events):
@@ -164,6 +167,8 @@ class RequestEncoder:
                     problems.append((field, f"must lie in {task.low:g}..{task.high:g}"))
                 elif not isinstance(task, RegressionTask) and value not in (0, 1):
                     problems.append((field, "must be 0 or 1"))
+                if len(problems) == MOST_PROBLEMS:  # names that are meant are sought: 64,000 would take seconds
+                    return problems
         return problems
 
     def weight_problems(self, weights: Mapping[str, float] | None) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from rayrank.config import ConfigError
 from rayrank.messages import (
     HistoryEvent,
     ItemsRequest,
+    Omittable,
     RankedItem,
     RankRequest,
     RankResponse,
@@ -45,6 +46,7 @@ class Options(TypedDict, total=False):
     rerank: int | None  # items the teacher scores
     timeout_ms: int | None
     explain: bool  # also each stage's own score
+    without: Sequence[Omittable]  # stages to leave out
 
 
 class CatalogueOptions(Options, total=False):

@@ -22,6 +22,8 @@ CREATE INDEX IF NOT EXISTS users_by_last ON users(last);
 CREATE INDEX IF NOT EXISTS log_by_time ON log(time);
 """
 _SWEEP_S, _SWEPT_AT_ONCE = 3600, 200
+_READ_S = 0.05
+"""Longest wait of a reader for a lock, which writers ahead of the file hardly ever hold: it may be the event loop."""
 _LOST = "its file was removed or replaced while it was in use; start the service again"
 _log = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ class SqliteState:
 
     def __init__(self, path: str | Path, spec: StateSpec, read_only: bool = False) -> None:
         self.path, self.spec, self._read_only = Path(path), spec, read_only
-        self._reader, self._writer = _Connection(self), _Connection(self)
+        self._reader = _Connection(self, min(_READ_S, spec.timeout_s))
+        self._writer = _Connection(self, spec.timeout_s)
         self._swept, self.lost = 0, False
         if read_only:
             if not self.path.is_file():
@@ -117,12 +120,10 @@ class SqliteState:
         self._reader.close()
         self._writer.close()
 
-    def open(self) -> sqlite3.Connection:
-        """A connection whose commits are on disk; makes the tables of a new file."""
+    def open(self, wait_s: float) -> sqlite3.Connection:
+        """A connection whose commits are on disk, and which waits so long for locks; makes the tables of a new file."""
         place = f"{self.path.absolute().as_uri()}?mode={'ro' if self._read_only else 'rwc'}"
-        connection = sqlite3.connect(
-            place, uri=True, timeout=self.spec.timeout_s, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(place, uri=True, timeout=wait_s, isolation_level=None, check_same_thread=False)
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, FORMAT):
@@ -173,8 +174,8 @@ class SqliteState:
 class _Connection:
     """One connection used by one thread at a time; opened when it is needed, and anew after any error."""
 
-    def __init__(self, state: SqliteState) -> None:
-        self._state, self._lock = state, threading.Lock()
+    def __init__(self, state: SqliteState, wait_s: float) -> None:
+        self._state, self._wait_s, self._lock = state, wait_s, threading.Lock()
         self._open: sqlite3.Connection | None = None
         self._inode = 0
 
@@ -185,15 +186,14 @@ class _Connection:
         Raises:
             StateError: the file is locked, full or damaged.
         """
-        timeout_s = self._state.spec.timeout_s
-        if not self._lock.acquire(timeout=timeout_s):
-            raise StateLateError(f"busy for {timeout_s * 1000:.0f} ms")
+        if not self._lock.acquire(timeout=self._wait_s):
+            raise StateLateError(f"busy for {self._wait_s * 1000:.0f} ms")
         try:
             if self._state.lost or (self._open is not None and self._moved()):
                 self._state.lost = True  # an open connection would write into a file that nobody finds any more
                 raise StateError(_LOST)
             if self._open is None:
-                self._open = self._state.open()
+                self._open = self._state.open(self._wait_s)
                 self._inode = os.stat(self._state.path).st_ino
             yield self._open
         except (sqlite3.Error, OSError) as error:

@@ -28,7 +28,7 @@ from rayrank.sources.dataset import Dataset
 
 _FORMAT = "1"
 _COLUMNS = (("item", np.int32), ("request", np.int32), ("time", np.int64))
-_BUSY_S = 10.0
+_BUSY_S = 0.05  # nobody writes a finished file
 _log = logging.getLogger(__name__)
 
 

@@ -13,7 +13,7 @@ from rayrank.features.derived import request_columns
 from rayrank.messages import ErrorField, RankRequest, RecommendRequest, id_of
 from rayrank.ranking.breaker import Breaker
 from rayrank.ranking.context import Prepared, UserContext
-from rayrank.ranking.encode import ColdBuilder, RequestEncoder
+from rayrank.ranking.encode import MOST_PROBLEMS, ColdBuilder, RequestEncoder
 from rayrank.ranking.items import Items
 from rayrank.ranking.state import StateError, StateLateError, StateStore, UserEvents
 from rayrank.ranking.store import History, UserStore, empty_history, joined
@@ -53,7 +53,7 @@ class UserStage:
         """Arrays of one request; ``now`` (unix seconds) counts where the request has no time."""
         problems = self.encoder.label_problems(request.history or ()) + self.encoder.weight_problems(request.weights)
         if problems:
-            return Rejected(tuple(ErrorField(field=f, problem=p) for f, p in problems[:20]))
+            return Rejected(tuple(ErrorField(field=f, problem=p) for f, p in problems[:MOST_PROBLEMS]))
         time = request.time if request.time is not None else now
         if self._schema.timestamp is None:  # trained without times
             time = 0

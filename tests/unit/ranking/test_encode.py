@@ -7,6 +7,7 @@ import pytest
 
 from rayrank.messages import HistoryEvent, RankRequest, RecommendRequest
 from rayrank.ranking.context import Prepared
+from rayrank.ranking.encode import MOST_PROBLEMS
 from rayrank.ranking.graph import RankingGraph, RequestError
 from rayrank.ranking.items import DESCRIBED
 from rayrank.ranking.user import Rejected
@@ -96,6 +97,13 @@ def test_labels_must_be_those_of_the_tasks(graph: RankingGraph) -> None:
         "history.1.labels.like": "must be 0 or 1",
         "history.2.labels.rating": "must lie in 1..5",
     }
+
+
+def test_only_the_first_problems_are_looked_into(graph: RankingGraph) -> None:
+    history = [HistoryEvent(item_id="i1", labels={f"task{i}": 1 for i in range(60)}) for _ in range(9)]
+    found = graph.user.encoder.label_problems(history)
+    assert len(found) == MOST_PROBLEMS
+    assert found[0][0] == "history.0.labels.task0"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -177,6 +178,21 @@ def test_a_late_stage_costs_its_budget_then_is_left_alone() -> None:
     assert third[0].degraded == "teacher: left alone after repeated misses"
     assert third[0].rows.tolist() == [7, 5]
     assert len(waited) == 2
+
+
+def test_a_stage_that_the_loop_does_itself_is_answered_late_and_then_left_alone() -> None:
+    async def invoke(call: Call) -> Any:
+        if call.stage == "student":
+            time.sleep(0.25)  # holds the loop: no time-out can end it
+        return Stages()(call)
+
+    async def three() -> list[Ranked]:
+        driver = Driver(invoke, SECONDS)
+        return [(await driver.run(rank_flow(recommend(), parts()), "id"))[0] for _ in range(3)]
+
+    first, _, third = asyncio.run(three())
+    assert first.degraded is None
+    assert third.degraded == "student: left alone after repeated misses"
 
 
 def test_a_failing_stage_shows_its_kind_of_error_and_no_message() -> None:
