@@ -1,4 +1,4 @@
-"""One small log prepared twice, once with a category more of its items, with a teacher of each; and another log."""
+"""One small log prepared twice, once with a category and a task more, with a teacher of each; and another log."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _prepare(log: Path, dataset: str, features: int) -> None:
 
     schema: dict[str, Any] = {
         "name": "views",
-        "tasks": [{"kind": "binary", "name": "like", "column": "liked"}],
+        "tasks": [{"kind": "binary", "name": n, "column": "liked"} for n in ("again", "like")[2 - features :]],
         "item_features": [{"kind": "categorical", "name": n, "column": n} for n in ("kind", "maker")[:features]],
     }
     described = log / f"{Path(dataset).name}.yaml"

@@ -84,7 +84,6 @@ class SequenceBatch(_Movable):
     profile_soft_BC: Mapping[str, Tensor] = field(default_factory=dict)  # multiclass task -> (B, classes) logits
     mined_item_BTM: Tensor | None = None  # int64: hard negatives of each positive train target, best first; 0 none
     mined_log_q_BTM: Tensor | None = None  # float32: log of how often each was to be expected in its pool; NaN none
-
     best_item_BTK: Tensor | None = None  # int64: best candidates of a request, at its first train target; 0 none
     best_soft_BTK: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> its logits of those
     best_spread_BTK: Mapping[str, Tensor] = field(default_factory=dict)  # event task -> std of several teachers' logits

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rayrank.config import Config, ConfigError, parse
+from rayrank.config import Config, ConfigError, parse, replace
 from rayrank.learning.spec import LearningSpec
 from rayrank.on_ray.goal import AnyGoal, choose, judged, mode_of, name_of, resolved, score_of
 from rayrank.on_ray.record import Finished
-from rayrank.on_ray.search_spec import SearchSpec, number_of_trials
+from rayrank.on_ray.search_spec import SearchSpec, check_first_member, number_of_trials
 from rayrank.on_ray.space import clipped, drawn, holds, own_values, parse_space, walked
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.tune import SearchTask, proposals_of
@@ -203,6 +203,27 @@ def test_a_population_changes_only_what_can_change_midway() -> None:
         number_of_trials(spec, {**rate, "learning.lanes": DRAWN["learning.lanes"]}, 4, "space")
     with pytest.raises(ConfigError, match="two members"):
         number_of_trials(spec, rate, 1, "space")
+
+
+def test_members_of_a_population_have_the_same_layers_and_maps() -> None:
+    spec, items = parse(SearchSpec, {"scheduler": {"kind": "pbt"}}), "objective.distillation.matching.items"
+    some = parse_space({items: {"kind": "loguniform", "low": 0.1, "high": 1.0}}, "space")
+    assert number_of_trials(spec, some, 4, "space") == 4
+    for path, sampler in (
+        (items, {"kind": "uniform", "low": 0.0, "high": 1.0}),
+        ("objective.distillation.matching.user", {"kind": "choice", "values": [0.0, 0.3]}),
+        ("objective.distillation.auxiliary", {"kind": "choice", "values": [True, False]}),
+    ):
+        space = parse_space({path: sampler}, "space")
+        with pytest.raises(ConfigError, match=f"{path}.*from member to member"):
+            number_of_trials(spec, space, 4, "space")
+        assert number_of_trials(SearchSpec(), space, 4, "space") == 4
+    base = parse(FitTask, {"dataset": "d", "objective": {"distillation": {}}})
+    with pytest.raises(ConfigError, match=f"{items}.*the config's own 0"):
+        check_first_member(spec, some, base, "space")
+    check_first_member(SearchSpec(), some, base, "space")
+    check_first_member(parse(SearchSpec, {"scheduler": {"kind": "pbt"}, "include_base": False}), some, base, "space")
+    check_first_member(spec, some, replace(base, {items: 0.5}), "space")
 
 
 def test_optuna_proposes_inside_the_space_and_goes_on_from_what_is_known() -> None:

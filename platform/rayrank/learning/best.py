@@ -3,6 +3,7 @@
 They are what a student's ranking is judged by, and random items hardly ever come near them. The retrieval heads name M
 of the whole catalogue (or M are drawn, as the samples are), the teachers score all M, and the K best are kept with
 their logits (ranking distillation; Tang & Wang, KDD 2018). A request is asked about once, at its first train target.
+What its user has met before it is no candidate: serving leaves it out too.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def best(
 def _named(heard: Sequence[Reading], batch: SequenceBatch, keep_BT: Tensor, finder: Finder) -> Tensor:
     """int64 (P, M): what the retrieval heads put first in the whole catalogue; 0 where it holds no more."""
     queries, asked_BQ, _ = pack(batch.streaming(), keep_BT)
+    seen_PT = _seen(batch, keep_BT)
     whole = sum(one.teacher.weight for one in heard)
     users, tables = [], []
     for one in heard:
@@ -90,17 +92,29 @@ def _named(heard: Sequence[Reading], batch: SequenceBatch, keep_BT: Tensor, find
         score_CN = torch.zeros(len(some), len(finder.allowed_N))
         for one, user_PR, table_NR in zip(heard, users, tables, strict=True):
             score_CN += (user_PR[some] @ table_NR.T).float() * (one.teacher.weight / whole)
+        score_CN.scatter_(1, seen_PT[some], -torch.inf)
         score_CM, item_CM = score_CN.masked_fill(~finder.allowed_N, -torch.inf).topk(wanted, dim=1)
         found.append(item_CM * (score_CM > -torch.inf))
     return torch.cat(found)
 
 
 def _drawn(batch: SequenceBatch, keep_BT: Tensor, finder: Finder) -> Tensor:
-    """int64 (P, M): drawn items, each once; 0 for a repetition."""
+    """int64 (P, M): drawn items, each once; 0 for a repetition and for what the user has met."""
     assert finder.drawn is not None
     item_PM = finder.drawn.draw(batch.row_BT[keep_BT]).sort(dim=1).values
     again_PM = functional.pad(item_PM[:, 1:] == item_PM[:, :-1], (1, 0))
-    return item_PM.masked_fill(again_PM, 0)
+    seen_PT = _seen(batch, keep_BT).sort(dim=1).values
+    place_PM = torch.searchsorted(seen_PT, item_PM).clamp_max(seen_PT.shape[1] - 1)
+    return item_PM.masked_fill(again_PM | (seen_PT.gather(1, place_PM) == item_PM), 0)
+
+
+def _seen(batch: SequenceBatch, keep_BT: Tensor) -> Tensor:
+    """int64 (P, T): the items of the events that each request may see; 0 in the places of others."""
+    events, (sequence, place) = batch.events, keep_BT.nonzero(as_tuple=True)
+    seen_PT = events.request_BT[sequence] < events.request_BT[sequence, place].unsqueeze(1)
+    if events.history_BT is not None:
+        seen_PT &= events.history_BT[sequence]
+    return events.item_BT[sequence] * seen_PT
 
 
 def _first(

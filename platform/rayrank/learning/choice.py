@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rayrank.config import ConfigError
 from rayrank.learning.spec import LearningSpec
+from rayrank.metrics.summary import metric_names
 from rayrank.schema import BinaryTask, DatasetSchema
 
 
@@ -13,16 +14,19 @@ def chosen(choose: str | None, schema: DatasetSchema, path: str = "learning.choo
     None: AUC of the first binary task, else RMSE of the first regression.
 
     Raises:
-        ConfigError: a task that the dataset does not have; told before anything is trained.
+        ConfigError: a task that the dataset does not have, or a metric that its task does not have; told before
+            anything is trained.
     """
-    tasks = [task.name for task in schema.tasks]
-    name = choose.partition("/")[0] if choose else ""
-    if choose and name in tasks:
-        return choose, False
-    if choose or not schema.event_tasks:
+    tasks = {task.name: task for task in schema.tasks}
+    name, _, metric = (choose or "").partition("/")
+    if name not in tasks and (choose or not schema.event_tasks):
         raise ConfigError(
             path, choose, f"no task '{name}'; tasks of this dataset: {', '.join(tasks)}", "use one of them"
         )
+    if choose:
+        if metric not in (known := metric_names(tasks[name])):
+            raise ConfigError(path, choose, f"metrics of task {name}: {', '.join(known)}", "use one of those")
+        return choose, False
     binary = schema.of_kind(BinaryTask)
     return (f"{binary[0].name}/auc", False) if binary else (f"{schema.event_tasks[0].name}/rmse", True)
 

@@ -1,9 +1,10 @@
 """What a teacher says of the candidates of one request together: their margins, shares and order.
 
-A list holds the targets of one request of one user and the items sampled there, and what teacher and student say of
-them. A list of m candidates counts m times the mean of its term (by pair, or by place), so that sums can be divided by
-numbers of labels like all other sums. None of the terms sees the common level of a list's logits, or (the sigmoid form)
-of its probabilities: that stays with the pointwise terms, and with it the calibration.
+A list holds the targets of one request of one user, the items sampled there and the teacher's best candidates that are
+asked, and what teacher and student say of them. A list of m candidates counts m times the mean of its term (by pair, or
+by place), so that sums can be divided by numbers of labels like all other sums; the best candidates are among the m but
+not among those labels, so the terms grow with their number. None of the terms sees the common level of a list's logits,
+or (the sigmoid form) of its probabilities: that stays with the pointwise terms, and with it the calibration.
 """
 
 from __future__ import annotations

@@ -63,7 +63,10 @@ class DistillationSpec(Config):
         0.0, ge=0, description="weight of the soft term at the teacher's best candidates of a request, together"
     )
     best_items: int = Field(
-        0, ge=0, description="of those, how many a step asks of each request, best first, where the labels hold any"
+        0,
+        ge=0,
+        description="of those, how many a step asks of each request, best first, where the labels hold any; with "
+        "learning.targets_per_sequence only of requests whose first train target is drawn",
     )
     profiles: float = Field(
         0.0, ge=0, le=1, description="share of the soft term in the loss of user profiles (multiclass tasks)"
@@ -86,7 +89,6 @@ class DistillationSpec(Config):
         ge=0,
         description="soft terms weigh 1 / (1 + this * variance of the teachers' logits); 0, or one teacher: all alike",
     )
-
     auxiliary: bool = Field(
         False,
         description="the soft terms of event tasks train a second output layer that is dropped afterwards; what is "

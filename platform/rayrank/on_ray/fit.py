@@ -84,7 +84,6 @@ def fit(
     began = time.monotonic()
     collectives = collectives or Solo()
     torch.set_num_threads(task.threads)
-    _check_told(task)
     dataset, feed = Dataset.open(task.dataset), _feed(task, collectives)
     checkpoints = Checkpoints(task.output, run_key(task)) if task.output else None
     resume = checkpoints.latest() if checkpoints else start
@@ -130,34 +129,21 @@ def fit(
     return _fitted(result, model, (began, seconds_items, collectives.world), resume)
 
 
-def _check_told(task: FitTask) -> None:
-    """The best candidates that the objective asks about must have been asked of the teacher."""
-    wanted = task.objective.distillation.best_items if task.objective.distillation else 0
-    held = read_label_key(task.labels).best if task.labels else task.online.best if task.online else 0
-    if wanted > held:
-        rule = f"the teacher has told of {held} best candidates of a request"
-        raise ConfigError("objective.distillation.best_items", wanted, rule, "set best in label (or online) to as many")
-
-
 def _told_states(task: FitTask) -> int:
     """Columns of the teacher's user states, where the objective wants them matched."""
     told = task.objective.distillation
     if told is None or told.matching.user == 0:
         return 0
-    here = states_width([member.bundle for member in task.asked]) if task.online and task.online.states else 0
-    held = read_label_key(task.labels).states if task.labels else here
-    if not held:
-        rule = "the teacher has not told of its user states"
-        raise ConfigError(
-            "objective.distillation.matching.user", told.matching.user, rule, "label (or online) states: true"
-        )
-    return held
+    if task.labels:
+        return read_label_key(task.labels).states
+    return states_width([member.bundle for member in task.asked]) if task.online and task.online.states else 0
 
 
 def _feed(task: FitTask, collectives: Collectives) -> Feed:
     """The batches of this rank, with the labels on disk or those of teachers in the loop, if there are any."""
-    stream = GroupStream(Shards(task.dataset, task.labels), task.stream)
-    teach = Panel.of(task.asked, task.online).label if task.online else None
+    shards = Shards(task.dataset, task.labels)
+    stream = GroupStream(shards, task.stream)
+    teach = Panel.of(task.asked, task.online.named(shards.manifest.dataset_schema)).label if task.online else None
     return Feed(stream, task.learning, (collectives.rank, collectives.world), task.stream.cache_mb, teach)
 
 

@@ -17,7 +17,6 @@ from rayrank.config import Config, ConfigError
 from rayrank.learning.choice import chosen
 from rayrank.learning.spec import LearningSpec
 from rayrank.metrics.pareto import front, hypervolume, knee, scaled, within
-from rayrank.metrics.summary import metric_names
 from rayrank.schema import DatasetSchema
 
 Mode = Literal["max", "min"]
@@ -162,10 +161,6 @@ def _written(term: Single | Weighted | Axis, schema: DatasetSchema, path: str) -
         raise ConfigError(path, metric, "a metric starts with streaming/, snapshot/ or cost/", "streaming/<task>/auc")
     if protocol != COST:
         chosen(name, schema, path)
-        task, _, wanted = name.partition("/")
-        names = next(metric_names(one) for one in schema.tasks if one.name == task)
-        if wanted not in names:
-            raise ConfigError(path, metric, f"metrics of task {task}: {', '.join(names)}", "use one of those")
     return {"mode": term.mode or ("min" if metric.rsplit("/", 1)[-1] in _LESS else "max")}
 
 

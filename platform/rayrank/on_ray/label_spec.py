@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -35,7 +35,6 @@ class Asked(Config):
         description="hard negatives at each positive of a retrieval task: the teacher's best of the pool; 0: none",
     )
     pool: int = Field(256, ge=1, description="items drawn for that at each positive, as the samples are drawn")
-
     best: int = Field(
         0,
         ge=0,
@@ -47,8 +46,9 @@ class Asked(Config):
         description="where candidates come from: the first of the whole catalogue by the teacher's retrieval head, or "
         "drawn as the samples are",
     )
-    best_task: str | None = Field(None, description="event task whose logits order them; null: the first")
-
+    best_task: str | None = Field(
+        None, description="event task of the dataset whose logits order them; null: the first"
+    )
     states: bool = Field(
         False,
         description="also the user's state before each train target, float16, for objective.distillation.matching",
@@ -62,9 +62,11 @@ class Asked(Config):
                 raise ValueError(f"{name} ({few}) items are the best of {pool} ({many}): raise {pool}, or lower {name}")
         return self
 
-    def order(self, schema: DatasetSchema) -> str:
-        """The event task whose logits order the best candidates."""
-        return self.best_task or schema.event_tasks[0].name
+    def named(self, schema: DatasetSchema) -> Self:
+        """With the event task of the dataset that orders the best candidates, if there are any, by its name."""
+        if not self.best or self.best_task:
+            return self
+        return self.model_copy(update={"best_task": schema.event_tasks[0].name})
 
 
 class Online(Asked):
@@ -93,7 +95,7 @@ def check_asked(asked: Asked, schema: DatasetSchema, prefix: str = "") -> None:
             fix = "set it to 0, or add a retrieval task to the dataset"
             raise ConfigError(f"{prefix}{name}", wanted, rule, fix if name == "mined" else f"{fix}, or best_by: draw")
     known = [task.name for task in schema.event_tasks]
-    if asked.best and asked.order(schema) not in known:
+    if asked.best and asked.named(schema).best_task not in known:
         rule = f"best candidates are ordered by an event task of the dataset: {', '.join(known)}"
         raise ConfigError(f"{prefix}best_task", asked.best_task, rule, "use one of them")
 
@@ -134,7 +136,7 @@ class LabelKey(Config):
     best: int = Field(0, description="best candidates of each request with a train target")
     best_of: int = Field(0, description="candidates of which they are the best")
     best_by: str = Field("", description="where those come from; empty: there are none")
-    best_task: str | None = Field(None, description="event task whose logits order them; None: the first")
+    best_task: str | None = Field(None, description="event task whose logits order them; None: there are none")
     states: int = Field(0, description="columns of the user's state before each train target; 0: it is not there")
 
     @property

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from rayrank.config import Config, ConfigError
 from rayrank.on_ray.goal import Goal, Pareto, Single
-from rayrank.on_ray.space import Grid, Space
+from rayrank.on_ray.space import Grid, Space, extremes, own_values
 
 DEFAULT_TRIALS = 8
 
@@ -101,6 +101,9 @@ MIDWAY = (
     *("objective.weights.", "objective.distillation.", "objective.regression_scale", "objective.negative_power"),
 )
 """Paths (or, with a dot at the end, what lies below them) that may change between two epochs of the second stage."""
+AUXILIARY = "objective.distillation.auxiliary"
+MATCHING = "objective.distillation.matching."
+"""These add layers and maps to what is trained; members that differ in having them cannot take each other's weights."""
 
 
 def number_of_trials(spec: SearchSpec, space: Space, asked: int | None, origin: str) -> int:
@@ -137,5 +140,24 @@ def _check_population(space: Space, trials: int, origin: str) -> None:
             allowed = ", ".join(f"{known}*" if known[-1] == "." else known for known in MIDWAY)
             rule = f"pbt changes settings in the middle of training, which this one cannot; what can: {allowed}"
             raise ConfigError(f"{origin}: {path}", path, rule, "take it out of the space, or use fifo or asha")
+        if path == AUXILIARY:
+            rule = "pbt hands weights from member to member, and only some would have the second output layers"
+            raise ConfigError(f"{origin}: {path}", path, rule, "set it in the config, or use fifo or asha")
+        if path.startswith(MATCHING) and 0 in extremes(space[path]):
+            rule = "pbt hands weights from member to member, and with 0 some would have no maps to the teacher's"
+            raise ConfigError(f"{origin}: {path}", 0, rule, "sample values above 0, or use fifo or asha")
     if trials < 2:
         raise ConfigError("trials", trials, "a population has two members at least", "trials=4 or more")
+
+
+def check_first_member(spec: SearchSpec, space: Space, base: Config, origin: str) -> None:
+    """Whether a population's first member, which has the base config's own values, can be one of it.
+
+    Raises:
+        ConfigError: it matches no vectors, and the others would.
+    """
+    own = own_values(space, base) if spec.include_base and isinstance(spec.scheduler, Pbt) else None
+    for path, value in (own or {}).items():
+        if path.startswith(MATCHING) and value == 0:
+            rule = "pbt hands weights from member to member, and the first, with the config's own 0, would have no maps"
+            raise ConfigError(f"{origin}: {path}", 0, rule, "set it above 0 there, or search.include_base: false")

@@ -111,7 +111,7 @@ def check_space(space: Space, base: Config, origin: str) -> None:
         ConfigError: naming the path and the value that does not fit.
     """
     for path, sampler in space.items():
-        for value in _extremes(sampler):
+        for value in extremes(sampler):
             try:
                 changed = replace(base, {path: value})
             except ConfigError as error:
@@ -188,7 +188,8 @@ def _holds(sampler: AnySampler, value: Value) -> bool:
     return isinstance(value, int | float) and sampler.low <= value <= sampler.high
 
 
-def _extremes(sampler: AnySampler) -> Iterator[Value]:
+def extremes(sampler: AnySampler) -> Iterator[Value]:
+    """The ends of its range, or all of its values."""
     if isinstance(sampler, Choice | Grid):
         yield from sampler.values
     else:

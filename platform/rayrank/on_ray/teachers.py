@@ -25,7 +25,7 @@ _SAME = ("key", "item", "row", "part")
 
 
 class Panel:
-    """Teachers with their weights, and what they are asked."""
+    """Teachers with their weights, and what they are asked, with the task that orders best candidates by its name."""
 
     def __init__(self, bundles: Sequence[Bundle], weights: Sequence[float], asked: Asked) -> None:
         self._teachers = [Teacher(b.model, b.items_NW, w) for b, w in zip(bundles, weights, strict=True)]
@@ -34,8 +34,9 @@ class Panel:
         self._pool, self._mined = Sampler(count_N, asked.pool, asked.sample_power, POOL_SEED), asked.mined
         self._states = asked.states
         power = asked.sample_power if asked.best_by == "draw" else None
-        task = asked.order(bundles[0].info.data_schema)
-        self._best = Finder.of(count_N, (asked.best, asked.best_of), task, power) if asked.best else None
+        assert asked.best_task or not asked.best, "bundles may have other tasks than the dataset, so none is the first"
+        numbers, task = (asked.best, asked.best_of), asked.best_task
+        self._best = Finder.of(count_N, numbers, task, power) if task and asked.best else None
 
     @staticmethod
     def of(members: Sequence[Member], asked: Asked, verify: bool = True) -> Panel:

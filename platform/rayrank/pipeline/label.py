@@ -77,13 +77,15 @@ def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
 
     Raises:
         ConfigError: no such dataset or teacher, a damaged one, another schema, hard negatives without a retrieval task,
-            more actors than there is room for.
+            best candidates ordered by a task that no teacher has, more actors than there is room for.
     """
     began = time.monotonic()
     manifest = read_manifest(config.dataset)
     for number, member in enumerate(config.members):
         _check_member(member, (config.dataset, manifest), "teacher" if config.teacher else f"teachers.{number}")
     check_asked(config, manifest.dataset_schema)
+    config = config.named(manifest.dataset_schema)
+    _check_order(config)
     key = _key(config, manifest)
     named = {name: getattr(config, name) for name in LabelTask.model_fields if name not in ("teachers", "stall_s")}
     task = LabelTask(**named, teachers=config.members, stall_s=config.cluster.stall_s)
@@ -100,6 +102,14 @@ def label(config: LabelConfig, progress: Callable[[str], None]) -> LabelResult:
                 verified.result()
                 done = label_shards(task, key, progress)
     return _result(done, key, time.monotonic() - began)
+
+
+def _check_order(config: LabelConfig) -> None:
+    """Whether any teacher has the task that orders the best candidates: those with datasets of their own may not."""
+    known = {task.name for member in config.members for task in read_info(member.bundle).data_schema.event_tasks}
+    if config.best and config.best_task not in known:
+        rule = f"best candidates are ordered by an event task that a teacher has: {', '.join(sorted(known))}"
+        raise ConfigError("best_task", config.best_task, rule, "use one of them, or ask a teacher that has it")
 
 
 def _verify(members: Sequence[Member]) -> None:

@@ -16,6 +16,7 @@ from pydantic import Field
 from rayrank.bundle import local_folder, read_info
 from rayrank.config import ConfigError, DataPath
 from rayrank.learning.choice import chosen
+from rayrank.objectives.spec import DistillationSpec
 from rayrank.on_ray.checkpoint import run_key
 from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
 from rayrank.on_ray.fit import Fitted
@@ -106,14 +107,15 @@ def train_bundle(config: TrainingConfig, role: str, progress: Callable[[str], No
 
 
 def check_taught(task: FitTask, prefix: str = "") -> None:
-    """What a student learns from must belong to its dataset and to the teacher whose item table it takes.
+    """What a student learns from must belong to its dataset, to the teacher whose item table it takes, and be there.
 
     Args:
         task: what is to be trained.
         prefix: of the keys that an error names.
 
     Raises:
-        ConfigError: labels of other shards or of other teachers, teachers in the loop that cannot be asked.
+        ConfigError: labels of other shards or of other teachers, teachers in the loop that cannot be asked, an
+            objective about what the teacher has not told.
     """
     manifest = read_manifest(task.dataset)
     if task.labels:
@@ -125,6 +127,8 @@ def check_taught(task: FitTask, prefix: str = "") -> None:
         if found != manifest.fingerprint:
             rule = f"a teacher in the loop must have the schema of the dataset ({manifest.fingerprint[:16]})"
             raise ConfigError(f"{prefix}online", found[:16], rule, "train one on it, or let the label job ask this one")
+    if task.objective.distillation:
+        _check_told(task, task.objective.distillation, f"{prefix}objective.distillation")
 
 
 def _check_labels(task: FitTask, folder: str, manifest: Manifest, path: str) -> None:
@@ -136,6 +140,21 @@ def _check_labels(task: FitTask, folder: str, manifest: Manifest, path: str) -> 
     if task.teacher and (teacher := bundle_id(task.teacher)) not in key.teachers:
         rule = f"these labels are of teacher {', '.join(sorted(key.teachers))}, the config names teacher {teacher}"
         raise ConfigError(path, folder, rule, "run label with this teacher again")
+
+
+def _check_told(task: FitTask, wanted: DistillationSpec, path: str) -> None:
+    """The teacher must have told of all that the objective is about beside its logits."""
+    told = read_label_key(task.labels) if task.labels else task.online
+    best, states = (told.best, bool(told.states)) if told else (0, False)
+    if wanted.best_items > best:
+        rule = f"the teacher has told of {best} best candidates of a request"
+        raise ConfigError(f"{path}.best_items", wanted.best_items, rule, "set best in label (or online) to as many")
+    if wanted.matching.user and not states:
+        rule = "the teacher has not told of its user states"
+        raise ConfigError(f"{path}.matching.user", wanted.matching.user, rule, "label (or online) states: true")
+    if wanted.matching.items and not task.teacher:
+        rule = "item vectors to match come from a teacher's bundle, and none is named"
+        raise ConfigError(f"{path}.matching.items", wanted.matching.items, rule, "name it in teacher")
 
 
 def tracked_run(output: str) -> str | None:

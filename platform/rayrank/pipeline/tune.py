@@ -16,7 +16,7 @@ from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
 from rayrank.on_ray.goal import AnyGoal, Choice, Pareto, name_of, resolved, terms_of
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.record import Trial
-from rayrank.on_ray.search_spec import DEFAULT_TRIALS, SearchSpec, number_of_trials
+from rayrank.on_ray.search_spec import DEFAULT_TRIALS, SearchSpec, check_first_member, number_of_trials
 from rayrank.on_ray.space import LogUniform, Sampler, Space, check_space, read_space
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.tune import Found, SearchTask, search
@@ -123,6 +123,7 @@ def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
     goal = resolved(config.search.goal, base.learning, manifest.dataset_schema)
     spec = config.search.model_copy(update={"goal": goal})
     trials = number_of_trials(spec, space, config.trials, origin)
+    check_first_member(spec, space, base, origin)
     folder = storage.join(config.output, "trials")
     with ensure_cluster(config.cluster) as cluster:
         asked = SearchTask(task, space, trials, folder, config.again)

@@ -28,9 +28,8 @@ def collate(table: pa.Table, schema: DatasetSchema, labels: pa.Table | None = No
         labels: the same rows of the teacher's label files, or None: ``key``, ``soft_<task>`` aligned with ``item``,
             ``class_<task>`` of each profile, and for each train target in turn S unseen items (``unseen_item``,
             ``unseen_<task>``), M hard negatives (``mined_item``, ``mined_log_q``) and U columns of the user's state
-            (``state_user``), and for the first of each request
-            K best candidates (``best_item``, ``best_<task>``); of several teachers also ``spread_<task>``,
-            ``spread_unseen_<task>`` and ``spread_best_<task>``.
+            (``state_user``), and for the first of each request K best candidates (``best_item``, ``best_<task>``); of
+            several teachers also ``spread_<task>``, ``spread_unseen_<task>`` and ``spread_best_<task>``.
 
     Raises:
         ConfigError: ``labels`` belong to other rows.

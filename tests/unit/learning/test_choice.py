@@ -35,5 +35,11 @@ def test_a_task_that_is_not_there_is_told_at_once() -> None:
         chosen("like/auc", schema(CLICK, STARS))
 
 
+@pytest.mark.parametrize("choose", ["click/ndcg", "click/rmse", "stars/auc", "stars"])
+def test_a_metric_that_its_task_does_not_have_is_told_at_once(choose: str) -> None:
+    with pytest.raises(ConfigError, match=r"learning\.choose.*metrics of task (click: auc|stars: rmse), "):
+        chosen(choose, schema(CLICK, STARS))
+
+
 def test_the_history_always_has_a_share() -> None:
     assert 0.0 <= float(SHARES.min()) < float(SHARES.max()) < 1.0

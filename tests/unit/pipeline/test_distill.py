@@ -74,7 +74,7 @@ def test_teachers_in_the_loop_and_their_labels_give_equal_gradients(world, tmp_p
 
     both = [{"bundle": world.teacher, "weight": 1.0}, {"bundle": world.student, "weight": 3.0}]
     labels, samples = str(tmp_path / "labels"), 3
-    asked = {"samples": samples, "best": best, "best_of": 12, "states": best > 0}
+    asked = {"samples": samples, "best": best, "best_of": 12, "best_task": "like", "states": best > 0}
     label(LabelConfig(dataset=world.dataset, teachers=both, output=labels, actors=0, **asked), lambda _: None)
     panel = Panel.of([Member.model_validate(one) for one in both], Online(**asked))
     spec = ObjectiveSpec.model_validate(
@@ -128,8 +128,6 @@ def test_maps_to_the_teachers_item_vectors_are_no_part_of_the_bundle(world, tmp_
     assert made.parameters == plain.parameters
     assert made.curve[-1]["loss/match/items"] < made.curve[0]["loss/match/items"]
     assert "loss/match/items" not in plain.curve[0]
-    with pytest.raises(ConfigError, match="item vectors to match come from a teacher"):
-        distill(replace(config, {**weight, "teacher": None, "output": str(tmp_path / "none")}), lambda _: None)
 
 
 def test_labels_keep_user_states_in_two_bytes_a_column(world, tmp_path: Path) -> None:
@@ -155,12 +153,26 @@ def test_unfinished_labels_and_another_datasets_teacher_are_refused(world, tmp_p
     config = _config(world, tmp_path)
     with pytest.raises(ConfigError, match="no teacher labels"):
         distill(replace(config, {"labels": str(tmp_path / "none")}), lambda _: None)
-    with pytest.raises(ConfigError, match="has not told of its user states"):
-        distill(replace(config, {"objective.distillation.matching.user": 0.1}), lambda _: None)
-    with pytest.raises(ConfigError, match="has told of 0 best candidates of a request"):
-        distill(replace(config, {"objective.distillation.best_items": 2}), lambda _: None)
     with pytest.raises(ConfigError, match="no bundle here"):
         distill(replace(config, {"teacher": str(tmp_path / "none")}), lambda _: None)
+
+
+def test_what_the_teacher_has_not_told_is_missed_before_anything_runs(world, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("rayrank.pipeline.training._run", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr("rayrank.pipeline.tune.ensure_cluster", lambda _: pytest.fail("Ray was started"))
+    config = _config(world, tmp_path)
+    for key, value, expected in (
+        ("matching.user", 0.1, "has not told of its user states"),
+        ("best_items", 2, "has told of 0 best candidates of a request"),
+        ("matching.items", 0.1, "item vectors to match come from a teacher"),
+    ):
+        for source in ({}, {"labels": None, "online": {"teachers": [{"bundle": world.teacher}]}}):
+            changed = replace(config, {**source, "teacher": None, f"objective.distillation.{key}": value})
+            with pytest.raises(ConfigError, match=rf"^objective\.distillation\.{key}: .*{expected}"):
+                distill(changed, lambda _: None)
+            search = TuneConfig(distill=changed, output=str(tmp_path / "tune"), tracking=NoTracking())
+            with pytest.raises(ConfigError, match=rf"^distill\.objective\.distillation\.{key}: .*{expected}"):
+                tune(search, lambda _: None)
 
 
 def test_labels_of_another_teacher_are_refused(world, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from rayrank.config import ConfigError, parse
 from rayrank.on_ray.label import labels_exist, read_label_key
 from rayrank.pipeline.label import LabelConfig, label
 from rayrank.sources.manifest import data_fingerprint, read_manifest
+from tests.two_views import TwoViews, two_views
 
 
 def quiet(_line: str) -> None:
@@ -95,11 +96,14 @@ def test_several_teachers_are_averaged_and_tell_how_far_they_are_apart(world, tm
     assert label(parse(LabelConfig, raw), quiet).reused_shards == 0
 
 
-def test_a_teacher_may_read_other_features_of_the_same_log(world, tmp_path: Path) -> None:
-    """A second dataset of the same log, whose items have a category more: its teacher labels the first one's shards."""
-    from tests.two_views import two_views
+@pytest.fixture(scope="module")
+def views(tmp_path_factory) -> TwoViews:
+    """A second dataset of the same log, whose items have a category more."""
+    return two_views(tmp_path_factory.mktemp("views"))
 
-    views = two_views(tmp_path)
+
+def test_a_teacher_may_read_other_features_of_the_same_log(world, views: TwoViews, tmp_path: Path) -> None:
+    """The teacher of the second dataset labels the first one's shards."""
     teachers = [{"bundle": views.plain_teacher}, {"bundle": views.rich_teacher, "dataset": views.rich}]
     raw = {"dataset": views.plain, "actors": 0, "samples": 1, "output": str(tmp_path / "labels")}
     label(parse(LabelConfig, {**raw, "teachers": teachers}), quiet)
@@ -119,6 +123,20 @@ def test_a_teacher_may_read_other_features_of_the_same_log(world, tmp_path: Path
     other = {"bundle": world.teacher, "dataset": world.dataset}
     with pytest.raises(ConfigError, match=r"^teachers.1.dataset: .*same items and sequences"):
         label(parse(LabelConfig, {**raw, "teachers": [teachers[0], other]}), quiet)
+
+
+def test_best_candidates_are_ordered_by_a_task_of_the_dataset(views: TwoViews, tmp_path: Path) -> None:
+    """Also where the first teacher reads a dataset of its own, whose first task is another."""
+    plain, rich = {"bundle": views.plain_teacher}, {"bundle": views.rich_teacher, "dataset": views.rich}
+    raw = {"actors": 0, "samples": 0, "best": 2, "best_of": 9, "best_by": "draw", "output": str(tmp_path / "labels")}
+    label(parse(LabelConfig, {**raw, "dataset": views.plain, "teachers": [rich, plain]}), quiet)
+    assert read_label_key(raw["output"]).best_task == "like"
+    found = _columns(tmp_path / "labels")
+    liked = found["best_like"].reshape(-1, 2)
+    assert (liked[:, 0] >= liked[:, 1])[found["best_item"].reshape(-1, 2)[:, 1] > 0].all()
+    plain = {**plain, "dataset": views.plain}
+    with pytest.raises(ConfigError, match=r"^best_task: got .again.; .*that a teacher has: like"):
+        label(parse(LabelConfig, {**raw, "dataset": views.rich, "teachers": [plain]}), quiet)
 
 
 def test_one_teacher_or_several(world, tmp_path: Path) -> None:
