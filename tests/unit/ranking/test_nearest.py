@@ -91,30 +91,30 @@ def test_a_folder_that_cannot_be_is_explained(tmp_path: Path, vectors: np.ndarra
 
 
 def test_what_cannot_be_written_or_read_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
-    few = clustered(500, 1)
-    assert open_nearest(few, spec(tmp_path), lambda n: clustered(n, 2)) is not None
+    few, own = clustered(500, 1), spec(tmp_path, recall=0.1)
+    assert open_nearest(few, own, lambda n: clustered(n, 2)) is not None
     told, file = sorted(tmp_path.iterdir())
     file.write_bytes(b"{")
     with pytest.raises(ConfigError, match=rf"{file.name} cannot be read.*remove {told.name}"):
-        open_nearest(few, spec(tmp_path), lambda n: clustered(n, 2))
+        open_nearest(few, own, lambda n: clustered(n, 2))
     told.write_text("[]")
     with pytest.raises(ConfigError, match="cannot be read"):
-        open_nearest(few, spec(tmp_path), lambda n: clustered(n, 2))
+        open_nearest(few, own, lambda n: clustered(n, 2))
     told.unlink()
     file.unlink()
     file.mkdir()
     with pytest.raises(ConfigError, match=rf"flow\.sources\.index\.folder.*{file.name} cannot be written"):
-        open_nearest(few, spec(tmp_path), lambda n: clustered(n, 2))
+        open_nearest(few, own, lambda n: clustered(n, 2))
     assert list(tmp_path.iterdir()) == [file], "nothing half-written"
     file.rmdir()
-    assert open_nearest(few, spec(tmp_path), lambda n: clustered(n, 2)) is not None
+    assert open_nearest(few, own, lambda n: clustered(n, 2)) is not None
 
 
 def test_without_a_folder_an_index_lies_where_nobody_else_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    few, own = clustered(500, 1), spec(tmp_path).model_copy(update={"folder": None})
+    few, own = clustered(500, 1), spec(tmp_path, recall=0.1).model_copy(update={"folder": None})
     assert open_nearest(few, own, lambda n: clustered(n, 2)) is not None
     (place,) = tmp_path.iterdir()
     assert (place, len(list(place.iterdir()))) == (private_folder("x"), 2)
