@@ -349,11 +349,13 @@ class ReleaseInfo(Message):
     items: int = Field(description="size of the catalogue")
     told: dict[str, int] | None = Field(
         None,
-        description="since the first: items put and removed while serving, waiting to be encoded, and dropped because"
-        " the release is younger and knows them; room: puts that may still come; null: none are taken",
+        description="since the first: items put and removed while serving, waiting to be encoded, and dropped (but for"
+        " their availability) because the release is younger and knows them; room: puts that may still come; null: none"
+        " are taken",
     )
     policy: str | None = Field(None, description="hash of the policy in force; None: there is none")
-    policy_warning: str | None = Field(None, description="what is wrong with the policy file, if something is")
+    policy_warning: str | None = Field(None, description="whether something is wrong with the policy file")
+    policy_reason: str | None = Field(None, description="what that is, for who edits the file")
     example_users: list[str] = Field(default_factory=list, description="known user ids, if the service shows any")
     served_log: dict[str, int] | None = Field(None, description="answers that this replica wrote down, and dropped")
 

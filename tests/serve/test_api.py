@@ -144,6 +144,19 @@ def test_malformed_feedback_names_the_field(change: dict[str, Any], field: str) 
     assert SECRET not in answer.text
 
 
+def test_health_which_is_open_tells_nothing_of_what_the_policy_file_holds() -> None:
+    class Troubled(FakeService):
+        async def describe(self) -> ReleaseInfo:
+            said = {"policy": "p", "policy_warning": "not valid", "policy_reason": f"/etc/policy.yaml: {SECRET}"}
+            return (await super().describe()).model_copy(update=said)
+
+    health = send(Troubled(), "GET", "/v1/health", token=TOKEN)
+    assert health.json()["policy_warning"] == "not valid"
+    assert SECRET not in health.text
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    assert SECRET in send(Troubled(), "GET", "/v1/release", token=TOKEN, headers=headers).json()["policy_reason"]
+
+
 def test_health_is_503_until_every_stage_has_answered() -> None:
     answer = send(FakeService(StageError("starting: teacher: no answer within 20000 ms")), "GET", "/v1/health")
     assert (answer.status_code, answer.json()["error"]) == (503, "starting: teacher: no answer within 20000 ms")

@@ -233,6 +233,7 @@ def test_an_edited_policy_is_followed_by_one_process_and_many_alike(served: Serv
         _until(lambda: "policy_warning" in served.client.get("/staged/v1/health").json())
         health = served.client.get("/staged/v1/health").json()
         assert (health["status"], health["policy"]) == ("ok", drawn)
+        assert str(served.policy) not in health["policy_warning"]
     finally:
         served.policy.write_text(plain)
     for graph in both:

@@ -12,10 +12,11 @@ from rayrank.ranking.drive import Budgets
 from rayrank.ranking.flow import FlowSettings, Stage
 from rayrank.ranking.follow import ItemSource
 from rayrank.ranking.item_log import ItemsSpec, open_items
+from rayrank.ranking.private import private_folder
 from rayrank.ranking.release import Release
 from rayrank.ranking.served_log import ServedLogSpec
 from rayrank.ranking.state import StateSpec, StateStore, open_state
-from rayrank.ranking.store import UserStore, private_folder
+from rayrank.ranking.store import UserStore
 from rayrank.sources.dataset import Dataset
 
 ROOM = 8
@@ -213,4 +214,4 @@ def open_store(
         return None
     dataset = Dataset.open(release.dataset)
     name = f"histories-{dataset.manifest.data_fingerprint[:16]}.sqlite"
-    return UserStore.open(place or private_folder() / name, dataset, progress)
+    return UserStore.open(place or private_folder("histories") / name, dataset, progress)

@@ -173,6 +173,7 @@ class Retrieve(_Stage):
         with_text = spec.flow.sources.text.weight > 0 and release.teacher is not None
         encode = Scorer(open_bundles(release, ("teacher",)).first).encode if with_text else None
         retriever = Retriever(scorer, items, spec.flow.sources, encode)
+        retriever.open_index()
         receivers = [scorer.grow, retriever.grow, names(items)]
         self._follower = follow(open_item_source(spec), (bundle, release), receivers, items)
         return retriever.retrieve
@@ -217,6 +218,8 @@ class Ingress:
             store, state = open_user_data(self._spec, release)
             records = Records(state, items=open_item_source(self._spec))
             graph = RankingGraph.open(release, self._spec.flow, store, self._spec.policy, records)
+            if "retrieve" not in self._spec.flow.without:
+                graph.open_index()
             self._parts, self._named, self._user, self._policy = graph.parts, graph.named, graph.user, graph.policy
             self._feedback, self._writes = graph.feedback, Pool(self._spec.replicas.ongoing, "feedback")
             encoder, follower = graph.user.encoder, graph.follower
@@ -319,10 +322,7 @@ class Ingress:
         """What is served, but for its users."""
         info = self._info
         if self._policy is not None:
-            terms = self._policy.terms("")
-            trouble = f"{terms.warning}: {self._policy.reason}" if terms.warning else None
-            now = {"policy": terms.policy.hash if terms.policy else None, "policy_warning": trouble}
-            info = info.model_copy(update=now)
+            info = info.model_copy(update=self._policy.told())
         if self._log is not None:
             counts = {"written": self._log.written, "dropped": self._log.dropped}
             info = info.model_copy(update={"served_log": counts})

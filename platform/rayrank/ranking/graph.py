@@ -206,6 +206,10 @@ class RankingGraph:
         scoring = {role: scorer.score for role, scorer in self._scorers.items()}
         return {"user": lambda r: self.user.prepare(r, now), "retrieve": self._retriever.retrieve, **scoring}
 
+    def open_index(self) -> None:
+        """Retrieve as a service does: see :meth:`Retriever.open_index`."""
+        self._retriever.open_index()
+
     def add_items(self, request: ItemsRequest) -> int:
         """Change the catalogue of this process: new items are retrieved, ranked and known by id at once.
 
@@ -291,7 +295,7 @@ def prepare_index(release: Release, settings: FlowSettings) -> None:
     if items < sources.index.exact_below or not sources.vector.weight or "retrieve" in settings.without:
         return
     bundle = open_bundles(release, ("student",), verify=False).first  # replicas verify it
-    Retriever(Scorer(bundle), Items.of(bundle.items), Sources(index=sources.index))
+    Retriever(Scorer(bundle), Items.of(bundle.items), Sources(index=sources.index)).open_index()
 
 
 def bundle_ids(release: Release) -> dict[str, str]:

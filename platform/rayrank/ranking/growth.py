@@ -54,8 +54,8 @@ Encode = Callable[[ColdItems], np.ndarray | None]
 class Growth:
     """Applies changes to the parts of one process, always in the same order.
 
-    ``since`` (unix seconds): what was put before, of an item that the release knows, is dropped: the release, which is
-    younger, knows it better.
+    ``since`` (unix seconds): what was put before, of an item that the release knows, is dropped but for its
+    availability: the release, which is younger, knows all else better.
     """
 
     def __init__(
@@ -90,19 +90,19 @@ class Growth:
         stays = [c.kind != "put" or c.time >= self._since or not row for c, row in zip(changes, released, strict=True)]
         put = np.asarray([c.kind == "put" for c in changes], bool)
         kept = np.asarray(stays, bool)
-        left = tuple(c for c, keep in zip(changes, stays, strict=True) if keep)
-        puts = [c for c in left if c.kind == "put"]
+        told_of = tuple(c if keep else _shelved(c) for c, keep in zip(changes, stays, strict=True))
+        puts = [c for c in told_of if c.kind == "put"]
         cold = self.described(puts)
         if vectors is not None and len(puts):
             cold = ColdItems(cold.keys, cold.texts, cold.features, vectors[kept[put]])
         titles = tuple(p.title or item_title(self._schema, p.attributes, p.item_id) for p in puts)
         ends = np.cumsum([len(some) for some, _ in told])[:-1]
         groups = tuple(int(some.sum()) for some in np.split(put & kept, ends))
-        fresh = Fresh(left, titles, released[put & kept], cold, tuple(n for n in groups if n))
+        fresh = Fresh(told_of, titles, released[put & kept], cold, tuple(n for n in groups if n))
         for receive in self._receivers:
             receive(fresh)
-        self.items, self.dropped = self.items + len(puts), self.dropped + len(changes) - len(left)
-        self.removals += sum(c.kind == "remove" for c in left) - sum(c.kind == "remove" for c in early)
+        self.items, self.dropped = self.items + len(puts), self.dropped + stays.count(False)
+        self.removals += sum(c.kind == "remove" for c in changes) - sum(c.kind == "remove" for c in early)
 
 
 class Follower:
@@ -172,13 +172,18 @@ class Follower:
         self.trouble = trouble
 
     def _catch_up(self) -> str | None:
-        """Read and apply; what is wrong, if something is. A damaged file stops only what lies behind it."""
+        """Read and apply; what is wrong, if something is.
+
+        A damaged file stops what lies behind it; one among those that are folded also the puts before it, since it may
+        hold later ones of the same items. Removals and availability before it are applied all the same.
+        """
         trouble = None
         with self._applying:
             try:
                 self.look()
             except ItemLogError as error:
-                trouble = str(error)
+                folding = self._known < self._folded
+                trouble = f"{error}; no put is applied until it is mended" if folding else str(error)
             try:
                 while self._step():
                     pass
@@ -220,9 +225,7 @@ class Follower:
         stays = [c.kind != "put" or self._last.get(c.item_id, part.number) == part.number for c in part.changes]
         if part.number > self._folded or all(stays):
             return part.changes, vectors
-        changes = [
-            c if stay else c.model_copy(update={"kind": "shelve"}) for c, stay in zip(part.changes, stays, strict=True)
-        ]
+        changes = [c if stay else _shelved(c) for c, stay in zip(part.changes, stays, strict=True)]
         kept = np.asarray([stay for c, stay in zip(part.changes, stays, strict=True) if c.kind == "put"], bool)
         return changes, vectors[kept] if len(vectors) else vectors
 
@@ -250,6 +253,11 @@ class Follower:
             made.append(found)
             self._catch_up()
         self.log.keep_vectors(self._teacher_id, part.number, np.concatenate(made))
+
+
+def _shelved(put: ItemChange) -> ItemChange:
+    """What a put says of whether its item may be shown, and nothing else."""
+    return put.model_copy(update={"kind": "shelve"})
 
 
 def _follow(reference: weakref.ref[Follower], poll_s: float) -> None:

@@ -115,7 +115,7 @@ class Items:
                 removed.discard(item_id)
             elif change.kind == "remove":
                 removed.add(item_id)
-            elif change.available:
+            elif change.available is not False:
                 removed.discard(item_id)  # told again: it comes back as it was
             if change.available is not None:
                 (self._resting.discard if change.available else self._resting.add)(item_id)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +20,12 @@ import numpy as np
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError, DataPath
+from rayrank.ranking import durable
+from rayrank.ranking.private import private_folder
 
 AT = 100
 """Recall is measured among so many."""
+_FOLDER = "flow.sources.index.folder"
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +39,7 @@ class IndexSpec(Config):
     build_width: int = Field(128, ge=2, description="candidates when an item's links are chosen")
     probes: int = Field(200, ge=1, description="sampled users whose recall is measured when an index is built")
     folder: DataPath | None = Field(
-        None, description="local folder where built indexes are kept; None: temporary files of each machine"
+        None, description="local folder where built indexes are kept; None: this user's temporary files of each machine"
     )
 
 
@@ -61,20 +62,24 @@ def open_nearest(items_NR: np.ndarray, spec: IndexSpec, sample: Callable[[int], 
     ``sample``: n -> float32 (n, R) vectors of users, asked only where an index is built. Row 0 (unknown) is left out.
 
     Raises:
-        ConfigError: the package usearch is missing, or the folder cannot be written.
+        ConfigError: the package usearch is missing, the folder cannot be written, or what lies there cannot be read.
     """
-    place = _place(items_NR, spec)
+    place, index = _place(items_NR, spec), _empty(items_NR.shape[1], spec)
     told, file = place.with_suffix(".json"), place.with_suffix(".usearch")
     if not told.exists():
         _build(items_NR, spec, sample(spec.probes), (told, file))
-    recall = float(json.loads(told.read_text())[f"recall@{AT}"])
+    try:
+        recall = float(json.loads(told.read_text())[f"recall@{AT}"])
+        index.view(str(file))
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        rule = f"the index {file.name} cannot be read ({type(error).__name__})"
+        fix = f"remove {told.name}: the index is built again"
+        raise ConfigError(_FOLDER, str(file.parent), rule, fix) from None
     found = f"recall@{AT} {recall:.4f} over {spec.probes} sampled users, {len(items_NR) - 1} items ({file.name})"
     if recall < spec.recall:
         _log.warning("retrieval stays exact: its index has %s, and %g is asked", found, spec.recall)
         return None
     _log.info("retrieval by an index: %s", found)
-    index = _empty(items_NR.shape[1], spec)
-    index.view(str(file))
     return Nearest(index, recall)
 
 
@@ -83,12 +88,12 @@ def _place(items_NR: np.ndarray, spec: IndexSpec) -> Path:
     shape = spec.model_dump(include={"width", "neighbours", "build_width", "probes"})
     digest = hashlib.sha256(json.dumps([shape, items_NR.shape]).encode())
     digest.update(np.ascontiguousarray(items_NR).data)
-    folder = Path(spec.folder) if spec.folder else Path(tempfile.gettempdir()) / "rayrank-indexes"
+    folder = Path(spec.folder) if spec.folder else private_folder(_FOLDER)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         rule = f"must be a folder that can be written ({error.strerror})"
-        raise ConfigError("flow.sources.index.folder", str(folder), rule, "name another one") from None
+        raise ConfigError(_FOLDER, str(folder), rule, "name another one") from None
     return folder / f"items-{digest.hexdigest()[:16]}"
 
 
@@ -116,11 +121,21 @@ def _build(items_NR: np.ndarray, spec: IndexSpec, users_UR: np.ndarray, files: t
     _log.info("building an index of %d items", len(items_NR) - 1)
     index.add(np.arange(1, len(items_NR)), _of_equal_length(items_NR[1:]))
     recall = _recall(Nearest(index, 0.0), items_NR, users_UR)
+    _keep(file, lambda mine: index.save(str(mine)))
+    _keep(told, lambda mine: mine.write_text(json.dumps({f"recall@{AT}": recall})))
+
+
+def _keep(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that is whole and on disk under its name, or not there; nothing else of it stays."""
     mine = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-    index.save(str(mine))
-    os.replace(mine, file)
-    mine.write_text(json.dumps({f"recall@{AT}": recall}))
-    os.replace(mine, told)
+    try:
+        write(mine)
+        durable.put(mine, file)
+    except (OSError, RuntimeError) as error:  # the library says what the disk says as RuntimeError
+        rule = f"{file.name} cannot be written ({error})"
+        raise ConfigError(_FOLDER, str(file.parent), rule, "make room there, or name another one") from None
+    finally:
+        mine.unlink(missing_ok=True)
 
 
 def _of_equal_length(items_NR: np.ndarray) -> np.ndarray:

@@ -44,6 +44,12 @@ class PolicyFile:
         """What holds for a request that comes now; never waits for the file."""
         return Terms(key, self._policy, self.warning)
 
+    def told(self) -> dict[str, str | None]:
+        """Fields of a release's info. Whoever asks for health may see all but the reason, which quotes the file."""
+        warning = self.warning
+        reason = self.reason if warning else None
+        return {"policy": self._policy.hash, "policy_warning": warning, "policy_reason": reason}
+
     def follows(self, scorer: Scorer) -> Receiver:
         """Lays the policy over a catalogue with items that were put; ``scorer`` and the names know them before."""
 

@@ -19,7 +19,9 @@ from rayrank.schema import RetrievalTask
 
 
 class Retriever:
-    """Top-k over the retrieval vectors of one bundle (exact below a size), and the other sources that are switched on.
+    """Top-k over the retrieval vectors of one bundle, and the other sources that are switched on.
+
+    The top-k is exact until :meth:`open_index` is called.
 
     Raises:
         ConfigError: a source needs what the bundle does not hold.
@@ -41,9 +43,17 @@ class Retriever:
             rule = "needs a teacher with a text encoder, and models that read texts"
             raise ConfigError("flow.sources.text", self._sources.text.weight, rule, "text={weight: 0}")
         self._nearest_items: Nearest | None = None
-        if self._tasks and self._sources.vector.weight and len(items) - 1 >= self._sources.index.exact_below:
-            users = partial(sample_users, scorer, items)
-            self._nearest_items = open_nearest(scorer.retrieval_items, self._sources.index, users)
+
+    def open_index(self) -> None:
+        """Search a large catalogue by an index from now on, which is built where there is none: for who serves.
+
+        Raises:
+            ConfigError: as :func:`~rayrank.ranking.nearest.open_nearest`.
+        """
+        items, spec = self._items.released - 1, self._sources.index
+        if self._tasks and self._sources.vector.weight and items >= spec.exact_below:
+            users = partial(sample_users, self._scorer, self._items)
+            self._nearest_items = open_nearest(self._scorer.retrieval_items, spec, users)
 
     def grow(self, fresh: Fresh) -> None:
         """Enter items that were put while serving into the index; the scorer knows them already."""
@@ -89,19 +99,23 @@ class Retriever:
     def _near(self, vector: np.ndarray, context: UserContext, sought: Sought, depth: int) -> np.ndarray | None:
         """The best of what the index finds and of all that was put since; None: filters left too little of the first.
 
-        The index knows no filters: it is asked for as many more as are seen or blocked, then for four times that.
+        The index knows no filters: it is asked, once, for as many as leave enough where what is allowed lies evenly.
+        Fewer than its width take it as long, and far more longer than the exact product takes.
         """
         assert self._nearest_items is not None
-        items, put, count = self._scorer.retrieval_items, self._put, depth + len(sought.blocked)
-        count += len(context.seen) if sought.exclude_seen else 0
-        while count <= len(items) // 4:  # beyond, the exact product is as cheap
-            rows = self._shown(np.sort(self._nearest_items.find(vector, count)), context, sought)
-            if len(rows) >= depth:
-                new = self._shown(len(items) + np.arange(len(put)), context, sought)
-                scores = np.concatenate([items[rows] @ vector, put[new - len(items)] @ vector if len(new) else []])
-                return np.concatenate([rows, new])[np.argsort(-scores, kind="stable")[:depth]]
-            count *= 4
-        return None
+        items, put, width = self._scorer.retrieval_items, self._put, self._sources.index.width
+        wanted = depth + len(sought.blocked) + (len(context.seen) if sought.exclude_seen else 0)
+        if sought.allowed is not None:
+            wanted = wanted * len(self._items) // max(1, int(np.bitwise_count(sought.allowed).sum(dtype=np.int64)))
+        most = len(items) // 4
+        if wanted > min(2 * width, most):
+            return None
+        rows = self._shown(np.sort(self._nearest_items.find(vector, min(max(wanted, width), most))), context, sought)
+        if len(rows) < depth:
+            return None
+        new = self._shown(len(items) + np.arange(len(put)), context, sought)
+        scores = np.concatenate([items[rows] @ vector, put[new - len(items)] @ vector if len(new) else []])
+        return np.concatenate([rows, new])[np.argsort(-scores, kind="stable")[:depth]]
 
     def _shown(self, rows: np.ndarray, context: UserContext, sought: Sought) -> np.ndarray:
         return rows[sought.permits(context, rows) & ~np.isin(rows, self._items.hidden)]

@@ -198,7 +198,8 @@ class _Connection:
             yield self._open
         except (sqlite3.Error, OSError) as error:
             self._drop()
-            locked = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+            # Python gives the extended code, which says in its higher bits why it is busy.
+            locked = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
             said = str(error) if isinstance(error, sqlite3.Error) else type(error).__name__
             raise (StateLateError if locked else StateError)(said) from None
         except StateError:

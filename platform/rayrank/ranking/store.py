@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sqlite3
-import stat
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -160,30 +157,6 @@ class UserStore:
                 _log.error("user histories: %s: %s; remove the file and start again", self.path, error)
                 self._told = True
             raise StateError(f"damaged ({type(error).__name__})") from None
-
-
-def private_folder() -> Path:
-    """The folder of this user below that of temporary files, made where it is absent: what lies in it is trusted.
-
-    Raises:
-        ConfigError: somebody else made it, or may write into it.
-    """
-    folder = Path(tempfile.gettempdir()) / f"rayrank-{os.getuid()}"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise _not_private(folder, f"cannot be made ({type(error).__name__})") from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise _not_private(folder, "belongs to somebody else")
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        raise _not_private(folder, f"is open to others (mode {stat.S_IMODE(found.st_mode):o})")
-    return folder
-
-
-def _not_private(folder: Path, why: str) -> ConfigError:
-    rule = f"the folder of caches {why}; what lies there cannot be trusted"
-    return ConfigError("histories", str(folder), rule, "remove the folder, or name a file: histories=FILE")
 
 
 def build_store(path: str | Path, dataset: Dataset) -> None:

@@ -11,6 +11,7 @@ import pytest
 from rayrank.messages import ItemsRequest
 from rayrank.ranking.desk import FullError
 from rayrank.ranking.graph import bundle_ids
+from rayrank.ranking.item_log import ItemChange
 from rayrank.ranking.release import Release
 from rayrank.ranking.store import UserStore
 from tests.shop import NOW, ROWS, Shop
@@ -25,6 +26,7 @@ def test_a_damaged_file_stops_only_what_lies_behind_it(shop: Shop) -> None:
     shop.follower.refresh(encode=False)
     assert shop.follower.trouble is not None
     assert "part-00000002.json cannot be read" in shop.follower.trouble
+    assert "no put" not in shop.follower.trouble
     assert shop.ids(k=40, pool=40).count("new") == 0
     shop.follower.refresh()
     assert shop.ids(k=40, pool=40).count("new") == 1
@@ -109,6 +111,28 @@ def test_of_what_was_put_again_and_again_a_start_keeps_the_last(
     assert [late.graph.items.row(i) for i in states] == [again.graph.items.row(i) for i in states]
 
 
+@pytest.mark.parametrize("folded", [0, 9])
+def test_a_younger_release_takes_the_last_word_on_availability_from_puts_that_it_drops(
+    release: Release, store: UserStore, tmp_path: Path, folded: int
+) -> None:
+    old, texts = Shop(release, tmp_path / "items", store), ("red dog", "war story")
+    old.tell({"item_id": "i2", "text": texts[0], "available": False}, remove=("i3", "i4"), now=1_700_000_000)
+    old.tell(*({"item_id": item_id, "text": texts[0]} for item_id in ("i2", "i3", "i4")), now=1_700_000_001)
+    old.tell({"item_id": "i3", "text": texts[1]}, now=1_700_000_002)
+    old.tell({"item_id": "i5", "text": texts[0]}, remove=("i6",), now=1_700_000_003)
+    old.tell({"item_id": "i5", "text": texts[1], "available": False}, now=1_700_000_004)
+    old.follower.log.append([ItemChange(kind="put", item_id="i6", time=1_700_000_005, text=texts[0])])
+    old.follower.refresh()
+    younger = release.model_copy(update={"release_id": "tiny-2", "created": "2026-01-01T00:00:00+00:00"})
+    after = Shop(younger, tmp_path / "items", store, folded=min(folded, old.follower.log.last()))
+    states = {item_id: after.graph.items.state(item_id) for item_id in ("i2", "i3", "i4", "i5", "i6")}
+    assert states == {"i2": "served", "i3": "served", "i4": "served", "i5": "unavailable", "i6": "served"}
+    assert {i for i in after.ids(k=40, pool=40) if i in states} == set(states) - {"i5"}
+    assert len(after.graph.items) == ITEMS + 1, "what the release knows better needs no row"
+    assert after.desk.counts()["put"] == 0
+    assert after.desk.counts()["dropped"] == (8 if not folded else 5)
+
+
 def test_nothing_is_put_before_all_that_is_folded_can_be_read(shop: Shop, release: Release, tmp_path: Path) -> None:
     shop.tell({"item_id": "a", "text": "dog"}, remove=("i2",))
     file = tmp_path / "items" / "part-00000002.json"
@@ -116,10 +140,12 @@ def test_nothing_is_put_before_all_that_is_folded_can_be_read(shop: Shop, releas
     assert shop.follower.log.last() == 1
     again = Shop(release, tmp_path / "items", folded=2)
     assert "part-00000002.json cannot be read" in (again.follower.trouble or "")
+    assert "no put is applied" in (again.follower.trouble or "")
     assert (again.graph.items.state("a"), again.graph.items.state("i2")) == (None, "removed")
     file.unlink()
     shop.tell({"item_id": "a", "text": "war"})
     again.follower.refresh()
+    assert again.follower.trouble is None
     assert len(again.graph.items) == ITEMS + 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.graph import RankingGraph, prepare_index
 from rayrank.ranking.merge import Sources
 from rayrank.ranking.nearest import IndexSpec, open_nearest
+from rayrank.ranking.private import private_folder
 from rayrank.ranking.release import load_release
 from rayrank.ranking.retriever import Retriever
-from rayrank.ranking.scorer import Scorer
 from tests.tiny_release import ITEMS, START, TinyWorld
 
-pytest.importorskip("usearch")
+Index = pytest.importorskip("usearch.index").Index
 NOW, SIZE, WIDTH = START + 9 * 86_400, 20_000, 9
 
 
@@ -89,6 +90,39 @@ def test_a_folder_that_cannot_be_is_explained(tmp_path: Path, vectors: np.ndarra
         open_nearest(vectors, spec(tmp_path / "file"), lambda n: clustered(n, 2))
 
 
+def test_what_cannot_be_written_or_read_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
+    few, own = clustered(500, 1), spec(tmp_path, recall=0.1)
+    assert open_nearest(few, own, lambda n: clustered(n, 2)) is not None
+    told, file = sorted(tmp_path.iterdir())
+    file.write_bytes(b"{")
+    with pytest.raises(ConfigError, match=rf"{file.name} cannot be read.*remove {told.name}"):
+        open_nearest(few, own, lambda n: clustered(n, 2))
+    told.write_text("[]")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        open_nearest(few, own, lambda n: clustered(n, 2))
+    told.unlink()
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ConfigError, match=rf"flow\.sources\.index\.folder.*{file.name} cannot be written"):
+        open_nearest(few, own, lambda n: clustered(n, 2))
+    assert list(tmp_path.iterdir()) == [file], "nothing half-written"
+    file.rmdir()
+    assert open_nearest(few, own, lambda n: clustered(n, 2)) is not None
+
+
+def test_without_a_folder_an_index_lies_where_nobody_else_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    few, own = clustered(500, 1), spec(tmp_path, recall=0.1).model_copy(update={"folder": None})
+    assert open_nearest(few, own, lambda n: clustered(n, 2)) is not None
+    (place,) = tmp_path.iterdir()
+    assert (place, len(list(place.iterdir()))) == (private_folder("x"), 2)
+    place.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"open to others.*flow\.sources\.index\.folder=PATH"):
+        open_nearest(few, own, lambda n: clustered(n, 2))
+
+
 def context_of(graph: RankingGraph, *items: str) -> UserContext:
     found = graph.user.prepare(RecommendRequest(history=list(items)), NOW)
     assert isinstance(found, Prepared)
@@ -96,8 +130,10 @@ def context_of(graph: RankingGraph, *items: str) -> UserContext:
 
 
 def near_and_exact(graph: RankingGraph, folder: Path) -> tuple[Retriever, Retriever]:
-    near = Sources(index=spec(folder))
-    return Retriever(graph.scorer("student"), graph.items, near), Retriever(graph.scorer("student"), graph.items)
+    scorer, sources = graph.scorer("student"), Sources(index=spec(folder))
+    near, exact = Retriever(scorer, graph.items, sources), Retriever(scorer, graph.items, sources)
+    near.open_index()
+    return near, exact
 
 
 def test_through_an_index_the_same_items_are_found_with_the_same_filters(graph: RankingGraph, tmp_path: Path) -> None:
@@ -120,10 +156,39 @@ def test_through_an_index_the_same_items_are_found_with_the_same_filters(graph: 
     )
 
 
+def test_an_index_is_searched_once_and_not_where_little_is_allowed(
+    graph: RankingGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, search = list[int](), Index.search
+
+    def noted(index: Index, vectors: np.ndarray, count: int) -> Any:
+        asked.append(count)
+        return search(index, vectors, count)
+
+    scorer, few = graph.scorer("student"), Sources(index=spec(tmp_path, width=4, recall=0.1))
+    near, exact = Retriever(scorer, graph.items, few), Retriever(scorer, graph.items)
+    near.open_index()
+    monkeypatch.setattr(Index, "search", noted)
+    context = context_of(graph, "i3")
+    plain = exact.retrieve(context, ColdItems(), Sought(ITEMS)).rows
+    some, others = np.zeros(ITEMS + 1, bool), np.ones(ITEMS + 1, bool)
+    some[plain[-3:]], others[plain[:8]] = True, False
+    for sought, searches in (
+        (Sought(1), [4]),
+        (Sought(1, allowed=np.packbits(some)), []),
+        (Sought(1, blocked=plain[:9]), []),
+        (Sought(1, allowed=np.packbits(others)), [4]),  # none of the nearest is allowed
+    ):
+        asked.clear()
+        found, expected = (r.retrieve(context, ColdItems(), sought).rows.tolist() for r in (near, exact))
+        assert (found, asked) == (expected, searches)
+
+
 def test_items_put_and_removed_since_are_searched_beside_the_index(world: TinyWorld, tmp_path: Path) -> None:
     release, found = load_release(world.releases), []
     for sources in (Sources(index=spec(tmp_path)), Sources()):
         graph = RankingGraph.open(release, FlowSettings(sources=sources))
+        graph.open_index()
         retrieve, context = graph.stages(NOW)["retrieve"], context_of(graph, "i3")
         best = [graph.items.ids[row - 1] for row in retrieve(context, ColdItems(), Sought(4)).rows]
         again = [{"item_id": item_id, "text": "red dog in space"} for item_id in best[1:]]
@@ -134,14 +199,18 @@ def test_items_put_and_removed_since_are_searched_beside_the_index(world: TinyWo
     assert max(found[0]) > ITEMS, "one of the new rows is among them, else this shows nothing"
 
 
-def test_a_small_catalogue_asks_for_no_index(
-    graph: RankingGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_index_is_asked_for_by_who_serves_a_large_catalogue(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "usearch.index", None)
-    scorer = Scorer(graph.bundles.first)
-    Retriever(scorer, graph.items)
+    release = load_release(world.releases)
+    RankingGraph.open(release).open_index()
+    large = RankingGraph.open(release, FlowSettings(sources=Sources(index=spec(tmp_path, exact_below=ITEMS))))
+    request = RecommendRequest(history=["i3"], k=5)
+    found, plain = (graph.respond(request, NOW, "r").items for graph in (large, RankingGraph.open(release)))
+    assert [(i.item_id, i.score) for i in found] == [(i.item_id, i.score) for i in plain]
     with pytest.raises(ConfigError, match=r"rayrank\[index\]"):
-        Retriever(scorer, graph.items, Sources(index=spec(tmp_path, exact_below=ITEMS)))
+        large.open_index()
 
 
 def test_the_index_is_built_before_replicas_look_for_it(world: TinyWorld, tmp_path: Path) -> None:
@@ -152,5 +221,5 @@ def test_the_index_is_built_before_replicas_look_for_it(world: TinyWorld, tmp_pa
     files = sorted(tmp_path.iterdir())
     assert [file.suffix for file in files] == [".json", ".usearch"]
     written = files[1].stat().st_mtime_ns
-    RankingGraph.open(release, settings)
+    RankingGraph.open(release, settings).open_index()
     assert (sorted(tmp_path.iterdir()), files[1].stat().st_mtime_ns) == (files, written)

@@ -238,14 +238,17 @@ def test_an_edit_is_followed_and_a_bad_one_is_not(desk: Desk, tmp_path: Path, ca
         warning = _waited(lambda: followed.terms("r").warning)
     assert second.hash in warning
     assert "colour" in caplog.text
-    assert "colour" in (followed.reason or "")
+    told = followed.told()
+    assert (told["policy"], told["policy_warning"]) == (second.hash, warning)
+    assert "colour" in (told["policy_reason"] or "")
+    assert not [word for word in ("colour", path.name) if word in warning], "health, which is open, tells the warning"
     assert followed.terms("r").policy is second
     path.unlink()
     followed.refresh()
     assert followed.terms("r").policy is second
     path.write_text("{}")
     assert _waited(lambda: not followed.terms("r").warning)
-    assert followed.terms("r").policy.hash == first.hash  # type: ignore[union-attr]
+    assert followed.told() == {"policy": first.hash, "policy_warning": None, "policy_reason": None}
     with pytest.raises(ConfigError):
         PolicyFile(tmp_path / "none.yaml", desk.facts)
 

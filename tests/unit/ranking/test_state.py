@@ -25,6 +25,7 @@ from rayrank.ranking.state import (
     pack,
     unpack,
 )
+from rayrank.ranking.state_sqlite import SqliteState, _Connection
 from tests.redis_server import DURABLE, need_redis, running
 
 NOW, DAY = 1_700_000_000, 86_400
@@ -201,6 +202,22 @@ def test_a_locked_file_is_given_up_on_in_time_and_still_read(tmp_path: Path) -> 
         assert store.events("a", NOW) is not None
         other.execute("ROLLBACK")
     assert tell(store, "a", told(("y", 0, 1))) == 1
+
+
+def test_a_busy_file_is_late_whatever_makes_it_busy(tmp_path: Path) -> None:
+    store = sqlite_state(tmp_path / "s.sqlite")
+    assert isinstance(store, SqliteState)
+    tell(store, "a", told(("x", 1, 1)))
+
+    def outrun() -> None:
+        with _Connection(store).use() as connection:
+            connection.execute("BEGIN")
+            connection.execute("SELECT * FROM users").fetchall()
+            tell(store, "a", told(("y", 0, 1)))
+            connection.execute("DELETE FROM users")  # of what is no longer the last: SQLITE_BUSY_SNAPSHOT, 517
+
+    with pytest.raises(StateLateError, match="locked"):
+        outrun()
 
 
 def test_a_damaged_file_raises_until_it_is_mended(tmp_path: Path) -> None:

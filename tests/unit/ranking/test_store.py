@@ -16,8 +16,9 @@ from rayrank.on_ray.graph_spec import open_store
 from rayrank.ranking import store as store_module
 from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.graph import RankingGraph
+from rayrank.ranking.private import private_folder
 from rayrank.ranking.release import load_release
-from rayrank.ranking.store import UserStore, build_store, private_folder
+from rayrank.ranking.store import UserStore, build_store
 from rayrank.sources.dataset import Dataset
 from tests.tiny_release import START, TinyWorld
 
@@ -115,16 +116,16 @@ def test_the_default_place_is_private_or_refused(
     opened = open_store(load_release(world.releases), None)
     assert opened is not None
     place = Path(opened.path).parent
-    assert place == private_folder() == tmp_path / f"rayrank-{os.getuid()}"
+    assert place == private_folder("histories") == tmp_path / f"rayrank-{os.getuid()}"
     assert place.stat().st_mode & 0o777 == 0o700
     place.chmod(0o755)
-    with pytest.raises(ConfigError, match=r"open to others \(mode 755\).*histories=FILE"):
-        private_folder()
+    with pytest.raises(ConfigError, match=r"open to others \(mode 755\).*histories=PATH"):
+        private_folder("histories")
     place.rename(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").chmod(0o700)
     place.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="belongs to somebody else"):
-        private_folder()
+        private_folder("histories")
 
 
 def test_a_damaged_cache_costs_the_histories_and_says_so(
