@@ -233,7 +233,7 @@ def test_unknown_weights_and_metrics_are_mistakes() -> None:
     with pytest.raises(ValueError, match="unknown tasks"):
         run(fresh("teacher"), batches(1), TrainSpec(LEARNING, ObjectiveSpec(weights={"nope": 1.0})))
     wrong = LEARNING.model_copy(update={"choose": "stars/nope"})
-    with pytest.raises(ValueError, match="streaming/stars/rmse"):
+    with pytest.raises(ValueError, match="metrics of task stars: rmse"):
         run(fresh("teacher"), batches(1), TrainSpec(wrong))
 
 

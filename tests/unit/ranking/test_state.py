@@ -210,7 +210,7 @@ def test_a_busy_file_is_late_whatever_makes_it_busy(tmp_path: Path) -> None:
     tell(store, "a", told(("x", 1, 1)))
 
     def outrun() -> None:
-        with _Connection(store).use() as connection:
+        with _Connection(store, 0.5).use() as connection:
             connection.execute("BEGIN")
             connection.execute("SELECT * FROM users").fetchall()
             tell(store, "a", told(("y", 0, 1)))
