@@ -1,7 +1,8 @@
 """Scale-down, crash, redeploy under keep-alive clients, slow bodies and a slow teacher: nothing fails, nothing is lost.
 
-One failure cannot be mended from here: Serve's stock proxy answers 500 for the requests that a killed ingress replica
-was working on. HAProxy, which is the default, gives them to another replica.
+One failure cannot be mended from here: for requests that a killed ingress replica was working on Serve's stock proxy
+answers 500. HAProxy, which is the default, gives them to another replica, but for those whose body was still coming:
+it closes their connection, or rarely answers 500, too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.serve.disturbed import CLIENTS
+from tests.serve.disturbed import CLIENTS, KINDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 WHOLE_S = 480.0
@@ -38,8 +39,9 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_every_request_is_answered(found: Mapping[str, Any], disturbance: str) -> None:
     counts = found[disturbance]
     statuses = dict(counts["statuses"])
-    held = sum(statuses.pop(f"{kind} 500", 0) for kind in ("teacher", "student", "slow_body"))
-    assert held <= (CLIENTS if (disturbance, found["profile"]) == ("crash", "stock") else 0), counts
+    if disturbance == "crash":  # one request of each client at most was held by the replica that was killed
+        held = ("teacher", "student", "slow_body") if found["profile"] == "stock" else ("slow_body",)
+        assert sum(statuses.pop(f"{kind} 500", 0) for kind in held) <= sum(kind in held for kind in KINDS), counts
     assert statuses.keys() == {"teacher 200", "student 200", "slow_body 200"}, "each kind was asked, and nothing else"
     assert counts["lost"] == []
     # A connection that was used before may be closed by a proxy whose replica died over it; none else, and none twice.
