@@ -8,51 +8,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from sys import float_info
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from rayrank.message_values import (
+    MAX_BLOCK,
+    MAX_CANDIDATES,
+    MAX_CELL,
+    MAX_HISTORY,
+    MAX_ITEMS,
+    MAX_K,
+    MAX_TEXT_TOTAL,
+    MAX_TIMEOUT_MS,
+    Attributes,
+    Flag,
+    ItemId,
+    Labels,
+    Number,
+    RequestId,
+    Text,
+    Time,
+    UserId,
+    Weights,
+    Whole,
+)
 from rayrank.wording import few_words
 
-MAX_CANDIDATES = 2000
-MAX_HISTORY = 1000
-MAX_TEXT = 8000
-MAX_TEXT_TOTAL = 400_000
-MAX_K = 500
-MAX_BLOCK = 1000
-MAX_ITEMS = 1000
-MAX_TIMEOUT_MS = 60_000
-MAX_NAMES = 64
-MAX_CELL = 1000
-MAX_WEIGHT = 1e6  # far beyond it float32 overflows
-MAX_YEAR_3000 = 32_503_680_000
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str) and len(value) <= MAX_CELL:
-        return value
-    if value is None or (isinstance(value, int | float) and abs(value) <= float_info.max):
-        return value
-    raise ValueError(f"must be a finite number, null or a text of at most {MAX_CELL} characters")
-
-
-ItemId = Annotated[str, Field(min_length=1, max_length=256)]
-UserId = Annotated[str, Field(min_length=1, max_length=256)]
-Name = Annotated[str, Field(min_length=1, max_length=64)]
-Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
-Cell = Annotated[str | float | None, BeforeValidator(_cell)]
-Attributes = Annotated[dict[Name, Cell], Field(max_length=MAX_NAMES)]
-Labels = Annotated[dict[Name, Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=MAX_NAMES)]
-Time = Annotated[int, Field(ge=0, le=MAX_YEAR_3000)]
-Weight = Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]
-Weights = Annotated[dict[Name, Weight], Field(min_length=1, max_length=MAX_NAMES)]
-RequestId = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
 AnsweredBy = Literal["teacher", "student", "popularity"]
 
 
 class Message(BaseModel):
-    """Base of every message: frozen, unknown keys refused."""
+    """Base of every message: frozen, unknown keys refused; ``"3"`` and ``true`` are no numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -121,19 +108,17 @@ class _Asked(Message):
     time: Time | None = Field(None, description="unix seconds of the request; None: now")
     block: list[ItemId] = Field(default_factory=list, max_length=MAX_BLOCK, description="item ids to leave out")
     weights: Weights | None = Field(None, description="event task -> fusion weight; None: those of the release")
-    min_score: float | None = Field(
-        None, allow_inf_nan=False, description="leave out items that a model scores below this; None: none"
-    )
-    rerank: int | None = Field(
+    min_score: Number | None = Field(None, description="leave out items that a model scores below this; None: none")
+    rerank: Whole | None = Field(
         None, ge=0, le=MAX_CANDIDATES, description="items the teacher scores (at least k; 0: none); None: the service's"
     )
     without: list[Omittable] = Field(
         default_factory=list, max_length=3, description="stages to leave out, besides those that the service leaves out"
     )
-    timeout_ms: int | None = Field(
+    timeout_ms: Whole | None = Field(
         None, ge=1, le=MAX_TIMEOUT_MS, description="time for all stages together; late ones are left out; None: no end"
     )
-    explain: bool = Field(False, description="also return each stage's own score of every returned item")
+    explain: Flag = Field(False, description="also return each stage's own score of every returned item")
 
     def texts(self) -> Iterable[TextItem]:
         return self.history or ()
@@ -148,21 +133,21 @@ class _Asked(Message):
 class RecommendRequest(_Asked):
     """Which items of the whole catalogue should this user see?"""
 
-    k: int = Field(10, ge=1, le=MAX_K, description="how many items to return")
-    pool: int | None = Field(
+    k: Whole = Field(10, ge=1, le=MAX_K, description="how many items to return")
+    pool: Whole | None = Field(
         None, ge=1, le=MAX_CANDIDATES, description="items the retriever hands on (at least k); None: the service's"
     )
     query: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(few_words)] | None = Field(
         None, description="items whose title holds all these words (or, where switched on, near texts) join the rest"
     )
-    exclude_seen: bool = Field(True, description="leave out items of the history")
+    exclude_seen: Flag = Field(True, description="leave out items of the history")
 
 
 class RankRequest(_Asked):
     """In which order should this user see these items?"""
 
     candidates: list[Candidate] = Field(min_length=1, max_length=MAX_CANDIDATES, description="ids or described items")
-    k: int | None = Field(None, ge=1, le=MAX_CANDIDATES, description="return only the first k; None: all")
+    k: Whole | None = Field(None, ge=1, le=MAX_CANDIDATES, description="return only the first k; None: all")
 
     def texts(self) -> Iterable[TextItem]:
         return [*(self.history or ()), *(c for c in self.candidates if not isinstance(c, str))]
@@ -203,7 +188,7 @@ class NewItem(TextItem):
         None, description="what people are shown; None: the title column among the attributes, else the id"
     )
     text: Text | None = Field(None, description="full text; None: the dataset's template over the attributes")
-    available: bool = Field(True, description="false: kept, but not shown until it is told to be available")
+    available: Flag = Field(True, description="false: kept, but not shown until it is told to be available")
 
 
 class ItemsRequest(Message):

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rayrank.messages import MAX_CANDIDATES, MAX_HISTORY, RankRequest, RecommendRequest, TextItem, error_fields
+from rayrank.features.state import category_text
+from rayrank.message_values import MAX_CANDIDATES, MAX_HISTORY
+from rayrank.messages import RankRequest, RecommendRequest, TextItem, error_fields
 
 NAN = math.nan
 SECRET = "my secret diary"
@@ -39,9 +41,13 @@ def test_ids_may_be_given_bare() -> None:
         ({"candidates": [{"text": "x" * 8001}]}, "candidates.0.text", "at most 8000"),
         ({"candidates": ["a"], "history": [{"item_id": "b", "labels": {"like": SECRET}}]}, "history.0.labels.like", ""),
         ({"candidates": ["a"], "history": [{"item_id": "b", "time": -5}]}, "history.0.time", "greater than or equal"),
-        ({"candidates": ["a"], "context": {"device": ["x"]}}, "context.device", "finite number, null or a text"),
+        ({"candidates": ["a"], "context": {"device": ["x"]}}, "context.device", "number, a boolean, null or"),
         ({"candidates": ["a"], "kk": 3}, "kk", "Extra"),
         ({"candidates": ["a"], "k": 0}, "k", "greater than or equal"),
+        ({"candidates": ["a"], "k": True}, "k", "valid integer"),
+        ({"candidates": ["a"], "k": "3"}, "k", "valid integer"),
+        ({"candidates": ["a"], "explain": "yes"}, "explain", "valid boolean"),
+        ({"candidates": ["a"], "weights": {"like": True}}, "weights.like", "valid number"),
         ({}, "candidates", "required"),
     ],
 )  # fmt: skip
@@ -49,6 +55,15 @@ def test_a_mistake_names_its_field(body: dict[str, Any], field: str, part: str) 
     found = problems(RankRequest, body)
     assert field in found
     assert part in found[field]
+
+
+def test_booleans_of_a_request_are_those_of_a_file() -> None:
+    """As a category ``true`` is the text that the data plane makes of it; as a label it is 1."""
+    body = {"candidates": ["a"], "context": {"promoted": True}, "history": [{"item_id": "b", "labels": {"like": True}}]}
+    asked = RankRequest.model_validate(body)
+    assert category_text(asked.context["promoted"]) == "true"
+    assert asked.history is not None
+    assert asked.history[0].labels == {"like": 1.0}
 
 
 def test_the_total_of_texts_is_limited() -> None:

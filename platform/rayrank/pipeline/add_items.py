@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError
 
 from rayrank.bundle import Bundle, read_info
 from rayrank.config import Config, ConfigError, DataPath
-from rayrank.messages import MAX_ITEMS, ItemsRequest, NewItem, error_fields
+from rayrank.message_values import MAX_ITEMS
+from rayrank.messages import ItemsRequest, NewItem, error_fields
 from rayrank.ranking.desk import changes_of
 from rayrank.ranking.follow import encoder_id, growth_of
 from rayrank.ranking.graph import open_bundles

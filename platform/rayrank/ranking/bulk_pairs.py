@@ -14,7 +14,8 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from rayrank.config import ConfigError
-from rayrank.messages import MAX_CANDIDATES, RankRequest, error_fields
+from rayrank.message_values import MAX_CANDIDATES
+from rayrank.messages import RankRequest, error_fields
 from rayrank.ranking.fusion import fused, shown
 from rayrank.ranking.graph import RankingGraph
 from rayrank.ranking.user import Rejected

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from rayrank.config import ConfigError
-from rayrank.messages import MAX_WEIGHT
+from rayrank.message_values import MAX_WEIGHT
 from rayrank.schema import BinaryTask, DatasetSchema, RegressionTask
 
 

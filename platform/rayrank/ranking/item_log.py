@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from rayrank.config import Config, ConfigError, DataPath
-from rayrank.messages import Attributes
+from rayrank.message_values import Attributes
 from rayrank.ranking import durable
 from rayrank.ranking.release import releases_folder
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from rayrank.config import Config, ConfigError, parse, read_yaml
-from rayrank.messages import MAX_WEIGHT
+from rayrank.message_values import MAX_WEIGHT
 
 MAX_RULES = 200
 """Rules of one kind: each is laid over the whole catalogue whenever the policy or the catalogue changes."""
