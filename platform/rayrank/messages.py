@@ -22,6 +22,7 @@ from rayrank.message_values import (
     MAX_TEXT_TOTAL,
     MAX_TIMEOUT_MS,
     Attributes,
+    Context,
     Flag,
     ItemId,
     Labels,
@@ -104,7 +105,7 @@ class _Asked(Message):
         None, max_length=MAX_HISTORY, description="past events, oldest first; replaces the stored history"
     )
     user: Attributes = Field(default_factory=dict, description="raw user columns of a user not known to the service")
-    context: Attributes = Field(default_factory=dict, description="raw context columns of this request")
+    context: Context = Field(default_factory=dict, description="raw context columns of this request")
     time: Time | None = Field(None, description="unix seconds of the request; None: now")
     block: list[ItemId] = Field(default_factory=list, max_length=MAX_BLOCK, description="item ids to leave out")
     weights: Weights | None = Field(None, description="event task -> fusion weight; None: those of the release")
@@ -382,4 +383,5 @@ def _dotted(loc: Sequence[Any]) -> str:
 
 
 def _size(item: TextItem) -> int:
-    return len(item.text or "") + sum(len(v) for v in item.attributes.values() if isinstance(v, str))
+    cells = (cell if isinstance(cell, list) else [cell] for cell in item.attributes.values())
+    return len(item.text or "") + sum(len(v) for cell in cells for v in cell if isinstance(v, str))

@@ -44,10 +44,13 @@ def test_ids_may_be_given_bare() -> None:
         ({"candidates": ["a"], "context": {"device": ["x"]}}, "context.device", "number, a boolean, null or"),
         ({"candidates": ["a"], "kk": 3}, "kk", "Extra"),
         ({"candidates": ["a"], "k": 0}, "k", "greater than or equal"),
-        ({"candidates": ["a"], "k": True}, "k", "valid integer"),
-        ({"candidates": ["a"], "k": "3"}, "k", "valid integer"),
+        ({"candidates": ["a"], "k": True}, "k", "whole number"),
+        ({"candidates": ["a"], "k": "3"}, "k", "whole number"),
         ({"candidates": ["a"], "explain": "yes"}, "explain", "valid boolean"),
         ({"candidates": ["a"], "weights": {"like": True}}, "weights.like", "valid number"),
+        ({"candidates": [{"attributes": {"genres": ["a"] * 65}}]}, "candidates.0.attributes.genres", "at most 64"),
+        ({"candidates": [{"attributes": {"genres": [["a"]]}}]}, "candidates.0.attributes.genres", "number, a boolean"),
+        ({"candidates": ["a"], "time": 1.5}, "time", "fractional"),
         ({}, "candidates", "required"),
     ],
 )  # fmt: skip
@@ -66,8 +69,19 @@ def test_booleans_of_a_request_are_those_of_a_file() -> None:
     assert asked.history[0].labels == {"like": 1.0}
 
 
+def test_a_whole_number_of_a_table_with_gaps_is_one() -> None:
+    assert RankRequest.model_validate({"candidates": ["a"], "time": 1.7e9}).time == 1_700_000_000
+
+
+def test_attributes_may_hold_several_values() -> None:
+    item = TextItem.model_validate({"attributes": {"genres": ["Drama", "War"], "size": [1, 2.5]}})
+    assert item.attributes == {"genres": ["Drama", "War"], "size": [1, 2.5]}
+
+
 def test_the_total_of_texts_is_limited() -> None:
     body = {"candidates": [{"text": "x" * 8000}] * 51}
+    assert "400000 characters" in next(iter(problems(RankRequest, body).values()))
+    body = {"candidates": [{"attributes": {"genres": ["x" * 1000] * 64}}] * 7}
     assert "400000 characters" in next(iter(problems(RankRequest, body).values()))
 
 

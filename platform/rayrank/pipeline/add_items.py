@@ -138,6 +138,8 @@ def _item(path: str, number: int, row: Mapping[str, Any]) -> NewItem:
     for name in ("item_id", "title", "text"):
         if name in item:
             item[name] = str(item[name])
+    if item.get("available") in (0, 1):  # what a CSV file has for no and yes
+        item["available"] = bool(item["available"])
     nested = {name: value for name, value in (item.pop("attributes", None) or {}).items() if value is not None}
     try:
         return NewItem.model_validate({**item, "attributes": given | nested})

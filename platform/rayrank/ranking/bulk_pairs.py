@@ -89,7 +89,8 @@ class PairScorer:
 
 def _key(row: Mapping[str, Any]) -> _Key:
     """What the rows of one request share."""
-    context = tuple(sorted((n, v) for n, v in row.items() if n not in _OWN and v is not None))
+    cells = ((n, tuple(v) if isinstance(v, list) else v) for n, v in row.items() if n not in _OWN and v is not None)
+    context = tuple(sorted(cells))  # a list is refused with the request that it is in
     return _text(row.get("user_id")), row.get("time"), context
 
 

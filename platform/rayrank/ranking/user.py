@@ -166,7 +166,8 @@ class UserStage:
 
     def _unused(self, request: RankRequest | RecommendRequest) -> str | None:
         used = {f.column for f in self._schema.user_features}, {f.column for f in self._schema.context_features}
-        left = [sorted(set(given) - known) for given, known in zip((request.user, request.context), used, strict=True)]
+        given = request.user.keys(), request.context.keys()
+        left = [sorted(names - known) for names, known in zip(given, used, strict=True)]
         names = [f"{where}.{name}" for where, some in zip(("user", "context"), left, strict=True) for name in some]
         told = ", ".join(name[:40] for name in names[:5])  # the client's own words, but not any number of them
         return f"not used by this release: {told}{', …' if len(names) > 5 else ''}" if names else None

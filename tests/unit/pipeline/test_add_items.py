@@ -39,7 +39,7 @@ def config_of(tiny: TinyWorld, tmp_path: Path, lines: list[dict[str, Any]], **ch
 LINES = [
     {"item_id": "n1", "text": "red dog story", "genres": "War", "year": 1999},
     {"item_id": "n2", "title": "Space", "genres": "Drama|Comedy", "year": None},
-    {"item_id": "n3", "title": "Later", "available": False, "genres": None},
+    {"item_id": "n3", "title": "Later", "available": 0, "genres": None},
 ]
 
 
@@ -101,7 +101,7 @@ def test_a_run_that_was_stopped_while_encoding_encodes_later(
     [
         ([{"item_id": "a", "text": "x"}, {"title": "b"}], "row 2: item_id"),
         ([{"item_id": "a", "text": "x" * 9000}], "row 1: text"),
-        ([{"item_id": "a", "tags": [1, 2]}], r"row 1: attributes\.tags"),
+        ([{"item_id": "a", "tags": {"a": 1}}], r"row 1: attributes\.tags"),
         ([{"item_id": "a", "text": "x"}, {"item_id": "a", "text": "y"}], "an id may be given once"),
     ],
 )

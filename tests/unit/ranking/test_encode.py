@@ -56,6 +56,12 @@ def test_described_items_are_appended_once_and_known_ids_win(graph: RankingGraph
     assert found.warnings == ("1 candidate neither in the catalogue nor described",)
 
 
+def test_a_list_says_what_the_separated_text_says(graph: RankingGraph) -> None:
+    listed, joined = ({"text": "x", "attributes": {"genres": g}} for g in (["War", "Drama"], "War|Drama"))
+    one, other = (prepared(graph, ranking(candidates=[item])).cold.features["genres"] for item in (listed, joined))
+    assert one.tolist() == other.tolist() != [[0, 0]]
+
+
 def test_known_users_have_their_row_features_and_stored_history(graph: RankingGraph) -> None:
     context = prepared(graph, RecommendRequest(user_id="u3")).context
     assert context.user == 3
