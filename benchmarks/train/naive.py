@@ -62,7 +62,8 @@ class NaiveLoop:
         self.tokenizer.pad_token = "[PAD]"
         slow = [p for n, p in self.model.named_parameters() if n.startswith("encoder.")]
         fast = [p for n, p in self.model.named_parameters() if not n.startswith("encoder.")]
-        self.optimiser = torch.optim.AdamW([{"params": slow, "lr": encoder_rate}, {"params": fast, "lr": 1e-3}])
+        groups = [{"params": slow, "lr": encoder_rate}, {"params": fast, "lr": 1e-3}]
+        self.optimiser = torch.optim.AdamW(groups, fused=True)
         self.order = np.random.default_rng(0).permutation(len(events.user))
         self.done, self.seconds = 0, 0.0
 

@@ -27,7 +27,7 @@ def recover(
         losses: one scalar a step.
         told: hears of the loss now and then.
     """
-    optimiser = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=0.0, fused=True)
     warm_up = max(1, round(_WARM_UP * spec.steps))
     with torch.enable_grad():
         for step, loss in enumerate(islice(losses, spec.steps)):

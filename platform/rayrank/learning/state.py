@@ -106,13 +106,9 @@ class StageState:
         self.tables.put_back(under(saved.tensors, "tables/"))
         for i, parameter in enumerate(self.parameters):
             self.average.values[i] = saved.tensors[f"average/{i}"].to(parameter.device, copy=True)
-            # Copies: the snapshot may serve another run, and these are updated in place. (The optimiser's step stays
-            # on the CPU, where AdamW keeps it.)
+            # Copies: the snapshot may serve another run, and these are updated in place.
             known = under(saved.tensors, f"optimiser/{i}/")
-            self.optimiser.state[parameter] = {
-                name: value.clone() if name == "step" else value.to(parameter.device, copy=True)
-                for name, value in known.items()
-            }
+            self.optimiser.state[parameter] = {n: value.to(parameter.device, copy=True) for n, value in known.items()}
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
