@@ -61,10 +61,14 @@ def run(folder: Path, arm: str, number: int, epochs: int) -> dict[str, Any]:
     """
     workers, threads = ARMS[arm]
     output = folder / f"run-{number}-{workers}-{threads}"
+    config = folder / "train.yaml"
+    config.write_text(
+        f"dataset: {folder / 'dataset'}\ncache: {folder / 'cache'}\ntracking: {{kind: none}}\n"
+        f"learning: {{epochs: {epochs}, rows: {{epochs: 0}}}}\n"
+    )
     command = [
-        sys.executable, "-m", "jobs.train_teacher", f"dataset={folder / 'dataset'}", f"output={output}",
-        f"cache={folder / 'cache'}", f"workers.count={workers}", f"threads={threads}", "tracking={kind: none}",
-        f"learning={{epochs: {epochs}, rows: {{epochs: 0}}}}",
+        sys.executable, "-m", "jobs.train_teacher", str(config), f"output={output}", f"workers.count={workers}",
+        f"threads={threads}",
     ]  # fmt: skip
     variables = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "OMP_NUM_THREADS")}
     done = subprocess.run(
