@@ -235,7 +235,8 @@ def run(arm: Arm, path: str) -> Run:
                     end(process)
         if any(process.returncode for process in ranks):
             raise RuntimeError(f"{arm.name}: a rank failed")
-        told = json.loads((Path(folder) / "out").read_text(encoding="utf-8").splitlines()[-1])
+        lines = (Path(folder) / "out").read_text(encoding="utf-8").splitlines()
+        told = json.loads(next(line for line in reversed(lines) if line.startswith("{")))  # gloo may print below it
     small, steps = ({stage: median(found[stage][TURN:]) for stage in STAGES} for found in told["steps"])
     return Run(small, steps, told["seconds"], peak)
 

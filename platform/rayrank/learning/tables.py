@@ -13,9 +13,8 @@ in ten thousand where √v is no larger than ε. All else is exact, so a table l
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -31,8 +30,6 @@ _FLUSH = 4_000
 """Steps after which all rows are brought up to date, whatever happens: bounds the list of coefficients."""
 _CHUNK = 8_192
 """Rows brought up to date at once, so that they stay in the processor's cache."""
-_HUGE_BYTES = 16 << 20
-"""Size from which on memory is asked for in huge pages: looking up a page's address costs more than reading a row."""
 _FADE = 512
 """Steps after which the first moment moves nothing any more: (β₁ / √β₂)⁵¹² is 10⁻²²."""
 
@@ -108,29 +105,13 @@ class Skipped:
         return self._values_7S.new_tensor([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
 
 
-def zeros_like(value: Tensor, *shape: int) -> Tensor:
-    """Zeros of a shape, of the type and on the device of ``value``; many of them in huge pages, where Linux has them.
-
-    A step reads a few thousand rows from all over a table: of 4 KiB pages each is a miss of the address cache, too.
-    """
-    size = value.element_size() * int(np.prod(shape))
-    if value.device.type != "cpu" or size < _HUGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return value.new_zeros(shape)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=value.dtype).view(shape)
-
-
 class LazyTable:
     """One table: its weights, and beside each row the two moments and the average (one after another in memory)."""
 
     def __init__(self, table: IdTable, skipped: Skipped) -> None:
         self.table, self._skipped = table, skipped
-        rows, width = table.weight.shape
-        table.weight.data = zeros_like(table.weight, rows, width).copy_(table.weight.detach())
         self.weight_NC = table.weight.detach()
-        self.kept_N3C = zeros_like(self.weight_NC, rows, 3, width)
+        self.kept_N3C = self.weight_NC.new_zeros(len(self.weight_NC), 3, self.weight_NC.shape[1])
         self.kept_N3C[:, 2] = self.weight_NC
         self.last_N = torch.full((len(self.weight_NC),), skipped.step, dtype=torch.int32, device=self.weight_NC.device)
         self._looked: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, leaf, what is kept of them
