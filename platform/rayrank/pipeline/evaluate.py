@@ -34,7 +34,9 @@ class EvaluateConfig(Config):
     teacher: DataPath | None = Field(None, description="bundle of a teacher")
     student: DataPath | None = Field(None, description="bundle of a student")
     releases: DataPath | None = Field(None, description="folder of releases: its champion is evaluated beside")
-    part: Part = Field("test", description="which targets: test for reports, valid for choosing")
+    part: Part = Field(
+        "test", description="which targets: valid for choosing; test for reports, and once for promote's gates"
+    )
     protocols: tuple[Protocol, ...] = Field(
         ("snapshot", "streaming"), min_length=1, description="what history a target sees; see docs/architecture.md"
     )
