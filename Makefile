@@ -19,7 +19,7 @@ install: $(STAMP) ## create .venv from requirements.lock
 
 $(STAMP): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; Python 3.11 is needed; fix: make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "installing into $(VENV): 3 to 5 minutes, about 2.5 GB"
+	@echo "installing into $(VENV): 2 to 3 minutes, about 2.5 GB"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -r requirements.lock
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .

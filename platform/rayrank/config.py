@@ -69,7 +69,17 @@ def load(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -
         raw = read_yaml(path)
     for text in overrides:
         _apply(cls, raw, text)
-    return parse(cls, raw, origin=str(path) if path is not None else cls.__name__)
+    origin = str(path) if path is not None else cls.__name__
+    try:
+        return parse(cls, raw, origin)
+    except ConfigError as error:
+        place = error.path.removeprefix(f"{origin}: ")
+        keys = [text.partition("=")[0] for text in reversed(overrides)]
+        made = next((key for key in keys if f"{place}.".startswith(f"{key}.")), None)
+        if made is None:
+            raise
+        where = f"override {made}=…" + ("" if place == made else f": {place}")
+        raise ConfigError(where, error.value, error.rule, error.fix) from None
 
 
 def parse(cls: type[C], raw: Mapping[str, Any], origin: str = "config") -> C:

@@ -72,7 +72,7 @@ def test_show_prints_the_resolved_config_and_runs_nothing(call, capsys, tmp_path
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (["words=0"], 2, "error: EchoConfig: words: got 0; Input should be greater than or equal to 1; fix: "),
+        (["words=0"], 2, "error: override words=…: got 0; Input should be greater than or equal to 1; fix: "),
         (["none.yaml"], 2, "error: none.yaml: must be readable (No such file or directory); fix: "),
         (["a.yaml", "b.yaml"], 2, "one config file at most"),
         (["wrods=1"], 2, "did you mean 'words'?"),

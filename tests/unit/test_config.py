@@ -188,6 +188,20 @@ def test_bad_overrides(tmp_path: Path, override: str, rule: str) -> None:
         load(Job, file, [override])
 
 
+def test_a_mistake_of_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("source: {folder: data}\n")
+
+    def told(*overrides: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            load(Job, tmp_path / "job.yaml", overrides)
+        return str(caught.value)
+
+    assert told("mode=exact", "foldr=x").startswith('override foldr=…: got "x"; unknown key;')
+    assert told("optimizer={kind: adam, learning_rat: 1}").startswith("override optimizer=…: optimizer.learning_rat: ")
+    (tmp_path / "job.yaml").write_text("source: {folder: data}\nfoldr: x\n")
+    assert told("mode=exact").startswith(f"{tmp_path / 'job.yaml'}: foldr: ")
+
+
 def test_another_kind_leaves_behind_what_it_does_not_have(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("source: {folder: data}\noptimizer: {kind: sgd, learning_rate: 0.5, momentum: 0.1}\n")

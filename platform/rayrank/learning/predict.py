@@ -78,18 +78,13 @@ def _score(model: Ranker, items_NW: Tensor, batch: SequenceBatch, wanted: Wanted
     def column(values_BT: Tensor) -> Array:
         return np.asarray(values_BT.gather(1, place_BQ)[asked_BQ].cpu().numpy())
 
-    user_A = batch.events.user_B.unsqueeze(1).expand_as(asked_BQ)[asked_BQ].cpu().numpy()
     retrieval: dict[str, RetrievalScores] = {}
     for task in ranked:
-        like_A = (batch.events.labels_BT[task.positive].gather(1, place_BQ) == 1.0)[asked_BQ]
-        place_P2 = asked_BQ.nonzero()[like_A]
-        rank_P = _ranks(model.retrieval_items(items_NW), said[_USER][like_A], batch, (queries, place_BQ, place_P2))
-        mine = like_A.cpu().numpy()
-        own = (column(batch.row_BT)[mine], user_A[mine], column(batch.events.item_BT)[mine])
-        retrieval[task.name] = RetrievalScores(*own, column(batch.part_BT)[mine], rank_P)
+        ordering = model.retrieval_items(items_NW), said[_USER]
+        retrieval[task.name] = _retrieved(task, ordering, batch, (queries, asked_BQ, place_BQ))
     return Scores(
         row=column(batch.row_BT),
-        user=user_A,
+        user=batch.events.user_B.unsqueeze(1).expand_as(asked_BQ)[asked_BQ].cpu().numpy(),
         request=column(batch.events.request_BT),
         item=column(batch.events.item_BT),
         part=column(batch.part_BT),
@@ -99,6 +94,36 @@ def _score(model: Ranker, items_NW: Tensor, batch: SequenceBatch, wanted: Wanted
         profiles=_profiles(model, items_NW, batch, wanted.window) if wanted.profiles else {},
         retrieval=retrieval,
     )
+
+
+def ranked_alike(
+    value_N: Array, task: RetrievalTask, batches: Iterable[SequenceBatch], wanted: Wanted
+) -> Iterator[RetrievalScores]:
+    """The positives of a task, ranked as a model's are, but by one value per item whoever asks: popularity, say."""
+    table_N1 = torch.from_numpy(value_N.astype(np.float32)).unsqueeze(1)
+    for batch in batches:
+        for piece in pieces(batch):
+            keep_BT = torch.isin(piece.part_BT, torch.tensor(wanted.parts, dtype=torch.int8))
+            asked = pack(piece.streaming() if wanted.protocol == "streaming" else piece.snapshot(), keep_BT)
+            yield _retrieved(task, (table_N1, torch.ones(int(asked[1].sum()), 1)), piece, asked)
+
+
+def _retrieved(
+    task: RetrievalTask, ordering: tuple[Tensor, Tensor], batch: SequenceBatch, asked: tuple[Queries, Tensor, Tensor]
+) -> RetrievalScores:
+    """Ranks of the positives among the asked targets; ``ordering``: (N, R) of the items, (A, R) of the targets."""
+    table_NR, said_AR = ordering
+    queries, asked_BQ, place_BQ = asked
+    like_A = (batch.events.labels_BT[task.positive].gather(1, place_BQ) == 1.0)[asked_BQ]
+    place_P2 = asked_BQ.nonzero()[like_A]
+    rank_P = _ranks(table_NR, said_AR[like_A], batch, (queries, place_BQ, place_P2))
+    user_BT = batch.events.user_B.unsqueeze(1).expand_as(batch.row_BT)
+
+    def column(values_BT: Tensor) -> Array:
+        return np.asarray(values_BT.gather(1, place_BQ)[asked_BQ][like_A].cpu().numpy())
+
+    own = (column(batch.row_BT), column(user_BT), column(batch.events.item_BT), column(batch.part_BT))
+    return RetrievalScores(*own, rank_P)
 
 
 def predictions(logits: Mapping[str, Tensor], schema: DatasetSchema) -> dict[str, Array]:

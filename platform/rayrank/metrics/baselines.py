@@ -17,6 +17,8 @@ from rayrank.metrics.order import auc
 from rayrank.metrics.scores import Array
 from rayrank.metrics.values import mean, rmse
 
+COUNTS = ("popularity", "recent popularity")
+"""Names of the baselines that count targets: those that order a catalogue."""
 _BLOCK = 131_072
 """Targets fitted at once."""
 

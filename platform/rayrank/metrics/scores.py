@@ -43,6 +43,10 @@ class RetrievalScores:
     part: Array  # int8 (P,)
     rank: Array  # int32 (P,): 1 is best, among all items that the user had not seen before the query
 
+    def none(self) -> RetrievalScores:
+        """The same without a target."""
+        return RetrievalScores(self.row[:0], self.user[:0], self.item[:0], self.part[:0], self.rank[:0])
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -112,7 +116,7 @@ def merge(parts: Sequence[Scores]) -> Scores:
     return Scores(
         **arrays,
         profiles={task: join_profiles([part.profiles[task] for part in parts]) for task in first.profiles},
-        retrieval={task: _join_retrieval([part.retrieval[task] for part in parts]) for task in first.retrieval},
+        retrieval={task: join_retrieval([part.retrieval[task] for part in parts]) for task in first.retrieval},
     ).sorted()
 
 
@@ -130,6 +134,7 @@ def join_profiles(parts: Sequence[ProfileScores]) -> ProfileScores:
     return ProfileScores(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
 
 
-def _join_retrieval(parts: Sequence[RetrievalScores]) -> RetrievalScores:
+def join_retrieval(parts: Sequence[RetrievalScores]) -> RetrievalScores:
+    """Rows of disjoint targets put together."""
     names = ("row", "user", "item", "part", "rank")
     return RetrievalScores(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))

@@ -31,7 +31,7 @@ from rayrank.models.ranker import Ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
 from rayrank.on_ray.items import Items, bundle_id, load_items, taught_items
 from rayrank.on_ray.label import read_label_key
-from rayrank.on_ray.patience import alive_through
+from rayrank.on_ray.patience import SILENCE_S, Beat, alive_through
 from rayrank.on_ray.stream import GroupStream
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.teachers import Panel, states_width
@@ -92,11 +92,12 @@ def fit(
     lines = _Lines(listeners, task.learning.epochs, collectives)
     processes, targets = counted(collectives.world, "process", "es"), dataset.manifest.counts.train
     lines.say(f"{processes} ready, {counted(targets, 'training target')}")
-    items = load_items(task, dataset, collectives, device, listeners.alive)
+    items = load_items(task, dataset, collectives, device, lines.through("encoding item texts"))
     seconds_items = time.monotonic() - began
     torch.manual_seed(task.learning.seed)
     model = build_ranker(task.model, dataset.schema, items.sizes, items.encoder).to(device)
     if items.encoder:
+        items.encoder.alive = listeners.alive
         lines.say(f"{len(items.catalogue) - 1:,} item texts as vectors after {seconds_items:.1f} s")
     if resume:
         lines.say(f"going on at {place_of(resume)}")
@@ -289,6 +290,17 @@ class _Lines:
     def say(self, line: str) -> None:
         if not self._quiet:
             self._listeners.progress(line)
+
+    def through(self, what: str) -> Callable[[], None]:
+        """A sign of life that also says now and then, while it is called, that this is still going on."""
+        began = time.monotonic()
+        aloud = Beat(lambda: self.say(f"{what}, {time.monotonic() - began:.0f} s so far"), SILENCE_S)
+
+        def alive() -> None:
+            self._listeners.alive()
+            aloud()
+
+        return alive
 
     def report(self, entry: dict[str, Any]) -> None:
         if entry.get("stage") == "rows":

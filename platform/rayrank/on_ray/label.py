@@ -24,13 +24,14 @@ from rayrank.batch import SequenceBatch
 from rayrank.config import ConfigError, parse
 from rayrank.memory import release
 from rayrank.on_ray.label_spec import LabelKey, LabelTask
-from rayrank.on_ray.patience import Limit, ReadAhead
+from rayrank.on_ray.patience import SILENCE_S, Beat, Limit, ReadAhead
 from rayrank.on_ray.stream import chunked, mark, ordered_items, places_of, split_by_place
 from rayrank.on_ray.teachers import Panel, Views
 from rayrank.schema import TRAIN
 from rayrank.sources import storage
 from rayrank.sources.groups import Group, Place, Shards, label_file
 from rayrank.sources.manifest import Manifest
+from rayrank.wording import counted
 
 FILE = "manifest.json"
 KEY = "key.json"
@@ -86,7 +87,8 @@ def label_shards(task: LabelTask, key: LabelKey, progress: Callable[[str], None]
             tables: Iterator[pa.Table] = map(Labeller(task.model_dump(mode="json")).label, places)
         else:
             tables = _through_actors(task, places)
-        for shard, written in _write(task.output, order, tables):
+        progress(f"labelling {counted(len(order), 'row group')}")
+        for shard, written in _write(task.output, order, _told(tables, len(order), progress)):
             progress(f"shard {shard + 1} of {len(manifest.shards)}: {written:,} sequences labelled")
     files = {
         label_file(s): storage.sha256(storage.join(task.output, label_file(s))) for s in range(len(manifest.shards))
@@ -197,6 +199,16 @@ def _through_actors(task: LabelTask, order: Sequence[Place]) -> Iterator[pa.Tabl
     found = labelled.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
     limit = Limit("cluster.stall_s", task.stall_s, "block of labels")
     return split_by_place(ReadAhead(iter(found), 2, limit), len(order))
+
+
+def _told(tables: Iterable[pa.Table], total: int, progress: Callable[[str], None]) -> Iterator[pa.Table]:
+    """The same tables; a line says now and then how many there were."""
+    done = 0
+    aloud = Beat(lambda: progress(f"{done:,} of {counted(total, 'row group')} labelled"), SILENCE_S)
+    for table in tables:
+        done += 1
+        aloud()
+        yield table
 
 
 def _write(folder: str, order: Sequence[Group], tables: Iterable[pa.Table]) -> Iterator[tuple[int, int]]:

@@ -50,6 +50,10 @@ class Pulse:
             raise limit.error()
 
 
+SILENCE_S = 10.0
+"""Seconds between lines for people while a long step goes on."""
+
+
 class Beat:
     """Passes signs of life on, at most one every ``seconds``. Called by the work itself: what hangs is not heard."""
 

@@ -13,20 +13,20 @@ from typing import Any, Literal
 from rayrank.batch import SequenceBatch
 from rayrank.bundle import Bundle, load_bundle, read_info
 from rayrank.config import ConfigError
-from rayrank.learning.predict import Wanted, scored
+from rayrank.learning.predict import Wanted, ranked_alike, scored
 from rayrank.memory import release, releasing
 from rayrank.metrics.bootstrap import Interval, Resamples, interval
 from rayrank.metrics.evaluated import Evaluated, Judged
 from rayrank.metrics.order import by_user, gauc
 from rayrank.metrics.resampled import resampled
-from rayrank.metrics.scores import Array, ProfileScores, Scores
+from rayrank.metrics.scores import Array, ProfileScores, Scores, join_retrieval
 from rayrank.metrics.summary import metrics_of
 from rayrank.metrics.values import Reliability, reliability
 from rayrank.pipeline.cost import Cost, measure_cost, one_thread
 from rayrank.pipeline.score_files import ScoreFiles
 from rayrank.pipeline.sliced import Sliced, sliced
 from rayrank.pipeline.slices import Slicing
-from rayrank.pipeline.targets import evaluated_users, fit_baselines
+from rayrank.pipeline.targets import Baseline, evaluated_users, fit_baselines
 from rayrank.schema import PARTS, BinaryTask, DatasetSchema, MulticlassTask, RetrievalTask
 from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
@@ -36,7 +36,10 @@ Part = Literal["valid", "test"]
 Judging = Literal["auc", "gauc"]
 Progress = Callable[[str], None]
 BOTH = "both"
-"""Protocol of a baseline: it looks at no history, so the two agree."""
+"""Protocol of a baseline: it scores by no history, so the two agree.
+
+Ranks leave out what the user had seen, though: a baseline's are those of :attr:`Comparison.ranked_under`.
+"""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Comparison:
     entries: tuple[Entry, ...]
     resamples: Resamples
     data_fingerprint: str = ""
+    items: int = 0  # of the catalogue
 
     def find(self, model: str, protocol: str) -> Entry | None:
         """The entry of a model under a protocol; baselines and single-protocol runs answer for any."""
@@ -89,6 +93,11 @@ class Comparison:
     def models(self) -> tuple[str, ...]:
         """Names of what is no baseline, in order."""
         return tuple(dict.fromkeys(e.model for e in self.entries if not e.baseline))
+
+    @property
+    def ranked_under(self) -> Protocol:
+        """The protocol that the ranks of baselines are of."""
+        return shown_under(tuple(e.protocol for e in self.entries))
 
     def best_baseline(self, metric: Judging) -> Entry | None:
         """The baseline that does best on the very targets that are judged."""
@@ -140,12 +149,15 @@ def compared(dataset: Dataset, asked: Asked, progress: Progress, files: ScoreFil
     entries: list[Entry] = []
     if asked.baselines:
         for found in fit_baselines(dataset, PARTS[asked.part], progress):
-            entries.append(judge.entry((found.name, BOTH), found.scores, found.parameters, baseline=True)[0])
+            pieces = _ranked(found, dataset, asked)
+            entries.append(judge.entry((found.name, BOTH), pieces, found.parameters, baseline=True)[0])
     for name, path in asked.bundles.items():
         bundle = load_bundle(path)
         check_data(bundle, dataset, name)
         entries += _evaluate_bundle((name, bundle), dataset, asked, judge, progress)
-    return Comparison(dataset.schema, asked.part, task, tuple(entries), resamples, dataset.manifest.data_fingerprint)
+    manifest = dataset.manifest
+    data, items = manifest.data_fingerprint, manifest.counts.items
+    return Comparison(dataset.schema, asked.part, task, tuple(entries), resamples, data, items)
 
 
 @dataclass(frozen=True)
@@ -226,6 +238,26 @@ def _evaluate_bundle(
             pieces = scored(bundle.model, bundle.catalogue(), batches, wanted)
             entry, profiles = judge.entry((name, protocol), pieces, bundle.info.parameters, profiles, **about)
         yield entry
+
+
+def shown_under(protocols: Sequence[str]) -> Protocol:
+    """What a baseline's ranks take for seen: what live serving does, where that is asked for."""
+    return "snapshot" if "snapshot" in protocols and "streaming" not in protocols else "streaming"
+
+
+def _ranked(found: Baseline, dataset: Dataset, asked: Asked) -> Iterator[Scores]:
+    """A baseline's scores; the first of them bring the ranks of all, which come from a pass of their own."""
+    wanted = Wanted(shown_under(asked.protocols), (PARTS[asked.part],))
+    ranks = {
+        task.name: join_retrieval(
+            list(ranked_alike(found.values[task.name], task, _batches(dataset, asked.part), wanted))
+        )
+        for task in dataset.schema.of_kind(RetrievalTask)
+        if task.name in found.values
+    }
+    for piece in found.scores:
+        yield replace(piece, retrieval=ranks)
+        ranks = {task: one.none() for task, one in ranks.items()}
 
 
 def _batches(dataset: Dataset, part: Part | None) -> Iterator[SequenceBatch]:

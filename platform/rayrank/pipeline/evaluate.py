@@ -21,6 +21,11 @@ from rayrank.sources import storage
 from rayrank.sources.dataset import Dataset
 from rayrank.tracking import MlflowTracking, NullTracker, TrackingConfig, check_tracking, open_tracker
 
+_TABLE_NOTE = (
+    "Snapshot: the history stops before the first event of the evaluated part. Streaming: every strictly "
+    "earlier request is visible with its labels, as in live serving. Best of a column in colour."
+)
+
 
 class EvaluateConfig(Config):
     """What to evaluate, on what, and where the results go."""
@@ -29,7 +34,9 @@ class EvaluateConfig(Config):
     teacher: DataPath | None = Field(None, description="bundle of a teacher")
     student: DataPath | None = Field(None, description="bundle of a student")
     releases: DataPath | None = Field(None, description="folder of releases: its champion is evaluated beside")
-    part: Part = Field("test", description="which targets: test for reports, valid for choosing")
+    part: Part = Field(
+        "test", description="which targets: valid for choosing; test for reports, and once for promote's gates"
+    )
     protocols: tuple[Protocol, ...] = Field(
         ("snapshot", "streaming"), min_length=1, description="what history a target sees; see docs/architecture.md"
     )
@@ -68,7 +75,7 @@ class EvaluateResult:
         """What the table is about, and the table."""
         found = self.comparison
         head = f"{found.schema.name}, {found.part}; AUC, GAUC, LogLoss, NE and NDCG@10 are of '{found.task}'"
-        return [head, *tabulate.as_text(self.columns, list(self.rows))]
+        return [head, *tabulate.as_text(self.columns, list(self.rows)), *tabulate.about_retrieval(found)]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -110,10 +117,7 @@ def report(found: Comparison, sentence: str, **more: Any) -> Report:
         "verdict": sentence,
         "columns": columns,
         "rows": tuple(rows),
-        "table_note": (
-            "Snapshot: the history stops before the first event of the evaluated part. Streaming: every strictly "
-            "earlier request is visible with its labels, as in live serving. Best of a column in colour."
-        ),
+        "table_note": " ".join([_TABLE_NOTE, *(f"{line}." for line in tabulate.about_retrieval(found))]),
         "calibration": tabulate.curves(found),
         "spots": tabulate.spots(found),
         "floors": tabulate.floors(found),

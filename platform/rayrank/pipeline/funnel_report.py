@@ -15,6 +15,10 @@ from rayrank.sources import storage
 
 if TYPE_CHECKING:
     from rayrank.pipeline.funnel import FunnelResult
+    from rayrank.pipeline.funnel_found import PairFound
+
+MUCH = 0.2
+"""Share of the teacher's best that a release had better not lose."""
 
 
 def pairs(result: FunnelResult) -> Table:
@@ -70,11 +74,30 @@ def as_text(result: FunnelResult) -> list[str]:
 
 
 def verdict(result: FunnelResult) -> str:
-    """The pair to serve with."""
+    """The pair to serve with, and a warning where even that one loses much."""
     if result.choice.pair is None:
         return f"Nothing to serve with: {result.choice.reason}."
-    pool, rerank = result.choice.pair
-    return f"Serve with flow.pool={pool} and flow.rerank={rerank}: {result.choice.reason}."
+    chosen = next(one for one in result.pairs if one.pair == result.choice.pair)
+    told = f"{_flow(chosen)}: {result.choice.reason}."
+    if chosen.lost.value <= MUCH:
+        return f"Serve with {told}"
+    return f"Best of the pairs tried is {told} Warning: {_loses_much(chosen, result)}."
+
+
+def _loses_much(chosen: PairFound, result: FunnelResult) -> str:
+    """Where most is lost, and which pair or change would lose less."""
+    steps = {"retrieval": chosen.lost_retrieve, "the student": chosen.lost_prerank, "the end": chosen.lost_final}
+    where = max(steps, key=lambda step: steps[step])
+    said = f"it loses more than {MUCH:g} of what the teacher would show, most of it in {where}"
+    least = min(result.pairs, key=lambda one: one.lost.value)
+    if least.lost.value < chosen.lost.value - MUCH / 10:
+        return f"{said}; {_flow(least)} loses {least.lost.value:.3f} in {least.latency_ms:.1f} ms (raise budget_ms)"
+    wider = "larger pools" if where == "retrieval" else "larger reranks"
+    return f"{said}; no pair tried loses clearly less: try {wider}, or a student that agrees better with its teacher"
+
+
+def _flow(one: PairFound) -> str:
+    return f"flow.pool={one.pool} and flow.rerank={one.rerank}"
 
 
 def _about(result: FunnelResult) -> str:

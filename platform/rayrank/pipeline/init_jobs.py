@@ -55,7 +55,7 @@ workers: {count: 0}              # a student needs no Ray Train; 2: DDP as the t
 tracking: $tracking
 """
 _TUNE = """\
-# rayrank tune THIS_FILE, then rayrank distill $tune/best.yaml
+# rayrank tune THIS_FILE, then rayrank distill $tune/best.yaml: the winner, with the output of distill.yaml
 # Optional: searches task weights and distillation; each trial distils in its own process.
 output: $tune  # best.yaml (a complete config of distill), trials.json
 trials: 8
@@ -69,7 +69,7 @@ dataset: $dataset
 teacher: $teacher
 student: $student
 releases: $releases
-part: test                       # valid: for choosing between models; test: for reports only
+part: test                       # valid: for choosing between models; test: for reports, and once for promote's gates
 output: $evaluation  # evaluation.json, metrics.csv, report.html, plots, scores
 tracking: $tracking
 """

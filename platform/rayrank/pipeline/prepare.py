@@ -54,12 +54,11 @@ class PrepareResult:
         if counts.negatives_avoid:
             lines.append(f"negatives of a user avoid {_AVOIDED[counts.negatives_avoid]}")
         if counts.behaviours:
-            share = counts.unmatched_behaviours / counts.behaviours
+            alone = counts.unmatched_behaviours
             example = f", e.g. row {counts.first_unmatched} of them" if counts.first_unmatched is not None else ""
-            lines.append(
-                f"{counts.unmatched_behaviours:,} of {counts.behaviours:,} behaviours ({share:.1%}) match no impression"
-                + example
-            )
+            none = f"; {alone:,} ({alone / counts.behaviours:.1%}) match none{example}" if alone else ""
+            matched = f"{counts.behaviours - alone:,} of {counted(counts.behaviours, 'behaviour')}"
+            lines.append(f"{matched} matched to an impression{none}")
         lines += [f"oracle AUC of {task}: {auc:.4f}" for task, auc in self.manifest.oracle.items()]
         return lines + [f"warning: {w}" for w in self.warnings]
 
@@ -90,9 +89,10 @@ def warnings_of(manifest: Manifest) -> list[str]:
     counts, schema = manifest.counts, manifest.dataset_schema
     found = []
     if counts.orphan_items:
-        found.append(
-            f"{counts.orphan_items:,} items of the interactions are not in the items table: no text, no attributes"
-        )
+        many = 3 * counts.orphan_items > counts.items  # and the table holds ids that nobody met
+        hint = " (does source.items_key name the column that holds these ids?)" if many else ""
+        what = "items of the interactions are not in the items table: no text, no attributes"
+        found.append(f"{counts.orphan_items:,} {what}{hint}")
     if counts.orphan_users and schema.user_features:
         found.append(f"{counts.orphan_users:,} users of the interactions are not in the users table: no attributes")
     for name, number in (("valid", counts.valid), ("test", counts.test), ("train", counts.train)):

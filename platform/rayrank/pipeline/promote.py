@@ -37,7 +37,7 @@ class PromoteConfig(Config):
     release_id: str | None = Field(None, description="name of the release; None: made from its content")
     fusion: dict[str, float] = Field({}, description="event task -> weight of the fused score; empty: the judged task")
     gates: GatesConfig = Field(default_factory=GatesConfig, description="what must be shown")
-    part: Part = Field("test", description="targets the gates look at")
+    part: Part = Field("test", description="targets the gates look at: once, for models that were chosen on valid")
     task: str | None = Field(None, description="binary task to judge; None: that of retrieval, or the first")
     resamples: int = Field(500, ge=100, description="bootstrap resamples over users")
     seed: int = Field(0, description="of the bootstrap")
@@ -140,8 +140,7 @@ def _checked(found: Comparison, config: PromoteConfig, dataset: Dataset) -> Comp
 def decide(config: PromoteConfig, found: Comparison, tracker: NullTracker, progress: Progress) -> PromoteResult:
     """Apply the gates to a comparison and act on the outcome."""
     results, sentence = tuple(judge(found, config.gates)), verdict(found)
-    for result in results:
-        progress(f"{'passed' if result.passed else 'failed'}: {result.name}, {result.found} (asked {result.asked})")
+    progress(f"{sum(result.passed for result in results)} of {counted(len(results), 'gate')} passed")
     before = champion(config.releases)
     previous = before.release_id if before else None
     passed = all(result.passed for result in results)

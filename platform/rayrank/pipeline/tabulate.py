@@ -14,8 +14,17 @@ from rayrank.pipeline.comparison import Comparison, Entry, kept_lift
 from rayrank.pipeline.report import CurveData, SpotData, cell
 from rayrank.schema import MulticlassTask, RegressionTask, RetrievalTask
 from rayrank.sources import storage
+from rayrank.wording import counted
 
 Row = dict[str, str | float | None]
+_SHOWN, _CLEAR = 100, 1.5
+_SEEN = {
+    "streaming": "popularity's leaves out all that the user had seen before (streaming)",
+    "snapshot": "popularity's leaves out what the user had seen before the part (snapshot)",
+}
+_SO = (
+    "it hardly finds a user's items in the whole catalogue; train longer or on more data, and serve a larger flow.pool"
+)
 
 
 def table(found: Comparison) -> tuple[tuple[str, ...], list[Row]]:
@@ -113,6 +122,33 @@ def _auc(found: Comparison, model: str) -> float:
 def _speed(found: Comparison, model: str) -> float | None:
     entry = found.find(model, "streaming")
     return entry.cost.candidates_per_s if entry and entry.cost else None
+
+
+def about_retrieval(found: Comparison) -> list[str]:
+    """What Recall@100 is to be measured by, and a warning for each model that is no better than that."""
+    retrieval = found.schema.of_kind(RetrievalTask)
+    if not retrieval or not found.items:
+        return []
+    name, under = f"{retrieval[0].name}/recall_100", found.ranked_under
+    chance = min(1.0, _SHOWN / found.items)
+    counts = {e.model: e.metrics[name] for e in found.entries if e.baseline and name in e.metrics}
+    seen = f"; {_SEEN[under]}" if counts else ""
+    lines = [f"Recall@100 by chance: {chance:.4f} (100 of {counted(found.items, 'item')}){seen}"]
+    if chance == 1.0:
+        return lines
+    for model in found.models:
+        entry = found.find(model, under)
+        value = entry.metrics.get(name) if entry else None
+        if value is None or math.isnan(value):
+            continue
+        best = max(counts, key=lambda other: counts[other], default=None)
+        below = [f"that of {best} ({counts[best]:.4f})"] if best and counts[best] > value else []
+        below += [f"{_CLEAR} times chance"] if value < min(_CLEAR * chance, 1.0) else []
+        if below:
+            lines.append(
+                f"warning: Recall@100 of the {model} ({under}) is {value:.4f}, below {' and '.join(below)}: {_SO}"
+            )
+    return lines
 
 
 def as_json(found: Comparison, sentence: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rayrank.memory import release
 from rayrank.metrics import baselines
 from rayrank.metrics.baselines import Additive, Sizes, Targets
 from rayrank.metrics.scores import Array, Scores
-from rayrank.schema import PARTS, TRAIN, VALID, BinaryTask, EventTask
+from rayrank.schema import PARTS, TRAIN, VALID, BinaryTask, EventTask, RetrievalTask
 from rayrank.sources.dataset import Dataset
 
 _BLOCK = 65_536
@@ -31,6 +31,7 @@ class Baseline:
     options: Mapping[str, str]  # task -> what valid chose
     parameters: int
     scores: Iterator[Scores]
+    values: Mapping[str, Array]  # retrieval task -> float64 (N,), what orders the catalogue; popularity alone does
 
 
 def evaluated_users(dataset: Dataset, part: int) -> Array:
@@ -65,7 +66,9 @@ def fit_baselines(dataset: Dataset, part: int, progress: Callable[[str], None]) 
     for name, by_task in fitted.items():
         chosen_by_task = {task: scorer.option for task, scorer in by_task.items()}
         parameters = sum(scorer.parameters for scorer in by_task.values())
-        yield Baseline(name, chosen_by_task, parameters, _said(by_task, read_targets(dataset, part)))
+        counts = name in baselines.COUNTS
+        values = {t.name: by_task[t.positive].item_N for t in dataset.schema.of_kind(RetrievalTask) if counts}
+        yield Baseline(name, chosen_by_task, parameters, _said(by_task, read_targets(dataset, part)), values)
 
 
 def _candidates(train: baselines.Blocks, sizes: Sizes, task: EventTask) -> Iterator[Sequence[Additive]]:

@@ -88,6 +88,8 @@ def train_bundle(config: TrainingConfig, role: str, progress: Callable[[str], No
     if known is not None:
         progress(f"this {role} is there already: {config.output} (again=true trains it anew)")
         return known
+    if replaced := _replaced(config.output, key):
+        progress(replaced)
     with ThreadPoolExecutor(1) as helper:  # opening the store imports for seconds; Ray starts meanwhile
         opening = helper.submit(open_tracker, config.tracking)
         fitted = _run(config, task, progress)
@@ -210,6 +212,18 @@ def _known(output: str, key: str) -> TrainingResult | None:
     if note["key"] != key or found["bundle_id"] != bundle_id(output):
         return None
     return TrainingResult(**{**found, "headlines": tuple(found["headlines"]), "reused": True})
+
+
+def _replaced(output: str, key: str) -> str | None:
+    """What to say of a bundle at ``output`` that was made otherwise and that this run takes away."""
+    place = _note(output)
+    if not storage.exists(place) or not storage.exists(storage.join(output, "bundle.json")):
+        return None
+    note = json.loads(storage.read_bytes(place))
+    if note["key"] == key:
+        return None
+    found = note["result"]
+    return f"replaces {found['role']} {found['bundle_id']} in {output}, made from another config, data or code"
 
 
 def _note(output: str) -> str:

@@ -207,9 +207,11 @@ def _profiles(schema: DatasetSchema, users: pa.Table | None) -> list[Finding]:
 
 def _line(finding: Finding) -> str:
     where = f"{finding.where}" + (f" (row {finding.row})" if finding.row is not None else "")
-    value = "" if finding.value is None or finding.severity == "note" else f", e.g. {finding.value!r}"
+    rows = [counted(finding.count, "row")] if finding.count else []  # none: about a whole column or a file
+    value = [] if finding.value is None or finding.severity == "note" else [f"e.g. {finding.value!r}"]
+    about = f" [{', '.join(rows + value)}]" if rows or value else ""
     fix = f"; fix: {finding.fix}" if finding.fix else ""
-    return f"{finding.severity}: {where}: {finding.rule} [{counted(finding.count, 'row')}{value}]{fix}"
+    return f"{finding.severity}: {where}: {finding.rule}{about}{fix}"
 
 
 def _json(finding: Finding) -> dict[str, Any]:

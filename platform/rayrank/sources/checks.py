@@ -298,6 +298,8 @@ def orphans(seen: KeyCheck, known: pa.Array, table: str) -> Finding | None:
         return None
     rule = f"{len(lost)} of {len(keys)} keys have no row in the {table} table"
     fix = f"add them to {table}; they are used without attributes"
+    if len(lost) > len(keys) / 2:
+        fix = f"name the column of {table} that holds the same ids in source.{table}_key, or {fix}"
     value = lost[0].as_py()
     return Finding("warning", seen.check.where, rule, len(lost), seen.first_row(value), value, fix)
 

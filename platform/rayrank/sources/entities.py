@@ -36,9 +36,8 @@ def index_ids(table: pa.Table | None, key: str, seen: pa.Array, where: str) -> t
     tally = known.value_counts()
     repeated = tally.field("values").filter(pc.greater(tally.field("counts"), 1))
     if len(repeated):
-        raise ConfigError(
-            f"{where}: {key}", repeated[0].as_py(), "ids must be unique", f"drop repeated rows ({len(repeated)} ids)"
-        )
+        fix = f"drop repeated rows ({len(repeated)} ids), or name the column that is the key in source.{where}_key"
+        raise ConfigError(f"{where}: {key}", repeated[0].as_py(), "ids must be unique", fix)
     orphans = seen.filter(pc.invert(pc.is_in(seen, value_set=known)))
     orphans = orphans.take(pc.sort_indices(orphans)).cast(pa.string())
     return pa.concat_arrays([known.cast(pa.string()), orphans]), len(orphans) if table is not None else 0

@@ -17,6 +17,7 @@ from rayrank.config import ConfigError
 from rayrank.sources import storage
 from rayrank.sources.lines import read_range, split_lines
 from rayrank.sources.source import Part
+from rayrank.wording import meant
 
 SUFFIXES = (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson")
 _PART_BYTES = 32 << 20
@@ -105,14 +106,15 @@ def require_columns(path: str, columns: Sequence[str], fix: str, everywhere: Seq
     """Refuse files none of which has a column, or one of which lacks a column that all of them must have.
 
     Raises:
-        ConfigError: names the column and the file, and lists the columns that are there.
+        ConfigError: names the column, the file and the nearest column, and lists the columns that are there.
     """
     files = column_names(path)
     for name in columns:
         lacking = [file for file, have in files.items() if place_of(name, have) is None]
         if lacking and (len(lacking) == len(files) or name in everywhere):
             rule = f"column is missing; the file has: {', '.join(files[lacking[0]])}"
-            raise ConfigError(f"{path if len(files) == 1 else lacking[0]}: {name}", None, rule, fix)
+            place = path if len(files) == 1 else lacking[0]
+            raise ConfigError(f"{place}: {name}", None, rule, fix + meant(name, files[lacking[0]]))
 
 
 def _row_groups(file: str) -> list[tuple[int, int, int]]:

@@ -174,7 +174,7 @@ def _unseen(rows: Rows, schema: DatasetSchema, part: int, kind: str) -> Finding 
     name = {VALID: "valid", TEST: "test"}[part]
     share, where = unseen.sum() / mine.sum(), f"interactions.{getattr(schema, f'{kind}_id')}"
     rule = rows.said(f"{share:.0%} of the {name} rows belong to {kind}s without a training row")
-    fix = "name the split in every table of results; a user split gives every user a past"
+    fix = "a user split gives every user a past (split: {kind: user}); or name the split beside every result"
     if kind == "item":
         fix = "give item texts or attributes, or move the boundaries: ids alone know nothing of these items"
     return Finding("warning", where, rule, int(unseen.sum()), int(rows.row[unseen].min()), None, fix)

@@ -197,15 +197,18 @@ class Tables:
     ) -> pa.Table | None:
         if path is None:
             return None
-        names = dict.fromkeys([source_key, *(f.column for f in features), *texts])
+        told = [*(f.column for f in features), *texts]  # the key may be one of them: a title, say
+        names = dict.fromkeys([source_key, *told])
         types = {n: pa.string() for n in texts} | column_types(features)
+        own_key = f"name the key column of the file in source.{'items' if key == 'item_id' else 'users'}_key"
+        require_columns(path, [source_key], own_key)
         require_columns(path, list(names), f"correct {self.config.dataset} or the file")
         table = read_all(path, Wanted(list(names), types | {source_key: pa.string()}))
         for name in names:  # in none of the last files
             if name not in table.column_names:
                 table = table.append_column(name, pa.nulls(table.num_rows))
         keys = key_text(table[source_key], path, source_key)
-        others = [n for n in names if n != source_key]
+        others = [n for n in names if n in told and n != key]
         return pa.table({key: keys} | {n: table[n] for n in others})
 
 

@@ -44,8 +44,14 @@ def test_a_student_is_trained_on_soft_labels_and_names_its_teacher(world, tmp_pa
     bundle = load_bundle(made.bundle)
     assert bundle.info.encoder is None
     assert bundle.info.parents[0].role == "teacher"
-    hard = distill(replace(config, {"objective.distillation": None, "output": str(tmp_path / "hard")}), lambda _: None)
+    said: list[str] = []
+    hard = distill(replace(config, {"objective.distillation": None}), said.append)
     assert hard.curve[0]["loss/like"] != made.curve[0]["loss/like"]
+    replaced = f"replaces student {made.bundle_id} in {config.output}, made from another config, data or code"
+    assert said.count(replaced) == 1
+    said.clear()
+    distill(replace(config, {"objective.distillation": None, "again": True}), said.append)
+    assert not any(line.startswith("replaces") for line in said)
 
 
 PUBLISHED = {

@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,8 +13,9 @@ from rayrank.config import ConfigError, parse
 from rayrank.metrics.bootstrap import Interval
 from rayrank.pipeline.comparison import file_name
 from rayrank.pipeline.evaluate import EvaluateConfig, evaluate
-from rayrank.pipeline.tabulate import points
+from rayrank.pipeline.tabulate import about_retrieval, points
 from rayrank.ranking.release import Release, save_release, set_alias
+from rayrank.sources.dataset import Dataset
 from tests import recompute
 
 OFF = {"tracking": {"kind": "none"}}
@@ -46,7 +49,11 @@ def test_every_model_and_baseline_has_a_row(result):
 
 
 @pytest.mark.parametrize(
-    "name", ["teacher-snapshot", "teacher-streaming", "student-snapshot", "student-streaming", "item_mean-both"]
+    "name",
+    [
+        *("teacher-snapshot", "teacher-streaming", "student-snapshot", "student-streaming"),
+        *("item_mean-both", "popularity-both"),
+    ],
 )
 def test_every_metric_can_be_recomputed_from_the_dumped_scores(result, name):
     model, protocol = name.replace("_", " ").rsplit("-", 1)
@@ -56,17 +63,58 @@ def test_every_metric_can_be_recomputed_from_the_dumped_scores(result, name):
     found = {
         "like": recompute.binary(rows, "like"),
         "finish": recompute.binary(rows, "finish"),
-        "stars": recompute.regression(rows, "stars"),
     }
-    if protocol != "both":
+    if model != "popularity":  # a count is no prediction of a value
+        found["stars"] = recompute.regression(rows, "stars")
+    if model != "item mean":
         ranks = dumped(result, f"{name}-retrieval-next_like")["rank"]
         assert len(ranks) == rows.label_like.sum()
+        found["next_like"] = recompute.retrieval(ranks)
+    if protocol != "both":
         # A profile is told from the history before valid and test, so it is dumped with the first protocol.
         found["age_group"] = recompute.profile(dumped(result, f"{model}-snapshot-profile-age_group"))
-        found["next_like"] = recompute.retrieval(ranks)
     wanted = recompute.named(found)
     assert set(metrics) == set(wanted)
     assert metrics == pytest.approx(wanted, abs=1e-9, rel=0, nan_ok=True)
+
+
+def test_popularity_ranks_the_items_that_the_user_had_not_seen(world, result):
+    dataset = Dataset.open(world.dataset)
+    chunks = [row for place in dataset.groups() for row in dataset.read_group(*place).to_pylist()]
+    count = Counter(i for row in chunks for i, part in zip(row["item"], row["part"], strict=True) if part == 1)
+    wanted = {}
+    for row in chunks:
+        events = list(zip(row["item"], row["request"], row["part"], row["label_like"], row["row"], strict=True))
+        for item, request, part, like, number in events:
+            if part == 3 and like == 1.0:
+                seen = {other for other, earlier, *_ in events if earlier < request}
+                rest = [count[i] for i in range(1, dataset.manifest.counts.items + 1) if i not in seen]
+                above, ties = sum(value > count[item] for value in rest), rest.count(count[item])
+                wanted[number] = 1 + above + max(ties - 1, 0) // 2
+    found = dumped(result, "popularity-both-retrieval-next_like")
+    assert len(set(wanted.values())) > 10
+    assert dict(zip(found.row, found["rank"], strict=True)) == wanted
+
+
+def test_recall_is_measured_by_chance_and_popularity(result):
+    name = "next_like/recall_100"
+
+    def lines(items, **recalls):
+        told = [
+            replace(e, metrics={**e.metrics, name: recalls[e.model]}) if e.model in recalls else e
+            for e in result.comparison.entries
+        ]
+        return about_retrieval(replace(result.comparison, entries=tuple(told), items=items))
+
+    same = {"popularity": 0.2, "recent popularity": 0.1}
+    head, *warned = lines(1000, teacher=0.3, student=0.25, **same)
+    assert head.startswith("Recall@100 by chance: 0.1000 (100 of 1,000 items); popularity's leaves out all that")
+    assert warned == []
+    _, *warned = lines(1000, teacher=0.19, student=0.12, **same)
+    assert "Recall@100 of the teacher (streaming) is 0.1900, below that of popularity (0.2000): " in warned[0]
+    assert "is 0.1200, below that of popularity (0.2000) and 1.5 times chance: " in warned[1]
+    assert lines(60, teacher=0.0, student=0.0) == [lines(60)[0]]  # every item is among the first hundred
+    assert lines(60)[0] in result.table_lines()
 
 
 def test_all_entries_speak_of_the_same_targets(result):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from rayrank.config import ConfigError, load, parse
 from rayrank.metrics.bootstrap import Interval
-from rayrank.pipeline import funnel_cuts
+from rayrank.pipeline import funnel_cuts, funnel_report
 from rayrank.pipeline.funnel import FunnelConfig, funnel
 from rayrank.pipeline.funnel_cuts import _cut
 from rayrank.pipeline.funnel_found import PairFound, choose
@@ -177,6 +178,19 @@ def test_the_cheapest_pair_within_the_budget_by_hand():
     nothing = choose(found, 1, 0.01)
     assert nothing.pair is None
     assert "(100, 0), needs 2.0 ms" in nothing.reason
+
+
+def test_a_choice_that_loses_much_is_no_advice(result):
+    def told(*found, budget_ms):
+        return funnel_report.verdict(replace(result, pairs=found, choice=choose(found, budget_ms, 0.01)))
+
+    low, middle, high = pair(100, 50, 0.55, 6.0), pair(500, 50, 0.19, 9.0), pair(500, 200, 0.1, 20.0)
+    assert told(low, middle, high, budget_ms=10).startswith("Serve with flow.pool=500 and flow.rerank=50: ")
+    warned = told(low, middle, high, budget_ms=8)
+    assert warned.startswith("Best of the pairs tried is flow.pool=100 and flow.rerank=50: ")
+    assert "Warning: it loses more than 0.2 of what the teacher would show, most of it in retrieval; " in warned
+    assert warned.endswith("flow.pool=500 and flow.rerank=200 loses 0.100 in 20.0 ms (raise budget_ms).")
+    assert told(low, budget_ms=8).endswith("try larger pools, or a student that agrees better with its teacher.")
 
 
 def test_mistakes_name_path_and_fix(world, releases, tmp_path):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayrank.config import ConfigError, parse
+from rayrank.on_ray import label as on_ray_label
 from rayrank.on_ray.label import labels_exist, read_label_key
 from rayrank.pipeline.label import LabelConfig, label
 from rayrank.sources.manifest import data_fingerprint, read_manifest
@@ -21,9 +22,14 @@ def quiet(_line: str) -> None:
     """Says nothing."""
 
 
-def test_labels_carry_their_key_and_every_target(world, tmp_path: Path) -> None:
+def test_labels_carry_their_key_and_every_target(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_ray_label, "SILENCE_S", 0.0)
+    said: list[str] = []
     config = LabelConfig(dataset=world.dataset, teacher=world.teacher, output=str(tmp_path / "labels"), actors=0)
-    made = label(config, lambda _: None)
+    made = label(config, said.append)
+    groups = sum(len(shard.row_groups) for shard in read_manifest(world.dataset).shards)
+    assert said[0] == f"labelling {groups} row group{'s' * (groups > 1)}"
+    assert said[1].startswith(f"1 of {groups} row group")
     counts = json.loads(Path(world.dataset, "manifest.json").read_text())["counts"]
     assert made.targets == counts["train"] + counts["valid"] + counts["test"]
     key = read_label_key(made.labels)

@@ -6,6 +6,7 @@ import pytest
 
 from rayrank.config import parse
 from rayrank.pipeline.prepare import PrepareConfig, prepare
+from rayrank.pipeline.validate import ValidateConfig, validate
 from rayrank.sources.manifest import read_manifest
 
 
@@ -36,6 +37,19 @@ def test_the_summary_tells_what_was_made_and_what_to_beware_of(tmp_path: Path) -
     text = "\n".join(result.summary())
     assert f"dataset clicks written to {tmp_path / 'out'}" in text
     assert "2 items of the interactions are not in the items table" in text
+    assert "source.items_key" not in text
     assert "clicks only: 1 uniform items" in text
     assert "is already complete" in "\n".join(prepare(parse(PrepareConfig, raw), lambda _: None).summary())
     assert read_manifest(result.path) == result.manifest
+    wrong = raw | {"source": source | {"items": f"{tmp_path}/items.csv", "items_key": "title"}, "path": f"{tmp_path}/w"}
+    text = "\n".join(prepare(parse(PrepareConfig, wrong), lambda _: None).summary())
+    assert "7 items of the interactions are not in the items table" in text
+    assert "(does source.items_key name the column that holds these ids?)" in text
+    told = validate(parse(ValidateConfig, {"source": wrong["source"], "path": f"{tmp_path}/none"}), lambda _: None)
+    assert any("name the column of items that holds the same ids in source.items_key" in f.fix for f in told.findings)
+    wrong["source"]["items_key"] = "titel"
+    told = validate(parse(ValidateConfig, {"source": wrong["source"], "path": f"{tmp_path}/none"}), lambda _: None)
+    line = next(line for line in told.summary() if "column is missing" in line)
+    assert line.endswith(
+        "item_id, title; fix: name the key column of the file in source.items_key (did you mean 'title'?)"
+    )

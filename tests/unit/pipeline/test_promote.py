@@ -148,7 +148,9 @@ def test_refusal_changes_nothing(tmp_path):
     set_alias(tmp_path / "releases", "before")
     files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     tracker = Recorder()
-    result = decide(config(tmp_path), comparison(student=entry("student", 1.0)), tracker, quiet)
+    said = []
+    result = decide(config(tmp_path), comparison(student=entry("student", 1.0)), tracker, said.append)
+    assert said == [f"{sum(g.passed for g in result.gates)} of 6 gates passed"]  # the summary has a line of each
     assert result.refused
     assert (result.release, result.path, result.previous) == (None, None, "before")
     assert tracker.calls == []

@@ -9,6 +9,7 @@ import pytest
 
 from rayrank.bundle import load_bundle
 from rayrank.config import ConfigError, load, replace, to_yaml
+from rayrank.on_ray import fit
 from rayrank.pipeline.train_teacher import TrainTeacherConfig, train_teacher
 from rayrank.pipeline.training import tracked_run
 
@@ -27,7 +28,8 @@ def _config(world, folder: Path) -> TrainTeacherConfig:
     return TrainTeacherConfig.model_validate(raw)
 
 
-def test_trained_once_and_found_again(world, tmp_path: Path) -> None:
+def test_trained_once_and_found_again(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "SILENCE_S", 0.0)
     config, lines = _config(world, tmp_path), []
     first = train_teacher(config, lines.append)
     assert not first.reused
@@ -40,6 +42,9 @@ def test_trained_once_and_found_again(world, tmp_path: Path) -> None:
     assert len(first.curve) > 0
     assert [entry["epoch"] for entry in first.history] == [0]
     assert any("epoch 1/1 done: like/auc" in line for line in lines)
+    encoded = [i for i, line in enumerate(lines) if line.startswith("encoding item texts, ")]
+    assert encoded
+    assert encoded[-1] < next(i for i, line in enumerate(lines) if "item texts as vectors" in line)
     again = train_teacher(config, lines.append)
     assert again.reused
     assert again.metrics == pytest.approx(first.metrics, nan_ok=True)

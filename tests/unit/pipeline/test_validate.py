@@ -146,3 +146,12 @@ def test_a_generated_source_is_checked_too(tmp_path: Path) -> None:
     result = validate(parse(ValidateConfig, raw | {"max_rows": 500}), lambda _: None)
     assert result.ok
     assert result.rows >= 500
+
+
+def test_users_that_only_the_evaluated_parts_know_point_to_a_user_split(tmp_path: Path) -> None:
+    late = [line.replace(line.split(",")[0], f"v{k % 4}", 1) if k >= 32 else line for k, line in enumerate(EVENTS)]
+    users = [*USERS, *(f"v{i},{'young' if i % 2 else 'old'},city {i % 3}" for i in range(4))]
+    result = _validate(tmp_path, SCHEMA + "split: {kind: time}\n", events=late, users=users)
+    found = [f for f in result.findings if "belong to users without a training row" in f.rule]
+    assert [f.rule.split()[3] for f in found] == ["valid", "test"]
+    assert all("(split: {kind: user})" in f.fix for f in found)

@@ -233,7 +233,7 @@ def test_behaviours_are_joined_by_request(tmp_path: Path, rows_per_shard: int) -
         ("u2", "a", START + 1500),
     }
     assert sum(label == 0 for label in clicks.values()) == 4, "an impression without a click was not clicked"
-    assert "2 of 5 behaviours (40.0%) match no impression, e.g. row 3 of them" in result.summary()
+    assert "3 of 5 behaviours matched to an impression; 2 (40.0%) match none, e.g. row 3 of them" in result.summary()
     assert (dataset.manifest.counts.events, dataset.manifest.counts.behaviours) == (6, 5)
     assert "z" not in dataset.catalogue_table()["item_id"].to_pylist(), "what nobody was shown is no item of the log"
     counts = dataset.manifest.counts
@@ -275,7 +275,7 @@ def test_behaviours_are_joined_by_user_item_and_window(tmp_path: Path) -> None:
     assert {key for key, v in stars.items() if v != v} == {
         ("u1", "b", START + 1000), ("u2", "a", START + 1500), ("u1", "c", START + 9000), ("u2", "d", START + 9000)
     }  # fmt: skip
-    assert "2 of 5 behaviours (40.0%) match no impression, e.g. row 3 of them" in result.summary()
+    assert "3 of 5 behaviours matched to an impression; 2 (40.0%) match none, e.g. row 3 of them" in result.summary()
     errors = [f.where for f in validated(raw).findings if f.severity == "error"]
     assert errors == [], "no label column is missed: it comes with the join"
 
@@ -298,7 +298,7 @@ def test_behaviours_are_attributed_by_request_where_they_name_one_else_by_time(t
     result, dataset = prepared(raw)
     stars = {key: v for key, v in labels(dataset, "stars").items() if v == v}
     assert stars == {("u1", "a", START + 1000): 4, ("u1", "a", START + 2000): 3}
-    assert any("2 of 4 behaviours (50.0%) match no impression" in line for line in result.summary())
+    assert any("2 of 4 behaviours matched to an impression; 2 (50.0%) match none" in line for line in result.summary())
 
 
 def test_a_behaviours_file_without_rows(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_a_behaviours_file_without_rows(tmp_path: Path) -> None:
     raw = config(tmp_path, JOINED + "request_id: request_id\n", behaviours=str(tmp_path / "done.csv"))
     result, dataset = prepared(raw)
     assert set(labels(dataset, "click").values()) == {0.0}
-    assert not any("match no impression" in line for line in result.summary())
+    assert not any("matched to an impression" in line for line in result.summary())
 
 
 def test_validate_reads_the_behaviours_too(tmp_path: Path) -> None:
