@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -167,6 +168,32 @@ def test_items_that_were_put_join_the_items_table(exported: Loop, tmp_path: Path
     assert rows["n1"]["text"] == "A red dog. War, Drama. A story."
     assert (rows["i2"]["text"], rows["i3"]["text"]) == ("Later.", "Title 3. War.")
     assert made.manifest.counts.orphan_items == 0
+
+
+def test_the_old_log_and_the_served_one_are_prepared_together(exported: Loop, tmp_path: Path) -> None:
+    config = exported[0].model_copy(update={"output": str(tmp_path / "out")})
+    result = export_served(config, quiet)
+    served = next((tmp_path / "out").glob("tables-*"))
+    keys = [
+        {"user_id": f"w{n}", "item_id": f"i{i}", "time": NOW - 9 * DAY + i, "request_id": f"old-{n}-{i}"}
+        for n in range(USERS)
+        for i in range(1, 6)
+    ]
+    labels = [{"like": float(i % 2), "rating": 5.0 if i % 2 else None} for i in range(len(keys))]
+    told = [key | label for key, label in zip(keys, labels, strict=True)]
+    pq.write_table(pa.Table.from_pylist([k | {"device": "tv"} for k in keys]), served / "impressions" / "old.parquet")
+    pq.write_table(pa.Table.from_pylist(told), served / "behaviours" / "old.parquet")
+    made = prepare(load(PrepareConfig, result.prepare, ["engine=local"]), quiet)
+    assert made.manifest.counts.behaviours == 3 * USERS * ROUNDS + len(told)
+    assert made.manifest.counts.unmatched_behaviours == USERS * ROUNDS, "those after the window"
+    dataset, found = Dataset.open(made.path), list[tuple[float, float]]()
+    for place in dataset.groups():
+        for row in dataset.read_group(*place).to_pylist():
+            targets_T = zip(row["time"], row["part"], row["label_like"], row["label_rating"], strict=True)
+            found += [(like, rating) for time, part, like, rating in targets_T if part and time < NOW]
+    assert len(found) == len(told)
+    assert sum(like for like, _ in found) == sum(label["like"] for label in labels)
+    assert np.nansum([rating for _, rating in found]) == 5 * len(told) / 2
 
 
 def test_a_put_that_the_release_knows_better_is_left_out(exported: Loop, tmp_path: Path) -> None:
