@@ -216,7 +216,7 @@ class ItemsResponse(Message):
     new: int = Field(description="items that the catalogue did not know")
     updated: int = Field(description="items that it knew: text and attributes are replaced as a whole")
     availability: int = Field(description="items given by id alone")
-    removed: int = Field(description="ids that are never shown again, unless they are put again")
+    removed: int = Field(description="known ids that are never shown again, unless they are put again")
     waiting: int = Field(description="items that wait for their texts to be encoded")
     warnings: list[str] = Field(default_factory=list)
     request_id: str
@@ -331,6 +331,10 @@ class ReleaseInfo(Message):
     bundles: dict[str, str]
     dataset: str = Field(description="name of the dataset it was trained on")
     tasks: list[TaskInfo]
+    columns: dict[str, dict[str, str]] = Field(
+        default_factory=dict,
+        description="what requests may give: context, user, item -> column -> categorical, numeric or text",
+    )
     fusion: dict[str, float]
     items: int = Field(description="size of the catalogue")
     told: dict[str, int] | None = Field(

@@ -21,7 +21,7 @@ from rayrank.ranking.item_log import ItemChange, ItemLog, ItemLogError, ItemsSpe
 from rayrank.ranking.release import Release, load_release
 from rayrank.ranking.scorer import Scorer
 from rayrank.sources import storage
-from rayrank.sources.files import Wanted, file_parts, read_part
+from rayrank.sources.files import Wanted, column_names, file_parts, place_of, read_part
 from rayrank.wording import counted
 
 Progress = Callable[[str], None]
@@ -36,9 +36,9 @@ class AddItemsConfig(Config):
     put: DataPath | None = Field(
         None,
         description="table (.parquet, .csv, .jsonl) to put: item_id, and title, text, available; all other columns are"
-        " attributes",
+        " attributes. Without item_id: the id column of the release's schema",
     )
-    remove: DataPath | None = Field(None, description="table whose column item_id names what to remove")
+    remove: DataPath | None = Field(None, description="table whose id column (likewise) names what to remove")
     batch: int = Field(500, ge=1, le=MAX_ITEMS, description="items of one file of the log; a stopped run goes on there")
     encode: bool = Field(True, description="encode the texts here; false: replicas of the service with the teacher do")
 
@@ -118,9 +118,10 @@ def _batches(config: AddItemsConfig, what: str, release: Release) -> Iterator[tu
             raise ConfigError("put", None, "there is nothing to tell", "give put, remove or both")
         return
     schema = read_info(release.student).data_schema
-    parts = file_parts(path)
+    parts, keys = file_parts(path), _keys(path, schema.item_id)
     signature, now = storage.signature([p.file for p in parts]), int(time.time())
-    rows = enumerate((row for part in parts for table in read_part(part, Wanted()) for row in table.to_pylist()), 1)
+    tables = ((keys[part.file], table) for part in parts for table in read_part(part, Wanted()))
+    rows = enumerate((_named(row, key) for key, table in tables for row in table.to_pylist()), 1)
     for number in count():
         some = list(islice(rows, config.batch))
         if not some:
@@ -130,6 +131,27 @@ def _batches(config: AddItemsConfig, what: str, release: Release) -> Iterator[tu
         else:
             request = _request(path, {"remove": [str(row.get("item_id") or "") for _, row in some]})
         yield f"{what}:{signature}:{config.batch}:{number}", changes_of(request, schema, now)
+
+
+def _keys(path: str, key: str) -> dict[str, str]:
+    """File -> its column of ids: ``item_id``, else the one that the dataset's tables have.
+
+    Raises:
+        ConfigError: a file has neither.
+    """
+    found = dict[str, str]()
+    for file, have in column_names(path).items():
+        place = place_of("item_id", have) or place_of(key, have)
+        if place is None and have:
+            other = f" (or {key})" if key != "item_id" else ""
+            rule = f"no column item_id{other}; the file has {', '.join(have)}"
+            raise ConfigError(file, None, rule, "rename the column of ids to item_id")
+        found[file] = place or "item_id"
+    return found
+
+
+def _named(row: dict[str, Any], key: str) -> dict[str, Any]:
+    return {"item_id": row.get(key)} | {name: value for name, value in row.items() if name != key}
 
 
 def _item(path: str, number: int, row: Mapping[str, Any]) -> NewItem:

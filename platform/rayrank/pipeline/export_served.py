@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from pydantic import Field
 
 from rayrank.bundle import read_info
 from rayrank.config import Config, ConfigError, DataPath, to_yaml
-from rayrank.ranking.release import load_release
+from rayrank.ranking.growth import moment
+from rayrank.ranking.item_log import FOLDER, ItemChange, ItemLog, ItemLogError
+from rayrank.ranking.release import load_release, releases_folder
 from rayrank.ranking.state import StateError, StateSpec, StateStore, open_state
 from rayrank.schema import DatasetSchema, MulticlassTask
 from rayrank.sources.join import AttributionJoin
 from rayrank.sources.served import Tally, behaviours, impressions, served_schema
-from rayrank.sources.tables import TablesConfig
+from rayrank.sources.served_items import Fit, PutItem, with_put
+from rayrank.sources.tables import Tables, TablesConfig
 from rayrank.wording import counted
 
 Progress = Callable[[str], None]
@@ -45,6 +48,11 @@ class ExportServedConfig(Config):
     users: DataPath | None = Field(None, description="raw users table, likewise for user features")
     items_key: str | None = Field(None, description="id column of `items`; None: named as in the interactions")
     users_key: str | None = Field(None, description="id column of `users`, likewise")
+    items_log: DataPath | None = Field(
+        None,
+        description="folder of items put while serving (items.path of the service), which join `items`; None: the one"
+        " in the releases folder, if there is one",
+    )
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ class ExportServedResult:
     prepare: str
     tally: Tally
     lacking: tuple[str, ...] = ()  # tables that prepare needs and that were not given
+    put: int = 0  # items put while serving that joined the items table
+    fit: Fit = field(default_factory=Fit)
 
     def summary(self) -> list[str]:
         """What was read, what was left out, and what to do next."""
@@ -68,7 +78,11 @@ class ExportServedResult:
             "answers that the service dropped": tally.dropped,
             "torn lines": tally.torn,
             "answers and events of no plausible time": tally.untimely,
+            "texts of put items: the template has no column for free text": self.fit.texts,
+            "values of put items that do not fit their column": self.fit.values,
         }
+        if self.put:
+            lines.append(f"{counted(self.put, 'item')} put while serving joined the items table")
         lines += [f"left out: {number:,} {what}" for what, number in left.items() if number]
         if self.lacking:
             keys = " ".join(f"{name}=FILE" for name in self.lacking)
@@ -100,14 +114,16 @@ def export_served(config: ExportServedConfig, progress: Progress) -> ExportServe
         progress("reading feedback")
         store = open_state(config.state, config.releases, read_only=True)
         _write(made / "behaviours", _told(store, tasks, tally))
-        prepare = _commit(config, made, schema)
+        source = _source(config, made, schema)
+        source, put, fit = _joined(source, _put_items(config), made, moment(release.created))
+        prepare = _commit(config, source)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
     for old in Path(config.output).glob("tables-*"):
         if old != made:
             shutil.rmtree(old, ignore_errors=True)
-    return ExportServedResult(str(prepare), tally, _lacking(config, schema))
+    return ExportServedResult(str(prepare), tally, _lacking(config, schema), put, fit)
 
 
 def _lacking(config: ExportServedConfig, schema: DatasetSchema) -> tuple[str, ...]:
@@ -138,11 +154,41 @@ def _write(folder: Path, tables: Iterator[pa.Table]) -> None:
         pq.write_table(table, folder / f"part-{number:05d}.parquet")
 
 
-def _commit(config: ExportServedConfig, made: Path, schema: DatasetSchema) -> Path:
-    """The dataset YAML and, last and at once, the config of prepare."""
+def _put_items(config: ExportServedConfig) -> list[ItemChange]:
+    """Items that were put while serving, as they were put last; removed ones too: histories hold them."""
+    folder = Path(config.items_log or releases_folder(config.releases) / FOLDER)
+    if config.items_log is not None and not folder.is_dir():
+        raise ConfigError("items_log", config.items_log, "is no folder", "give items.path of the service")
+    try:
+        parts = ItemLog(folder, read_only=True).parts()
+        return list({change.item_id: change for part in parts for change in part.puts}.values())
+    except ItemLogError as error:
+        rule = f"the log of items gives no answer ({error})"
+        raise ConfigError("items_log", str(folder), rule, "mend it and start again") from None
+
+
+def _joined(source: TablesConfig, put: list[ItemChange], made: Path, since: int) -> tuple[TablesConfig, int, Fit]:
+    """The source with put items in its items table, how many, and what of them found no place.
+
+    Those that the table has and that were put before ``since``, when the release was made, it knows better.
+    """
+    fit, tables = Fit(), Tables(source)
+    raw = tables.items() if put else None
+    if raw is None:
+        return source, 0, fit
+    known = set(raw["item_id"].to_pylist())
+    found = [PutItem(c.item_id, c.attributes, c.text) for c in put if c.time >= since or c.item_id not in known]
+    if not found:
+        return source, 0, fit
+    _write(made / "items", iter([with_put(raw, found, tables.schema, fit)]))
+    return source.model_copy(update={"items": str(made / "items"), "items_key": "item_id"}), len(found), fit
+
+
+def _source(config: ExportServedConfig, made: Path, schema: DatasetSchema) -> TablesConfig:
+    """The dataset YAML, and what prepare reads with it."""
     dataset = made / "dataset.yaml"
     dataset.write_text(to_yaml(served_schema(schema, config.window_s)), encoding="utf-8")
-    source = TablesConfig(
+    return TablesConfig(
         dataset=str(dataset),
         interactions=str(made / "impressions"),
         behaviours=str(made / "behaviours"),
@@ -152,6 +198,10 @@ def _commit(config: ExportServedConfig, made: Path, schema: DatasetSchema) -> Pa
         items_key=(config.items_key or schema.item_id) if config.items else None,
         users_key=(config.users_key or schema.user_id) if config.users else None,
     )
+
+
+def _commit(config: ExportServedConfig, source: TablesConfig) -> Path:
+    """The config of prepare, at once."""
     whole: dict[str, Any] = {"source": source.model_dump(mode="json"), "path": str(Path(config.output) / "data")}
     target = Path(config.output) / "prepare.yaml"
     temporary = target.with_name(f".{target.name}.{uuid4().hex[:8]}")

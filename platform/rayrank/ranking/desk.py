@@ -47,7 +47,7 @@ class ItemDesk:
         if puts and waiting + len(puts) > self._spec.waiting:
             raise BacklogError(f"busy: {counted(waiting, 'item')} wait for their texts to be encoded already")
         warnings = self._encoder.strange(request.items)
-        known = [c.kind == "put" or self._items.row(c.item_id) > 0 for c in changes]
+        known = [c.kind == "put" or self._knows(c.item_id) for c in changes]
         if lost := known.count(False):
             warnings.append(f"{counted(lost, 'id')} without a description not in the catalogue that this replica knows")
         updated = sum(self._items.row(c.item_id) > 0 for c in puts)
@@ -56,7 +56,7 @@ class ItemDesk:
         return ItemsResponse(
             new=len(puts) - updated,
             updated=updated,
-            removed=len(request.remove),
+            removed=sum(c.kind == "remove" and there for c, there in zip(changes, known, strict=True)),
             availability=sum(c.kind == "shelve" for c in changes),
             waiting=waiting + len(puts),
             warnings=warnings,
@@ -66,9 +66,9 @@ class ItemDesk:
     def status(self, item_id: str) -> ItemStatus | None:
         """What this replica knows of an item; None: nothing."""
         self._follower.look()
-        kind = self._follower.awaited(item_id) or self._items.state(item_id)
-        if kind is None:
+        if not self._knows(item_id):  # a removal of what nobody knows is kept, for a release that may know it
             return None
+        kind = self._follower.awaited(item_id) or self._items.state(item_id)
         title = self._items.title(self._items.row(item_id))
         return ItemStatus.model_validate({"item_id": item_id, "title": title, "status": kind})
 
@@ -82,6 +82,10 @@ class ItemDesk:
             "dropped": growth.dropped,
             "room": self._room(self._follower.waiting),
         }
+
+    def _knows(self, item_id: str) -> bool:
+        """Whether the catalogue or, as far as this process has looked, the log has the item."""
+        return self._items.row(item_id) > 0 or self._follower.awaited(item_id, "put") is not None
 
     def _room(self, waiting: int) -> int:
         """Puts that may still come."""

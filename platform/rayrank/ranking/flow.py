@@ -216,6 +216,7 @@ def _kept(request: Request, asked: Candidates, parts: FlowParts, rules: tuple[Te
 def _shortlist(board: _Board, request: Request, parts: FlowParts) -> np.ndarray:
     """Positions that the teacher scores: the best by the student, and the first described items among the rest."""
     best, settings = order(board.moved), parts.settings
+    best = best[np.argsort(board.unknown[best], kind="stable")]
     rerank = settings.rerank if request.rerank is None else request.rerank
     top = best[: max(rerank, min(request.k or 0, settings.pool))] if rerank else best[:0]
     rest = best[len(top) :]
@@ -229,6 +230,7 @@ class _Board:
     def __init__(self, asked: Candidates, parts: FlowParts, terms: Terms, weights: Mapping[str, float]) -> None:
         size = len(asked.rows)
         self.asked, self.terms, self._weights = asked, terms, weights
+        self.unknown = asked.rows == 0  # nobody knows what they are: whatever a model says, they come last
         popularity = parts.items.popularity
         self.best = popularity[np.where(asked.rows < len(popularity), asked.rows, 0)]
         self.scores = {task: np.full(size, np.nan, np.float32) for task in parts.tasks}
@@ -257,16 +259,17 @@ class _Board:
         return self.terms.policy.moved(self.asked, self.best) if self.terms.policy else self.best
 
     def answer(self, request: Request, notes: list[str], prepared: Prepared, origin: Origin) -> Ranked:
-        """Best first: what the strongest stage scored, then the rest in the order of the stage before."""
+        """Best first: what the strongest stage scored, then the rest in the order of the stage before, then unknown."""
         kept, sources = origin
         moved, policy, k = self.moved, self.terms.policy, request.k
-        positions = np.lexsort((np.arange(len(moved)), -moved, -self.level))
+        level = np.where(self.unknown, np.int8(-1), self.level)
+        positions = np.lexsort((np.arange(len(moved)), -moved, -level))
         if request.min_score is not None:  # places in a list of popular items are no scores
             positions = positions[(self.level[positions] == 0) | (self.best[positions] >= request.min_score)]
         if policy is None:
             positions, arranged = positions[:k], None
         else:
-            arranged = policy.arrange(self.asked, Standing(positions, moved, self.level), k, self.terms.key)
+            arranged = policy.arrange(self.asked, Standing(positions, moved, level), k, self.terms.key)
             positions = arranged.order
         top = int(self.level.max(initial=0))
         return Ranked(

@@ -139,10 +139,11 @@ class Follower:
         """Items whose texts have no vectors yet, as far as this process has looked."""
         return sum(len(part.puts) for part in self._waiting)
 
-    def awaited(self, item_id: str) -> str | None:
-        """``waiting`` where a put of the item has not been applied yet."""
+    def awaited(self, item_id: str, kind: str | None = None) -> str | None:
+        """``waiting`` where a change (of this kind) of the item has not been applied yet."""
         with self._reading:
-            return "waiting" if any(c.item_id == item_id for part in self._waiting for c in part.changes) else None
+            changes = (c for part in self._waiting for c in part.changes if c.item_id == item_id)
+            return "waiting" if any(kind in (None, c.kind) for c in changes) else None
 
     def look(self) -> int:
         """Read what is new without applying it; returns :attr:`waiting`.

@@ -87,8 +87,13 @@ class ItemLog:
         ConfigError: it cannot be made or written.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, read_only: bool = False) -> None:
         self.path = Path(path)
+        self._last = 0  # a number that is taken
+        if not read_only:
+            self._make()
+
+    def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".{uuid.uuid4().hex}"
@@ -96,8 +101,7 @@ class ItemLog:
             probe.unlink()
         except OSError as error:
             rule = f"the folder of added items must be writable ({type(error).__name__})"
-            raise ConfigError("items.path", str(path), rule, "choose another folder, or items=null") from None
-        self._last = 0  # a number that is taken
+            raise ConfigError("items.path", str(self.path), rule, "choose another folder, or items=null") from None
 
     def append(self, changes: Sequence[ItemChange], mark: str | None = None) -> int:
         """Keep changes, all or none; on disk when this returns. Returns the number of the file.

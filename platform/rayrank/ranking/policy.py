@@ -104,7 +104,7 @@ class Standing:
 
     order: np.ndarray  # int64 (R,), best first; those left out by min_score are not in it
     score: np.ndarray  # float32 (C,), moved by boosts
-    level: np.ndarray  # int8 (C,), strongest stage that scored it
+    level: np.ndarray  # int8 (C,), strongest stage that scored it; -1: an id that nobody knows, which comes last
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,12 @@ class Policy:
         order = self._spread_out(asked, standing, order, size)
         caps = [CapOf(self._lists(asked, cap.column), cap.most, cap.first) for cap in self.spec.caps]
         whole = placed(order.tolist(), pins, caps) if pins or caps else order.tolist()
+        unknown = set(np.flatnonzero(standing.level < 0).tolist())
         explore, fixed = self.spec.exploration, set(pins.values())
-        pool = [c for c in whole[size : size + explore.top] if c not in fixed]
+        if caps and unknown:  # caps have lifted ids that nobody knows: no value of theirs is too many
+            free = [c for c in whole if c not in fixed]
+            whole = placed(sorted(free, key=unknown.__contains__), pins, ())
+        pool = [c for c in whole[size : size + explore.top] if c not in fixed | unknown]
         found = explored(whole[:size], pool, set(pins), explore.share, key)
         marks = self._marks(asked, found.shown, fixed, found.drawn)
         return Arranged(np.asarray(found.shown, np.int64), found.propensity, marks)

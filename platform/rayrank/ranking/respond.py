@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 from pydantic import TypeAdapter
 
+from rayrank.features.text import template_fields
 from rayrank.messages import (
     DryRunAnswer,
     MovedItem,
@@ -23,7 +24,7 @@ from rayrank.ranking.flow import Ranked
 from rayrank.ranking.fusion import shown
 from rayrank.ranking.items import DESCRIBED, Items
 from rayrank.ranking.release import Release
-from rayrank.schema import DatasetSchema, RegressionTask
+from rayrank.schema import DatasetSchema, Feature, RegressionTask
 
 _LINES = TypeAdapter(list[RankedItem])
 """All lines in one call: half the time of making them one by one."""
@@ -128,6 +129,21 @@ def release_info(named: Named, release: Release) -> ReleaseInfo:
         bundles=dict(named.bundles),
         dataset=named.schema.name,
         tasks=tasks,
+        columns=_columns(named.schema),
         fusion=dict(release.fusion),
         items=len(named.items) - 1,
     )
+
+
+def _columns(schema: DatasetSchema) -> dict[str, dict[str, str]]:
+    """Where a request may give raw columns -> column -> how it is read; what only titles and texts read is text."""
+    texts = [*([schema.title] if schema.title else []), *(template_fields(schema.text) if schema.text else [])]
+    return {
+        "context": _kinds(schema.context_features),
+        "user": _kinds(schema.user_features),
+        "item": dict.fromkeys(texts, "text") | _kinds(schema.item_features),
+    }
+
+
+def _kinds(features: Sequence[Feature]) -> dict[str, str]:
+    return {f.column: f.kind for f in features if not f.train_only}

@@ -21,6 +21,9 @@ from rayrank.schema import Feature, past_features
 from rayrank.sources.dataset import feature_tensor
 from rayrank.wording import counted, near_id
 
+_NAMED = 5
+"""Candidates that a warning names by their places."""
+
 
 @dataclass(frozen=True)
 class Rejected:
@@ -62,9 +65,11 @@ class UserStage:
         candidates = None
         if isinstance(request, RankRequest):
             candidates = self.encoder.rows(request.candidates, cold)
-            if len(unknown := np.flatnonzero(candidates == 0)):
+            if unknown := np.flatnonzero(candidates == 0).tolist():
                 near = self.encoder.items.near(id_of(request.candidates[unknown[0]]) or "")
-                warnings.append(f"{counted(len(unknown), 'candidate')} neither in the catalogue nor described{near}")
+                where = ", ".join(f"candidates.{i}{near if i == unknown[0] else ''}" for i in unknown[:_NAMED])
+                what = f"{counted(len(unknown), 'candidate')} neither in the catalogue nor described"
+                warnings.append(f"{what}, ranked last: {where}{', …' if len(unknown) > _NAMED else ''}")
         warnings += self.encoder.strange(cold.items)
         warnings += [w for w in (warning, self._unused(request), self._without_past(request)) if w]
         row = self._rows.get(request.user_id or "", 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rayrank.bundle import read_info
 from rayrank.config import ConfigError
 from rayrank.messages import RecommendRequest
 from rayrank.pipeline.add_items import AddItemsConfig, add_items
@@ -59,6 +60,25 @@ def test_a_table_is_told_once_and_served(tiny: TinyWorld, tmp_path: Path) -> Non
     assert len(found) == ITEMS + 1
     assert found.keys() & {"n1", "n2", "n3", "i7"} == {"n1", "n2"}
     assert (found["n1"], found["n2"]) == ("n1", "Space")
+
+
+def test_ids_may_stand_in_the_column_that_the_dataset_has_them_in(
+    tiny: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = read_info(load_release(tiny.releases).student)
+    schema = info.data_schema.model_copy(update={"item_id": "movieId"})
+    monkeypatch.setattr(
+        "rayrank.pipeline.add_items.read_info", lambda _: info.model_copy(update={"data_schema": schema})
+    )
+    (tmp_path / "gone.csv").write_text("movieId,why\ni7,sold\n")
+    lines = [{"movieId": 12, "text": "red dog"}]
+    config = config_of(tiny, tmp_path, lines, remove=str(tmp_path / "gone.csv"), encode=False)
+    add_items(config, quiet)
+    told = [c for part in open_items(config.items, "").parts() for c in part.changes]
+    assert [(c.kind, c.item_id, c.attributes) for c in told] == [("put", "12", {}), ("remove", "i7", {})]
+    (tmp_path / "other.csv").write_text("id,text\n1,x\n")
+    with pytest.raises(ConfigError, match=r"no column item_id \(or movieId\); the file has id, text; fix: rename"):
+        add_items(config.model_copy(update={"put": str(tmp_path / "other.csv")}), quiet)
 
 
 def test_a_stopped_run_goes_on(tiny: TinyWorld, tmp_path: Path) -> None:

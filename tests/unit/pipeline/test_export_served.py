@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from rayrank.config import ConfigError, load
 from rayrank.messages import FeedbackRequest, RankRequest, RecommendRequest
-from rayrank.pipeline.export_served import ExportServedConfig, ExportServedResult, export_served
+from rayrank.pipeline.export_served import ExportServedConfig, ExportServedResult, _joined, export_served
 from rayrank.pipeline.prepare import PrepareConfig, prepare
 from rayrank.pipeline.train_teacher import TrainTeacherConfig, train_teacher
 from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.graph import RankingGraph, Records
+from rayrank.ranking.item_log import ItemChange, ItemLog
 from rayrank.ranking.release import load_release
 from rayrank.ranking.served_log import ServedLog, ServedLogSpec
 from rayrank.ranking.state import StateSpec, open_state
 from rayrank.sources.dataset import Dataset
+from rayrank.sources.tables import TablesConfig
 from tests.tiny_release import ITEMS, START, TinyWorld, make_world
 
 DAY, HOUR = 86_400, 3_600
@@ -140,6 +143,68 @@ def test_a_teacher_trains_on_what_was_shown_and_told(exported: Loop) -> None:
     }  # fmt: skip
     teacher = train_teacher(TrainTeacherConfig.model_validate(training), quiet)
     assert "streaming/like/auc" in teacher.metrics
+
+
+def test_items_that_were_put_join_the_items_table(exported: Loop, tmp_path: Path) -> None:
+    config = exported[0].model_copy(update={"output": str(tmp_path / "out"), "items_log": str(tmp_path / "log")})
+    with pytest.raises(ConfigError, match="items_log"):
+        export_served(config, quiet)
+    log = ItemLog(tmp_path / "log")
+
+    def put(item_id: str, time: int, **told: Any) -> ItemChange:
+        return ItemChange(kind="put", item_id=item_id, time=time, **told)
+
+    attributes = {"title": "A red dog", "genres": ["War", "Drama"], "year": "long ago", "moon": "full"}
+    log.append([put("n1", NOW, text="first"), put("i2", NOW, attributes={"plot": "Later."}), put("n2", NOW)])
+    log.append(
+        [put("n1", NOW, text="A story.", attributes=attributes), ItemChange(kind="remove", item_id="n1", time=1)]
+    )
+    result = export_served(config, quiet)
+    assert (result.put, result.fit.values) == (3, 1), "the year is no number"
+    assert any("3 items put while serving" in line for line in result.summary())
+    made = prepare(load(PrepareConfig, result.prepare, ["engine=local"]), quiet)
+    rows = {r["item_id"]: r for r in Dataset.open(made.path).catalogue_table().to_pylist()}
+    assert len(rows) == ITEMS + 2
+    assert rows["n1"]["text"] == "A red dog. War, Drama. A story."
+    assert (rows["i2"]["text"], rows["i3"]["text"]) == ("Later.", "Title 3. War.")
+    assert made.manifest.counts.orphan_items == 0
+
+
+def test_the_old_log_and_the_served_one_are_prepared_together(exported: Loop, tmp_path: Path) -> None:
+    config = exported[0].model_copy(update={"output": str(tmp_path / "out")})
+    result = export_served(config, quiet)
+    served = next((tmp_path / "out").glob("tables-*"))
+    keys = [
+        {"user_id": f"w{n}", "item_id": f"i{i}", "time": NOW - 9 * DAY + i, "request_id": f"old-{n}-{i}"}
+        for n in range(USERS)
+        for i in range(1, 6)
+    ]
+    labels = [{"like": float(i % 2), "rating": 5.0 if i % 2 else None} for i in range(len(keys))]
+    told = [key | label for key, label in zip(keys, labels, strict=True)]
+    pq.write_table(pa.Table.from_pylist([k | {"device": "tv"} for k in keys]), served / "impressions" / "old.parquet")
+    pq.write_table(pa.Table.from_pylist(told), served / "behaviours" / "old.parquet")
+    made = prepare(load(PrepareConfig, result.prepare, ["engine=local"]), quiet)
+    assert made.manifest.counts.behaviours == 3 * USERS * ROUNDS + len(told)
+    assert made.manifest.counts.unmatched_behaviours == USERS * ROUNDS, "those after the window"
+    dataset, found = Dataset.open(made.path), list[tuple[float, float]]()
+    for place in dataset.groups():
+        for row in dataset.read_group(*place).to_pylist():
+            targets_T = zip(row["time"], row["part"], row["label_like"], row["label_rating"], strict=True)
+            found += [(like, rating) for time, part, like, rating in targets_T if part and time < NOW]
+    assert len(found) == len(told)
+    assert sum(like for like, _ in found) == sum(label["like"] for label in labels)
+    assert np.nansum([rating for _, rating in found]) == 5 * len(told) / 2
+
+
+def test_a_put_that_the_release_knows_better_is_left_out(exported: Loop, tmp_path: Path) -> None:
+    source = TablesConfig(dataset=next(Path(exported[0].output).glob("*/dataset.yaml")).as_posix(),
+                          interactions="none", items=exported[0].items)  # fmt: skip
+    put = [ItemChange(kind="put", item_id=name, time=time) for name, time in (("i1", 5), ("new", 5), ("i2", 10))]
+    joined, count, _ = _joined(source, put, tmp_path, since=10)
+    assert count == 2
+    found = pq.read_table(str(joined.items))
+    assert found["title"].to_pylist()[:2] == ["Title 1", "Title 3"]
+    assert found["item_id"].to_pylist()[-2:] == ["new", "i2"]
 
 
 def test_running_again_replaces_the_tables(exported: Loop) -> None:

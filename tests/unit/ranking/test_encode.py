@@ -53,7 +53,15 @@ def test_described_items_are_appended_once_and_known_ids_win(graph: RankingGraph
     assert found.cold.texts == ("A film. War, Drama, Comedy.",)
     assert found.cold.features["genres"].tolist() == [[3, 1]]  # max_values 2
     assert found.cold.features["year"].tolist() == [2.0]
-    assert found.warnings == ("1 candidate neither in the catalogue nor described",)
+    assert found.warnings == ("1 candidate neither in the catalogue nor described, ranked last: candidates.2",)
+
+
+def test_candidates_that_nobody_knows_are_named_by_their_places(graph: RankingGraph) -> None:
+    found = prepared(graph, ranking(candidates=["I2", "i7", *(f"secret{n}" for n in range(6))]))
+    assert found.warnings[0] == (
+        "7 candidates neither in the catalogue nor described, ranked last: candidates.0 (did you mean 'i2'?),"
+        " candidates.2, candidates.3, candidates.4, candidates.5, …"
+    )
 
 
 def test_a_list_says_what_the_separated_text_says(graph: RankingGraph) -> None:

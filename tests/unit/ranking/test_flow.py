@@ -84,6 +84,16 @@ def test_candidates_beyond_the_teachers_share_follow_in_the_students_order() -> 
     assert found.scored_by == ("teacher", "teacher", "student", "student")
 
 
+@pytest.mark.parametrize(("rerank", "by"), [(4, "teacher"), (2, "student")])
+def test_an_id_that_nobody_knows_comes_last_and_takes_no_place_at_the_teacher(rerank: int, by: str) -> None:
+    given = parts(weights={"like": -1.0 if by == "student" else 1.0})  # this stage would put row 0 first
+    given = replace(given, settings=FlowSettings(pool=6, rerank=rerank, cold=1))
+    found = run(RankRequest(candidates=["a"] * 4), Stages([0, 2, 0, 9]), given)
+    assert sorted(found.rows.tolist()[:2]) == [2, 9]
+    assert found.positions.tolist()[2:] == [0, 2]
+    assert found.scored_by == ("teacher", "teacher", by, by)
+
+
 def test_described_items_reach_the_teacher_and_their_vectors_are_kept() -> None:
     cold = ColdItems(("key",), ("text",), {})
     given, stages = parts(), Stages([2, 9, DESCRIBED], cold)

@@ -54,6 +54,9 @@ def test_a_removal_holds_while_a_put_before_it_is_applied(shop: Shop) -> None:
         shop.desk.accept(ItemsRequest.model_validate(body), "r", NOW)
     assert shop.desk.status("x").status == "waiting"  # type: ignore[union-attr]
     assert shop.graph.items.state("x") == "removed"
+    lost = shop.desk.accept(ItemsRequest(remove=["slow", "nowhere"]), "r", NOW)
+    assert lost.removed == 1, "slow is known by a put that waits"
+    assert shop.desk.status("nowhere") is None
     log, reader = shop.follower.log, bundle_ids(shop.graph.release)["teacher"]
     log.keep_vectors(reader, 1, np.zeros((1, 16), np.float32))
     shop.follower.refresh(encode=False)
@@ -61,7 +64,7 @@ def test_a_removal_holds_while_a_put_before_it_is_applied(shop: Shop) -> None:
     assert "x" not in shop.ids(k=40, pool=40)
     shop.follower.refresh()
     assert not {"x"} & set(shop.ids(k=40, pool=40))
-    assert shop.desk.counts() == {"put": 2, "removed": 1, "waiting": 0, "dropped": 0, "room": 7}
+    assert shop.desk.counts() == {"put": 2, "removed": 3, "waiting": 0, "dropped": 0, "room": 7}
 
 
 def test_damaged_vectors_hold_up_neither_what_lies_before_nor_removals(shop: Shop) -> None:

@@ -75,9 +75,11 @@ def test_a_removed_item_is_never_answered_until_it_is_put_again(shop: Shop) -> N
     assert "i2" in shop.ids(user_id="u3", k=40)
     answer = shop.tell(NEW, remove=("i2", "nowhere"))
     assert (answer.removed, answer.warnings) == (
-        2,
+        1,
         ["1 id without a description not in the catalogue that this replica knows"],
     )
+    assert shop.desk.status("nowhere") is None
+    assert shop.desk.status("i2").status == "removed"  # type: ignore[union-attr]
     for body in ({"user_id": "u3"}, {"user_id": "stranger"}, {"query": "title 2"}, {"history": ["i2"]}):
         assert "i2" not in shop.ids(k=40, pool=40, **body)
     ranked = shop.ask(candidates=["i1", "i2", {"item_id": "nowhere", "text": "dog"}])

@@ -145,6 +145,23 @@ def test_caps_hold_in_the_first_places(desk: Desk) -> None:
     assert len(items) == 9
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"caps": [{"column": "genres", "most": 1, "first": 6}]},
+        {"diversity": {"relevance": 0.1, "top": 10}},
+        {"boosts": [{"items": ["lost", "gone"], "add": 1000}]},
+        {"exploration": {"share": 1, "top": 9}},
+    ],
+)
+def test_ids_that_nobody_knows_come_last_unless_they_are_pinned(desk: Desk, spec: dict[str, Any]) -> None:
+    body = {"candidates": ["lost", "i1", "i4", "i7", "gone"]}  # three of one genre
+    assert ids(desk.ask({**body, "k": 4}, **spec))[3] in ("lost", "gone")
+    assert set(ids(desk.ask(body, **spec))[3:]) == {"lost", "gone"}
+    assert set(ids(desk.ask({**body, "k": 3}, **spec))) == {"i1", "i4", "i7"}
+    assert ids(desk.ask(body, **spec, pins=[{"item": "gone", "position": 0}]))[0] == "gone"
+
+
 def test_pins_are_shown_though_the_retriever_does_not_find_them(desk: Desk) -> None:
     seen = "i16"  # in the history of u3, so not retrieved
     assert seen not in ids(desk.ask({"k": ITEMS}))

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from rayrank.config import ConfigError
+from rayrank.ranking.graph import RankingGraph
 from rayrank.ranking.release import Release, champion, load_release, save_release, set_alias
+from rayrank.ranking.respond import release_info
 
 
 def a_release(name: str, **changes: object) -> Release:
@@ -51,3 +53,11 @@ def test_urls_are_refused_instead_of_becoming_folders() -> None:
     for call in (load_release, champion, lambda path: save_release(path, a_release("r"))):
         with pytest.raises(ConfigError, match="local or mounted disk"):
             call("s3://bucket/releases")
+
+
+def test_what_is_served_tells_the_columns_that_requests_may_give(graph: RankingGraph) -> None:
+    assert release_info(graph.named, graph.release).columns == {
+        "context": {"device": "categorical"},
+        "user": {"age": "categorical"},
+        "item": {"title": "text", "genres": "categorical", "plot": "text", "year": "numeric"},
+    }
