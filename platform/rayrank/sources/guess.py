@@ -56,19 +56,22 @@ def guess_key(profiles: Profiles, kind: str, where: str, other: Profiles | None 
     Raises:
         ConfigError: no column looks like one.
     """
-    habits = _USER if kind == "user" else _ITEM
-    for habit in habits:
-        for name in profiles:
-            if _plain(name) == habit:
-                return Guess(name, "by its name")
+    habit = _habit(profiles, kind)
+    if habit is not None:
+        return Guess(habit, "by its name")
     shared = [n for n in profiles if other is not None and n in other and other[n].distinct == other[n].rows]
     if shared:
         return Guess(shared[0], f"unique in the {kind}s table and present here")
-    ending = [n for n in profiles if re.search(rf"{kind}.*id$|^id$", n.lower())]
-    if ending:
-        return Guess(ending[0], "by its name")
+    ending = _ending(profiles, kind)
+    if ending is not None:
+        return Guess(ending, "by its name")
     fix = f"name it {kind}_id, or give keys.{kind}=<column>"
     raise ConfigError(where, list(profiles), f"no column looks like the {kind} key", fix)
+
+
+def named_key(profiles: Profiles, kind: str) -> str | None:
+    """The column that has a name as user or item keys ("user", "item") have it."""
+    return _habit(profiles, kind) or _ending(profiles, kind)
 
 
 def guess_time(profiles: Profiles, where: str) -> tuple[Guess, str]:
@@ -85,7 +88,8 @@ def guess_time(profiles: Profiles, where: str) -> tuple[Guess, str]:
         fix = "add a column of unix times or ISO-8601 times, or give keys.timestamp=<column>"
         raise ConfigError(where, list(profiles), "no column looks like a time", fix)
     found = profiles[usable[0]]
-    return Guess(usable[0], "by name and magnitude" if found.kind == "number" else "times as text"), time_unit(found)
+    reason = {"number": "by name and magnitude", "time": "its values are timestamps"}.get(found.kind, "times as text")
+    return Guess(usable[0], reason), time_unit(found)
 
 
 def time_unit(column: ColumnProfile) -> str:
@@ -195,6 +199,15 @@ def _feature(table: pa.Table, column: ColumnProfile) -> Feature | None:
     if column.distinct > max(50, 0.5 * column.rows) or column.mean_length > 60:
         return None
     return CategoricalFeature(name=_task_name(name), column=name, min_count=1 if column.distinct <= 50 else 5)
+
+
+def _habit(profiles: Profiles, kind: str) -> str | None:
+    habits = _USER if kind == "user" else _ITEM
+    return next((name for habit in habits for name in profiles if _plain(name) == habit), None)
+
+
+def _ending(profiles: Profiles, kind: str) -> str | None:
+    return next((n for n in profiles if re.search(rf"{kind}.*id$|^id$", n.lower())), None)
 
 
 def _task_name(column: str) -> str:
