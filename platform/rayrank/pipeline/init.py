@@ -16,10 +16,13 @@ from rayrank.pipeline.prepare import PrepareConfig, sampled_warning
 from rayrank.schema import BinaryTask, DatasetSchema, Feature, MulticlassTask, RegressionTask, RetrievalTask, Task
 from rayrank.sources import guess, storage
 from rayrank.sources.config import open_source
+from rayrank.sources.newcomers import new_in_test
 from rayrank.sources.profile import sample
 from rayrank.sources.source import EVERY_ROW
 
 NEGATIVES = 4
+NEARLY_ALL = 0.9
+NEW_USERS = "the test users of a split by time have no training rows (in the sample): write split: {kind: user} instead"
 Progress = Callable[[str], None]
 
 
@@ -64,6 +67,7 @@ class _Found:
     comments: Mapping[str, str]
     keys: Keys
     left_out: Mapping[str, Sequence[str]]
+    outcomes: Sequence[RegressionTask]
     maybe_context: Sequence[Feature]
     warnings: tuple[str, ...]
 
@@ -158,17 +162,23 @@ def _guess(config: InitConfig) -> _Found:
     comments = {"user_id": user.reason, "item_id": item.reason, "timestamp": time.reason}
     comments |= {task.name: reason for task, reason in labels}
     left = {"interactions": left_events, "items": left_items, "users": left_users}
-    maybe = [f for f in context if not guess.known_beforehand(f)]
-    return _Found(schema, comments, keys, left, maybe, _warnings(schema, config))
+    outcomes = guess.guess_outcomes(events, [*used, *(task.column for task, _ in labels)])
+    told = {task.column for task in outcomes}
+    maybe = [f for f in context if not guess.known_beforehand(f) and f.column not in told]
+    warnings = _warnings(schema, config, tables["interactions"])
+    return _Found(schema, comments, keys, left, outcomes, maybe, warnings)
 
 
-def _warnings(schema: DatasetSchema, config: InitConfig) -> tuple[str, ...]:
+def _warnings(schema: DatasetSchema, config: InitConfig, events: pa.Table) -> tuple[str, ...]:
     found = []
     if schema.sampled_negatives:
         found.append(sampled_warning(schema))
     if schema.text is None:
         why = "no items table" if config.items is None else "no text column in the items table"
         found.append(f"{why}: the teacher will know items by id and attributes only")
+    new = new_in_test(events, schema)
+    if new >= NEARLY_ALL:
+        found.append(f"{new:.0%} of {NEW_USERS}")
     return tuple(found)
 
 
@@ -189,6 +199,12 @@ def _dataset_yaml(found: _Found) -> str:
         lines.append(f"request_id: {one_line(schema.request_id)}  # impressions of one request never see each other")
     lines += ["", "# What is predicted. Missing labels are fine: they train nothing.", "tasks:"]
     lines += [_task_line(task, found) for task in schema.tasks]
+    if found.outcomes:
+        lines += [
+            "  # Numbers that look like an outcome: uncomment what is to be predicted. low and high are those of the",
+            "  # sample; no label may be outside them.",
+            *(f"  # - {_values(task)}" for task in found.outcomes),
+        ]
     lines += _feature_lines("user_features", schema.user_features, found.left_out["users"])
     lines += _feature_lines("item_features", schema.item_features, found.left_out["items"])
     lines += _feature_lines("context_features", schema.context_features, found.left_out["interactions"])
@@ -196,7 +212,7 @@ def _dataset_yaml(found: _Found) -> str:
         lines += [
             "  # Not used: these may be what the user did AFTER seeing the item (play time, basket size). They would",
             "  # give the answer away. Uncomment only what is known before the item is shown.",
-            *(f"  # - {_feature(f)}" for f in found.maybe_context),
+            *(f"  # - {_values(f)}" for f in found.maybe_context),
         ]
     lines += ["", "# Item text for the teacher's encoder; a clause whose columns are empty is left out."]
     lines.append(f"text: {one_line(schema.text)}")
@@ -205,6 +221,7 @@ def _dataset_yaml(found: _Found) -> str:
         "",
         "# How targets divide: time (the last 10 % test, the 10 % before validate), user (the last of each user),",
         "# or boundary (fixed instants: valid_from, test_from in unix seconds).",
+        *(f"# WARNING: {warning}" for warning in found.warnings if NEW_USERS in warning),
         "split: {kind: time, valid: 0.1, test: 0.1}",
     ]
     if schema.sampled_negatives:
@@ -228,14 +245,13 @@ def _task_line(task: Task, found: _Found) -> str:
             reason = "the next positive item among the whole catalogue"
         case BinaryTask() | RegressionTask():
             pass
-    values = task.model_dump(mode="json", exclude_defaults=True)
-    return f"  - {one_line({'kind': task.kind} | values)}  # {reason}"
+    return f"  - {_values(task)}  # {reason}"
 
 
 def _feature_lines(title: str, features: Sequence[Feature], left_out: Sequence[str]) -> list[str]:
     lines = ["", f"{title}:{'' if features else ' []'}"]
     for feature in features:
-        lines.append(f"  - {_feature(feature)}")
+        lines.append(f"  - {_values(feature)}")
     if left_out:
         lines.append(f"  # not used (constant, empty, free text or nearly all different): {', '.join(left_out)}")
     return lines
@@ -276,5 +292,8 @@ def _shards(config: InitConfig) -> str:
     return str(Path(config.out, "shards"))
 
 
-def _feature(feature: Feature) -> str:
-    return one_line({"kind": feature.kind} | feature.model_dump(mode="json", exclude_defaults=True))
+def _values(entry: Task | Feature) -> str:
+    """A task or feature on one line; of a regression always with its limits."""
+    limits = {"low": entry.low, "high": entry.high} if isinstance(entry, RegressionTask) else {}
+    said = entry.model_dump(mode="json", exclude_defaults=True, exclude=set(limits))
+    return one_line({"kind": entry.kind} | said | limits)
