@@ -32,7 +32,13 @@ _TITLE_WORDS = ("title", "headline", "caption")  # at the end of a longer name: 
 _TEXT_WORDS: tuple[str, ...] = ("summary", "description", "desc", "abstract", "plot", "overview", "synopsis", "body")
 _TEXT_WORDS += ("subtitle", "teaser")
 _OUTCOME_WORDS = ("dwell", "watch", "watched", "listened", "played", "rating", "playtime", "watchtime", "completion")
-_OUTCOME_PAIRS = ({"play", "time"}, {"read", "time"}, {"reading", "time"}, {"time", "spent"}, {"view", "time"})
+_OUTCOME_PAIRS: tuple[set[str], ...] = (
+    {"play", "time"},
+    {"read", "time"},
+    {"reading", "time"},
+    {"time", "spent"},
+    {"view", "time"},
+)
 _OUTCOME_PAIRS += ({"play", "duration"}, {"view", "duration"}, {"play", "seconds"}, {"scroll", "depth"})
 _RATING = ("rating", "stars", "score", "grade")
 _PROFILE = ("gender", "sex", "age", "agegroup", "agerange", "ageband")
