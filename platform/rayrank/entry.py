@@ -23,6 +23,7 @@ from rayrank.config import Config, ConfigError, load, path_fields, to_yaml
 from rayrank.locations import base_folder, resolve_paths
 from rayrank.pipeline.verbs import VERBS, Job, Pipeline
 
+_KEYS = "keys of the config (in a command: key=value, section.key=value; --show prints all, with their values):"
 DONE, FAILED, MISTAKE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -81,7 +82,7 @@ def _arguments(job: Job, program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
         description=VERBS[job.name].line,
-        epilog="keys of the config:\n" + _keys(job.config),
+        epilog=f"{_KEYS}\n{_keys(job.config)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="CONFIG.yaml a.b=c", help="the config file, then overrides")
@@ -96,12 +97,19 @@ def _flags_to_overrides(config: type[Config], argv: Sequence[str]) -> list[str]:
     return [f"{word[2:]}=true" if word in flags else word for word in argv]
 
 
-def _keys(config: type[Config]) -> str:
+def _keys(config: type[Config], prefix: str = "", deeper: bool = True) -> str:
+    """A line per key; below a section its own keys, but no more than one floor down: ``--show`` prints the rest."""
     rows = []
+    width = max(20, *(len(prefix) + len(name) for name in config.model_fields))
     for name, field in config.model_fields.items():
         default: Any = None if field.is_required() else field.get_default(call_default_factory=True)
-        text = "required" if field.is_required() else "default below" if isinstance(default, Config) else repr(default)
-        rows.append(f"  {name:<20} {field.description or ''} [{text if len(text) <= 60 else text[:57] + '…'}]")
+        text = "required" if field.is_required() else repr(default)
+        if isinstance(default, Config):
+            text = "its keys: below" if deeper else "its keys: --show"
+        key, text = f"{prefix}{name}", text if len(text) <= 60 else text[:57] + "…"
+        rows.append(f"  {key:<{width}} {field.description or ''} [{text}]")
+        if isinstance(default, Config) and deeper:
+            rows.append(_keys(type(default), f"  {key}.", deeper=False))
     return "\n".join(rows)
 
 

@@ -103,6 +103,27 @@ def test_a_job_without_default_asks_for_its_config(capsys) -> None:
     assert "this job needs a config file; fix: rayrank prepare CONFIG.yaml" in capsys.readouterr().err
 
 
+class LoudnessConfig(Config):
+    volume: int = Field(3, description="how loud")
+
+
+class SectionConfig(Config):
+    loudness: LoudnessConfig = Field(default_factory=LoudnessConfig, description="a section")
+
+
+class NestedConfig(Config):
+    voice: SectionConfig = Field(default_factory=SectionConfig, description="how it sounds")
+
+
+def test_help_shows_the_keys_of_sections_and_where_deeper_ones_are(capsys) -> None:
+    with pytest.raises(SystemExit):
+        run(Job("doctor", NestedConfig, echo), ["--help"], program="echo")
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "voice how it sounds [its keys: below]" in lines
+    assert "voice.loudness a section [its keys: --show]" in lines
+    assert not any("volume" in line for line in lines)
+
+
 def test_help_describes_every_key(call, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         call("--help")

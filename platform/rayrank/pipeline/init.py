@@ -5,30 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from pydantic import Field
 
 from rayrank.config import Config, ConfigError, DataPath, load, parse
 from rayrank.pipeline.init_jobs import job_files, one_line
+from rayrank.pipeline.init_keys import KeyConfig, Keys, Raw, choose_keys
 from rayrank.pipeline.prepare import PrepareConfig, sampled_warning
 from rayrank.schema import BinaryTask, DatasetSchema, Feature, MulticlassTask, RegressionTask, RetrievalTask, Task
 from rayrank.sources import guess, storage
 from rayrank.sources.config import open_source
-from rayrank.sources.profile import profile, sample
+from rayrank.sources.newcomers import new_in_test
+from rayrank.sources.profile import sample
 from rayrank.sources.source import EVERY_ROW
 
 NEGATIVES = 4
+NEARLY_ALL = 0.9
+NEW_USERS = "the test users of a split by time have no training rows (in the sample): write split: {kind: user} instead"
 Progress = Callable[[str], None]
-
-
-class KeyConfig(Config):
-    """Columns you name yourself; None is guessed."""
-
-    user: str | None = Field(None, description="user key column of the interactions")
-    item: str | None = Field(None, description="item key column of the interactions")
-    timestamp: str | None = Field(None, description="time column of the interactions")
 
 
 class InitConfig(Config):
@@ -70,9 +65,9 @@ class _Found:
 
     schema: DatasetSchema
     comments: Mapping[str, str]
-    items_key: str | None
-    users_key: str | None
+    keys: Keys
     left_out: Mapping[str, Sequence[str]]
+    outcomes: Sequence[RegressionTask]
     maybe_context: Sequence[Feature]
     warnings: tuple[str, ...]
 
@@ -128,39 +123,32 @@ def _write(texts: Mapping[Path, str], overwrite: bool) -> bool:
 
 
 def _guess(config: InitConfig) -> _Found:
-    tables: dict[str, pa.Table] = {"interactions": sample(config.interactions)}
-    for kind, path in (("items", config.items), ("users", config.users)):
-        tables[kind] = sample(path) if path is not None else pa.table({})
-    events, items, users = (profile(tables[k]) for k in ("interactions", "items", "users"))
+    paths = {"interactions": config.interactions, "items": config.items, "users": config.users}
+    raws = {kind: Raw.of(kind, p, sample(p) if p is not None else pa.table({})) for kind, p in paths.items()}
+    tables = {kind: raw.table for kind, raw in raws.items()}
+    events, items, users = (raw.columns for raw in raws.values())
     if not tables["interactions"].num_rows:
         raise ConfigError("interactions", config.interactions, "interactions must not be empty", "check the files")
-    keys = config.keys
-    user = guess.Guess(keys.user, "given") if keys.user else guess.guess_key(events, "user", config.interactions, users)
-    item = guess.Guess(keys.item, "given") if keys.item else guess.guess_key(events, "item", config.interactions, items)
-    time, unit = (
-        (guess.Guess(keys.timestamp, "given"), guess.time_unit(_known(events, keys.timestamp, config.interactions)))
-        if keys.timestamp
-        else guess.guess_time(events, config.interactions)
-    )
+    keys = choose_keys(config.keys, raws)
+    user, item, time = keys.user, keys.item, keys.time
     request = guess.guess_request(events)
     used = [user.name, item.name, time.name, *([request] if request else [])]
     labels = guess.guess_tasks(events, used)
     tasks: list[Task] = [task for task, _ in labels] or [BinaryTask(name="click", column=EVERY_ROW)]
     positive = next(task for task in tasks if isinstance(task, BinaryTask))
-    users_key = _entity_key(users, user.name, "user", config.users)
-    items_key = _entity_key(items, item.name, "item", config.items)
-    tasks += guess.guess_profiles(users, [users_key or ""])
+    items_key, users_key = (key.name if key else "" for key in (keys.items_item, keys.users_user))
+    tasks += guess.guess_profiles(users, [users_key])
     tasks.append(RetrievalTask(name=f"next_{positive.name}", positive=positive.name))
-    title, text, text_columns = guess.guess_text(items, [items_key or ""])
+    title, text, text_columns = guess.guess_text(items, [items_key])
     context, left_events = guess.guess_features(tables["interactions"], events, [*used, *(t.column for t, _ in labels)])
-    item_features, left_items = guess.guess_features(tables["items"], items, [items_key or "", *text_columns])
-    user_features, left_users = guess.guess_features(tables["users"], users, [users_key or ""])
+    item_features, left_items = guess.guess_features(tables["items"], items, [items_key, *text_columns])
+    user_features, left_users = guess.guess_features(tables["users"], users, [users_key])
     schema = DatasetSchema(
         name=config.name or Path(config.out).name,
         user_id=user.name,
         item_id=item.name,
         timestamp=time.name,
-        time_unit=unit,  # type: ignore[arg-type]
+        time_unit=keys.time_unit,  # type: ignore[arg-type]
         request_id=request,
         tasks=tuple(tasks),
         user_features=tuple(user_features),
@@ -174,32 +162,23 @@ def _guess(config: InitConfig) -> _Found:
     comments = {"user_id": user.reason, "item_id": item.reason, "timestamp": time.reason}
     comments |= {task.name: reason for task, reason in labels}
     left = {"interactions": left_events, "items": left_items, "users": left_users}
-    maybe = [f for f in context if not guess.known_beforehand(f)]
-    return _Found(schema, comments, items_key, users_key, left, maybe, _warnings(schema, config))
+    outcomes = guess.guess_outcomes(events, [*used, *(task.column for task, _ in labels)])
+    told = {task.column for task in outcomes}
+    maybe = [f for f in context if not guess.known_beforehand(f) and f.column not in told]
+    warnings = _warnings(schema, config, tables["interactions"])
+    return _Found(schema, comments, keys, left, outcomes, maybe, warnings)
 
 
-def _entity_key(profiles: guess.Profiles, name: str, kind: str, path: str | None) -> str | None:
-    """The key column of the items or users table: the same name as in the interactions, or a guess."""
-    if path is None or name in profiles:
-        return name if path is not None else None
-    return guess.guess_key(profiles, kind, path).name
-
-
-def _known(profiles: guess.Profiles, name: str, where: str) -> Any:
-    if name not in profiles:
-        raise ConfigError(
-            f"{where}: {name}", None, f"column is missing; the file has: {', '.join(profiles)}", "correct it"
-        )
-    return profiles[name]
-
-
-def _warnings(schema: DatasetSchema, config: InitConfig) -> tuple[str, ...]:
+def _warnings(schema: DatasetSchema, config: InitConfig, events: pa.Table) -> tuple[str, ...]:
     found = []
     if schema.sampled_negatives:
         found.append(sampled_warning(schema))
     if schema.text is None:
         why = "no items table" if config.items is None else "no text column in the items table"
         found.append(f"{why}: the teacher will know items by id and attributes only")
+    new = new_in_test(events, schema)
+    if new >= NEARLY_ALL:
+        found.append(f"{new:.0%} of {NEW_USERS}")
     return tuple(found)
 
 
@@ -220,6 +199,12 @@ def _dataset_yaml(found: _Found) -> str:
         lines.append(f"request_id: {one_line(schema.request_id)}  # impressions of one request never see each other")
     lines += ["", "# What is predicted. Missing labels are fine: they train nothing.", "tasks:"]
     lines += [_task_line(task, found) for task in schema.tasks]
+    if found.outcomes:
+        lines += [
+            "  # Numbers that look like an outcome: uncomment what is to be predicted. low and high are those of the",
+            "  # sample; no label may be outside them.",
+            *(f"  # - {_values(task)}" for task in found.outcomes),
+        ]
     lines += _feature_lines("user_features", schema.user_features, found.left_out["users"])
     lines += _feature_lines("item_features", schema.item_features, found.left_out["items"])
     lines += _feature_lines("context_features", schema.context_features, found.left_out["interactions"])
@@ -227,7 +212,7 @@ def _dataset_yaml(found: _Found) -> str:
         lines += [
             "  # Not used: these may be what the user did AFTER seeing the item (play time, basket size). They would",
             "  # give the answer away. Uncomment only what is known before the item is shown.",
-            *(f"  # - {_feature(f)}" for f in found.maybe_context),
+            *(f"  # - {_values(f)}" for f in found.maybe_context),
         ]
     lines += ["", "# Item text for the teacher's encoder; a clause whose columns are empty is left out."]
     lines.append(f"text: {one_line(schema.text)}")
@@ -236,6 +221,7 @@ def _dataset_yaml(found: _Found) -> str:
         "",
         "# How targets divide: time (the last 10 % test, the 10 % before validate), user (the last of each user),",
         "# or boundary (fixed instants: valid_from, test_from in unix seconds).",
+        *(f"# WARNING: {warning}" for warning in found.warnings if NEW_USERS in warning),
         "split: {kind: time, valid: 0.1, test: 0.1}",
     ]
     if schema.sampled_negatives:
@@ -259,14 +245,13 @@ def _task_line(task: Task, found: _Found) -> str:
             reason = "the next positive item among the whole catalogue"
         case BinaryTask() | RegressionTask():
             pass
-    values = task.model_dump(mode="json", exclude_defaults=True)
-    return f"  - {one_line({'kind': task.kind} | values)}  # {reason}"
+    return f"  - {_values(task)}  # {reason}"
 
 
 def _feature_lines(title: str, features: Sequence[Feature], left_out: Sequence[str]) -> list[str]:
     lines = ["", f"{title}:{'' if features else ' []'}"]
     for feature in features:
-        lines.append(f"  - {_feature(feature)}")
+        lines.append(f"  - {_values(feature)}")
     if left_out:
         lines.append(f"  # not used (constant, empty, free text or nearly all different): {', '.join(left_out)}")
     return lines
@@ -275,10 +260,9 @@ def _feature_lines(title: str, features: Sequence[Feature], left_out: Sequence[s
 def _entities(config: InitConfig, found: _Found) -> dict[str, str]:
     """The raw tables of items and users, as the configs of prepare and export_served name them."""
     named = {"items": config.items, "users": config.users}
-    if found.items_key and found.items_key != found.schema.item_id:
-        named["items_key"] = found.items_key
-    if found.users_key and found.users_key != found.schema.user_id:
-        named["users_key"] = found.users_key
+    own = {"items_key": (found.keys.items_item, found.schema.item_id)}
+    own["users_key"] = (found.keys.users_user, found.schema.user_id)
+    named |= {name: key.name for name, (key, usual) in own.items() if key is not None and key.name != usual}
     return {key: value for key, value in named.items() if value is not None}
 
 
@@ -286,7 +270,9 @@ def _prepare_yaml(config: InitConfig, found: _Found, dataset: str) -> str:
     rows = {"kind": "tables", "dataset": dataset, "interactions": config.interactions}
     rows |= _entities(config, found)
     lines = ["# rayrank prepare THIS_FILE", "source:"]
-    lines += [f"  {key}: {one_line(value)}" for key, value in rows.items()]
+    own = {"items_key": found.keys.items_item, "users_key": found.keys.users_user}
+    reasons = {name: f"  # {key.reason}" for name, key in own.items() if key is not None}
+    lines += [f"  {key}: {one_line(value)}{reasons.get(key, '')}" for key, value in rows.items()]
     lines += [f"path: {one_line(_shards(config))}  # where the prepared dataset goes"]
     return "\n".join(lines) + "\n"
 
@@ -306,5 +292,8 @@ def _shards(config: InitConfig) -> str:
     return str(Path(config.out, "shards"))
 
 
-def _feature(feature: Feature) -> str:
-    return one_line({"kind": feature.kind} | feature.model_dump(mode="json", exclude_defaults=True))
+def _values(entry: Task | Feature) -> str:
+    """A task or feature on one line; of a regression always with its limits."""
+    limits = {"low": entry.low, "high": entry.high} if isinstance(entry, RegressionTask) else {}
+    said = entry.model_dump(mode="json", exclude_defaults=True, exclude=set(limits))
+    return one_line({"kind": entry.kind} | said | limits)

@@ -73,6 +73,37 @@ part: test                       # valid: for choosing between models; test: for
 output: $evaluation  # evaluation.json, metrics.csv, report.html, plots, scores
 tracking: $tracking
 """
+_COMPARE = """\
+# rayrank compare THIS_FILE
+# Any bundles of one dataset on the same rows; everything is said of a bundle beside the reference.
+dataset: $dataset
+bundles:                         # name -> bundle; add compressed ones, other seeds, other students
+  teacher: $teacher
+  student: $student
+reference: teacher
+part: test                       # valid: for choosing between models; test: for reports only
+slices:
+  cold_user_events: 5            # users and items with fewer training events are cold; the others are cut in thirds
+  cold_item_events: 5
+output: $compare  # compare.json, compare.md, plots, scores
+tracking: $tracking
+"""
+_COMPRESS = """\
+# rayrank compress THIS_FILE
+# Optional: a smaller student. Exit code 3 and nothing written when the gate refuses; the numbers are printed anyway.
+bundle: $student
+dataset: $dataset
+output: $smaller
+method:
+  kind: narrow                   # the student keeps so many …
+  hidden: 48                     # … units of its first layer, then learns to say what the original says
+gate:                            # against the original; null leaves a number out
+  max_score_difference: 0.1      # of any score, on a scale of 0 to 1
+  min_kendall_tau: 0.9           # order of a request's candidates
+  max_ndcg_drop: 0.005
+  max_logloss_ratio: 1.01
+tracking: $tracking
+"""
 _PROMOTE = """\
 # rayrank promote THIS_FILE
 # Exit code 3 and nothing changed when a gate refuses.
@@ -100,10 +131,25 @@ input:
 output: $scores
 actors: 2                        # scoring processes, one logical CPU each; 0: this process, without Ray
 """
+_FUNNEL = """\
+# rayrank funnel THIS_FILE
+# Optional: retrieve N1 -> the student hands on N2 -> the teacher orders them -> k are shown. What does each cut lose?
+dataset: $dataset
+releases: $releases  # the champion is measured
+part: valid                      # valid: to choose (N1, N2); test: to report
+requests: 200                    # one per user; the teacher scores the whole catalogue for each
+k: 10
+pools: [100, 200, 500]           # N1
+reranks: [0, 20, 50, 100, 200]   # N2; 0: the student's order is final
+budget_ms: 50                    # from the user's state to the answer, in one process on one thread …
+share: 0.95                      # … for this share of requests
+output: $funnel  # funnel.json, funnel.md, plots
+tracking: $tracking
+"""
 _SERVE = """\
-# rayrank serve THIS_FILE, then http://127.0.0.1:8000/docs
+# rayrank serve THIS_FILE, then http://127.0.0.1:8000 (the API: /docs)
 releases: $releases  # the champion is served
-# playground: serve_apps/playground.html   # of the checkout: a page at / to try it with
+$playground
 # now: 1700000000                # unix seconds taken for the present, where the log ended long ago
 http: {host: 127.0.0.1, port: 8000}
 # policy: policy.yaml            # editors' rules: filters, boosts, caps, pins, exploration; followed when edited
@@ -118,8 +164,10 @@ output: $served_tables
 window_s: 86400                  # feedback counts up to so many seconds after the answer
 $entities"""
 _FOLDERS = (
-    "cache", "teacher", "labels", "tune", "student", "evaluation", "releases", "scores", "served", "served_tables",
+    "cache", "teacher", "labels", "tune", "student", "evaluation", "compare", "releases", "scores", "funnel", "served",
+    "served_tables",
 )  # fmt: skip
+_PAGE = "serve_apps/playground.html"
 _SKIP = "# skip: [latency]              # leave gates out; the release says so"
 _NO_BASE_RATE = "skip: [calibration]            # sampled negatives: how often people click is made up"
 _REGRESSION_WEIGHT = 0.5
@@ -135,6 +183,8 @@ def job_files(folder: str, dataset: str, schema: DatasetSchema, entities: Mappin
     values |= _names(folder, dataset, schema)
     values["skip"] = _NO_BASE_RATE if schema.sampled_negatives else _SKIP
     values["encoder"] = _TEXT if schema.text else _NO_TEXT
+    values["playground"] = _playground()
+    values["smaller"] = one_line(str(Path(folder, "student-small")))
     values["entities"] = "".join(f"{name}: {one_line(path)}\n" for name, path in entities.items())
     student = "" if schema.text else "model: {kind: student, inputs: {text: false}}\n"
     distillation = Template(_DISTILLATION).substitute(values) + student
@@ -144,12 +194,22 @@ def job_files(folder: str, dataset: str, schema: DatasetSchema, entities: Mappin
         "tune": Template(_TUNE).substitute(values) + indent(distillation, "  "),
         "distill": f"# rayrank distill THIS_FILE\n{distillation}",
         "evaluate": Template(_EVALUATE).substitute(values),
+        "compare": Template(_COMPARE).substitute(values),
+        "compress": Template(_COMPRESS).substitute(values),
         "promote": Template(_PROMOTE).substitute(values),
         "score": Template(_SCORE).substitute(values),
+        "funnel": Template(_FUNNEL).substitute(values),
         "serve": Template(_SERVE).substitute(values),
         "export_served": Template(_EXPORT_SERVED).substitute(values),
     }
     return {Path(folder, f"{name}.yaml"): text for name, text in texts.items()}
+
+
+def _playground() -> str:
+    """The page that a checkout has; an installed package has none."""
+    if Path(_PAGE).is_file():
+        return f"playground: {_PAGE}   # a page at / to try it with; found from the checkout's folder"
+    return f"# playground: {_PAGE}   # of a checkout: a page at / to try it with"
 
 
 def _names(folder: str, dataset: str, schema: DatasetSchema) -> dict[str, str]:

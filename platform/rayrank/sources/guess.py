@@ -28,6 +28,18 @@ _TIME: tuple[str, ...] = ("timestamp", "time", "ts", "eventtime", "unixtime", "t
 _TIME += ("date", "eventdate", "clickedat", "viewedat")
 _REQUEST = ("requestid", "impressionid", "imprid", "reqid", "queryid", "slateid")
 _TITLE = ("title", "name", "headline", "productname", "itemname", "movietitle", "caption")
+_TITLE_WORDS = ("title", "headline", "caption")  # at the end of a longer name: news_title, articleHeadline
+_TEXT_WORDS: tuple[str, ...] = ("summary", "description", "desc", "abstract", "plot", "overview", "synopsis", "body")
+_TEXT_WORDS += ("subtitle", "teaser")
+_OUTCOME_WORDS = ("dwell", "watch", "watched", "listened", "played", "rating", "playtime", "watchtime", "completion")
+_OUTCOME_PAIRS: tuple[set[str], ...] = (
+    {"play", "time"},
+    {"read", "time"},
+    {"reading", "time"},
+    {"time", "spent"},
+    {"view", "time"},
+)
+_OUTCOME_PAIRS += ({"play", "duration"}, {"view", "duration"}, {"play", "seconds"}, {"scroll", "depth"})
 _RATING = ("rating", "stars", "score", "grade")
 _PROFILE = ("gender", "sex", "age", "agegroup", "agerange", "ageband")
 _CONTEXT: tuple[str, ...] = ("device", "platform", "os", "browser", "country", "language", "locale", "tab", "page")
@@ -56,19 +68,22 @@ def guess_key(profiles: Profiles, kind: str, where: str, other: Profiles | None 
     Raises:
         ConfigError: no column looks like one.
     """
-    habits = _USER if kind == "user" else _ITEM
-    for habit in habits:
-        for name in profiles:
-            if _plain(name) == habit:
-                return Guess(name, "by its name")
+    habit = _habit(profiles, kind)
+    if habit is not None:
+        return Guess(habit, "by its name")
     shared = [n for n in profiles if other is not None and n in other and other[n].distinct == other[n].rows]
     if shared:
         return Guess(shared[0], f"unique in the {kind}s table and present here")
-    ending = [n for n in profiles if re.search(rf"{kind}.*id$|^id$", n.lower())]
-    if ending:
-        return Guess(ending[0], "by its name")
+    ending = _ending(profiles, kind)
+    if ending is not None:
+        return Guess(ending, "by its name")
     fix = f"name it {kind}_id, or give keys.{kind}=<column>"
     raise ConfigError(where, list(profiles), f"no column looks like the {kind} key", fix)
+
+
+def named_key(profiles: Profiles, kind: str) -> str | None:
+    """The column that has a name as user or item keys ("user", "item") have it."""
+    return _habit(profiles, kind) or _ending(profiles, kind)
 
 
 def guess_time(profiles: Profiles, where: str) -> tuple[Guess, str]:
@@ -85,7 +100,8 @@ def guess_time(profiles: Profiles, where: str) -> tuple[Guess, str]:
         fix = "add a column of unix times or ISO-8601 times, or give keys.timestamp=<column>"
         raise ConfigError(where, list(profiles), "no column looks like a time", fix)
     found = profiles[usable[0]]
-    return Guess(usable[0], "by name and magnitude" if found.kind == "number" else "times as text"), time_unit(found)
+    reason = {"number": "by name and magnitude", "time": "its values are timestamps"}.get(found.kind, "times as text")
+    return Guess(usable[0], reason), time_unit(found)
 
 
 def time_unit(column: ColumnProfile) -> str:
@@ -123,6 +139,18 @@ def guess_tasks(profiles: Profiles, taken: Iterable[str]) -> list[tuple[BinaryTa
     return found
 
 
+def guess_outcomes(profiles: Profiles, taken: Iterable[str]) -> list[RegressionTask]:
+    """Numbers that by their name tell what the user did with the item (dwell, watch time, a rating)."""
+    found = []
+    for name, column in profiles.items():
+        words = set(_words(name))
+        outcome = words & set(_OUTCOME_WORDS) or any(pair <= words for pair in _OUTCOME_PAIRS)
+        if outcome and name not in set(taken) and column.kind == "number" and column.low < column.high:
+            low = min(0.0, column.low)
+            found.append(RegressionTask(name=_task_name(name), column=name, low=low, high=column.high))
+    return found
+
+
 def guess_profiles(profiles: Profiles, taken: Iterable[str]) -> list[MulticlassTask]:
     """User attributes with few values and a name that says they describe the person."""
     return [
@@ -157,11 +185,12 @@ def known_beforehand(feature: Feature) -> bool:
 
 def guess_text(profiles: Profiles, taken: Iterable[str]) -> tuple[str | None, str | None, list[str]]:
     """Title column, text template and its columns; None where nothing reads like text."""
-    names = [n for n, p in profiles.items() if n not in set(taken) and p.kind == "text"]
-    texts = [n for n in names if profiles[n].words and profiles[n].distinct > 0.3 * profiles[n].rows]
-    titles = [n for n in names if profiles[n].distinct > 0.3 * profiles[n].rows]
-    title = next((n for habit in _TITLE for n in titles if _plain(n) == habit), None)
-    long = [n for n in texts if n != title and not _is_link(n)]
+    names = [n for n, p in profiles.items() if n not in set(taken) and p.kind == "text" and p.distinct > 1]
+    varied = [n for n in names if profiles[n].distinct > 0.3 * profiles[n].rows]
+    title = next((n for habit in _TITLE for n in names if _plain(n) == habit), None)
+    title = title or next((n for n in names if _words(n)[-1:] and _words(n)[-1] in _TITLE_WORDS), None)
+    called = [n for n in names if set(_words(n)) & set(_TEXT_WORDS)]
+    long = [n for n in names if profiles[n].words and (n in varied or n in called) and n != title and not _is_link(n)]
     columns = [*([title] if title else []), *long]
     return title, ". ".join(f"{{{n}}}" for n in columns) or None, columns
 
@@ -197,6 +226,15 @@ def _feature(table: pa.Table, column: ColumnProfile) -> Feature | None:
     return CategoricalFeature(name=_task_name(name), column=name, min_count=1 if column.distinct <= 50 else 5)
 
 
+def _habit(profiles: Profiles, kind: str) -> str | None:
+    habits = _USER if kind == "user" else _ITEM
+    return next((name for habit in habits for name in profiles if _plain(name) == habit), None)
+
+
+def _ending(profiles: Profiles, kind: str) -> str | None:
+    return next((n for n in profiles if re.search(rf"{kind}.*id$|^id$", n.lower())), None)
+
+
 def _task_name(column: str) -> str:
     return re.sub(r"\W+", "_", column.lower()).removeprefix("is_").strip("_") or "label"
 
@@ -207,6 +245,11 @@ def _texts(values: Iterable[object]) -> list[str]:
 
 def _is_link(name: str) -> bool:
     return any(word in name.lower() for word in ("url", "link", "image", "poster", "path"))
+
+
+def _words(name: str) -> list[str]:
+    """The words of a column's name: ``watch_time_s`` and ``watchTimeS`` have three."""
+    return re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
 
 
 def _plain(name: str) -> str:

@@ -90,13 +90,13 @@ def test_outcomes_are_no_context_unless_uncommented(tmp_path: Path) -> None:
         f"{k % 7},{k % 11},{1_700_000_000 + k},{k % 2},{k * 13 % 5000},{'phone' if k % 3 else 'tv'}" for k in range(300)
     ]
     (tmp_path / "events.csv").write_text(
-        "user_id,item_id,timestamp,is_click,play_time,device\n" + "\n".join(rows) + "\n"
+        "user_id,item_id,timestamp,is_click,basket_size,device\n" + "\n".join(rows) + "\n"
     )
     schema, _, _ = _run(tmp_path)
     assert [f.name for f in schema.context_features] == ["device"]
     assert [t.name for t in schema.event_tasks] == ["click"]
     text = (tmp_path / "made" / "dataset.yaml").read_text()
-    assert "# - {kind: numeric, name: play_time, column: play_time}" in text
+    assert "# - {kind: numeric, name: basket_size, column: basket_size}" in text
     load(DatasetSchema, _uncommented(tmp_path, text))
 
 

@@ -11,11 +11,12 @@ import pytest
 from rayrank.config import load, path_fields
 from rayrank.entry import run
 from rayrank.pipeline.init_jobs import job_files
-from rayrank.pipeline.verbs import bind
+from rayrank.pipeline.verbs import VERBS, bind
 from rayrank.schema import BinaryTask, DatasetSchema, RegressionTask
 from tests.published_layouts import kuairand, mind
 
-JOBS = ("train_teacher", "label", "tune", "distill", "evaluate", "promote", "score", "serve", "export_served")
+JOBS: tuple[str, ...] = ("train_teacher", "label", "tune", "distill", "evaluate", "compare", "compress", "promote")
+JOBS += ("score", "funnel", "serve", "export_served")
 SHORT = ("learning.epochs=1", "learning.rows.epochs=1", "tracking={kind: none}")
 SMALL: dict[str, tuple[str, ...]] = {
     "prepare": ("engine=local",),
@@ -23,6 +24,8 @@ SMALL: dict[str, tuple[str, ...]] = {
     "label": ("actors=0",),
     "distill": SHORT,
     "evaluate": ("resamples=50", "cost_requests=5", "tracking={kind: none}"),
+    "compare": ("resamples=100", "cost_requests=5", "tracking={kind: none}"),
+    "funnel": ("requests=10", "timed=5", "repeats=1", "tracking={kind: none}"),
     "promote": (
         "resamples=100",
         "tracking={kind: none}",
@@ -52,7 +55,7 @@ def check_written(made: Path) -> None:
         config = load(bind(job).config, made / f"{job}.yaml")
         places = {name: place.removeprefix("sqlite:///") for name, place in path_fields(config).items()}
         outside = {name for name, place in places.items() if not place.startswith(str(made))}
-        assert outside <= {"cluster.address", "items", "users"}, job  # what was given to init
+        assert outside <= {"cluster.address", "items", "users", "playground"}, job  # what was given to init, and a page
         ask(job, str(made / f"{job}.yaml"), "--show")
 
 
@@ -77,6 +80,23 @@ def test_names_and_weights_come_from_folder_and_tasks(tmp_path: Path) -> None:
     assert "my shop/served}" in texts["serve"]
 
 
+def test_every_job_of_the_examples_is_written(tmp_path: Path) -> None:
+    ask("init", f"interactions={clicks(tmp_path)}", f"out={tmp_path}/made")
+    written = {path.stem for path in (tmp_path / "made").glob("*.yaml")} - {"dataset"}
+    examples = {path.stem for path in Path("jobs/configs/synthetic").glob("*.yaml")} & set(VERBS)
+    assert written == examples | {"export_served"}
+
+
+def test_the_playground_is_on_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = f"interactions={clicks(tmp_path)}"
+    ask("init", source, f"out={tmp_path}/here")
+    assert load(bind("serve").config, tmp_path / "here" / "serve.yaml").playground == "serve_apps/playground.html"
+    monkeypatch.chdir(tmp_path)
+    ask("init", source, f"out={tmp_path}/elsewhere")
+    assert load(bind("serve").config, tmp_path / "elsewhere" / "serve.yaml").playground is None
+    assert "# playground: " in (tmp_path / "elsewhere" / "serve.yaml").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("text", [True, False], ids=["items with titles", "clicks alone"])
 def test_from_clicks_to_scores_with_nothing_but_what_init_wrote(tmp_path: Path, text: bool) -> None:
@@ -85,10 +105,23 @@ def test_from_clicks_to_scores_with_nothing_but_what_init_wrote(tmp_path: Path, 
     ask("init", f"interactions={clicks(tmp_path)}", *items, f"out={made}")
     check_written(made)
     encoder = ["encoder={kind: tiny, width: 16}"] if text else []
-    for job in ("validate", "prepare", "train_teacher", "label", "distill", "evaluate", "promote", "score"):
+    path = (
+        "validate",
+        "prepare",
+        "train_teacher",
+        "label",
+        "distill",
+        "evaluate",
+        "compare",
+        "promote",
+        "score",
+        "funnel",
+    )
+    for job in path:
         more = encoder if job == "train_teacher" else []
         file = "prepare" if job == "validate" else job
         ask(job, str(made / f"{file}.yaml"), *SMALL.get(job, ()), *more)
+    assert {"compare/compare.md", "funnel/funnel.md"} <= {f"{p.parent.name}/{p.name}" for p in made.glob("*/*.md")}
     assert "score" in pq.read_table(made / "scores").column_names
     assert pq.read_table(made / "scores").num_rows > 0
 
