@@ -148,7 +148,7 @@ def test_a_second_run_finds_everything_and_an_interrupted_one_goes_on(small, tmp
     lines: list[str] = []
     second = label(_config(small, folder), lines.append)
     assert second.reused_shards == first.shards - 1
-    assert len(lines) == 1
+    assert [line for line in lines if line.startswith("shard")] == [lines[-1]], "one shard was missing"
     np.testing.assert_equal(_soft(folder), before)
     lines.clear()
     assert label(_config(small, folder), lines.append).reused_shards == first.shards

@@ -85,7 +85,7 @@ def test_put_status_remove(desk: Desk, caplog: pytest.LogCaptureFixture) -> None
         ({}, "body"),
         ({"items": [{"text": SECRET}]}, "items.0.item_id"),
         ({"items": [{"item_id": "a", "text": SECRET * 1000}]}, "items.0.text"),
-        ({"items": [{"item_id": "a", "attributes": {"genres": [SECRET]}}]}, "items.0.attributes.genres"),
+        ({"items": [{"item_id": "a", "attributes": {"genres": {"a": SECRET}}}]}, "items.0.attributes.genres"),
         ({"items": [{"item_id": "a", "colour": SECRET}]}, "items.0.colour"),
         ({"items": [{"item_id": "a", "attributes": {"year": 10**400}}]}, "items.0.attributes.year"),
         ({"items": ["a", "a"]}, "body"),

