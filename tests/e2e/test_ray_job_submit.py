@@ -47,6 +47,7 @@ class HeadNode:
         path = os.pathsep.join([str(Path(sys.executable).parent), plain.get("PATH", "")])
         self.environment = {**plain, "HOME": str(self.home), "PATH": path, "RAY_AUTH_MODE": "token"}
         self.environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder / "ray")}
+        self.environment["RAY_agent_register_timeout_ms"] = "240000"  # a head gives up after 30 s on a busy machine
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -85,7 +86,13 @@ class HeadNode:
 
     def submit(self, *entry: str, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:
         command = [*RAY, "job", "submit", "--address", self.address, "--working-dir", "."]
-        return self.call([*command, "--runtime-env", "jobs/runtime_env.yaml", "--", *entry], timeout)
+        command += ["--runtime-env", "jobs/runtime_env.yaml", "--", *entry]
+        last = time.monotonic() + 90.0
+        while True:
+            done = self.call(command, timeout)
+            if "No available agent" not in done.stderr or time.monotonic() > last:  # the head listens before its agent
+                return done
+            time.sleep(2.0)
 
     def stop(self) -> None:
         """Ray's daemons leave the process group, but every one carries the session folder in its command line."""
