@@ -68,10 +68,11 @@ def test_the_other_jobs_of_kuairand_go_on_from_its_teacher(root: Path, tmp_path:
 
     asked = [data, teacher, f"output={tmp_path}/l", "actors=0"]
     label(load(LabelConfig, root / "jobs/configs/kuairand/label.yaml", asked), quiet)
-    made = (data, teacher, f"labels={tmp_path}/l", f"output={tmp_path}/s", "learning.epochs=1", "learning.rows.epochs=1")
+    made = (data, teacher, f"labels={tmp_path}/l", f"output={tmp_path}/s", *SMALL[:2])
     assert distill(config(DistillConfig, "distill", *made), quiet).metrics["streaming/click/auc"] > 0.4
     both = (data, teacher, student, releases)
-    assert evaluate(config(EvaluateConfig, "evaluate", *both, f"output={tmp_path}/e", *timed), quiet).comparison.task == "click"
+    evaluated = evaluate(config(EvaluateConfig, "evaluate", *both, f"output={tmp_path}/e", *timed), quiet)
+    assert evaluated.comparison.task == "click"
     bundles = (f"bundles.teacher={tmp_path}/t", f"bundles.student={tmp_path}/s")
     compare(config(CompareConfig, "compare", data, *bundles, f"output={tmp_path}/c", *timed), quiet)
     small = (data, f"bundle={tmp_path}/s", f"output={tmp_path}/small", "method.recovery.steps=5", "requests=5")
