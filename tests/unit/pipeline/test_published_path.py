@@ -19,6 +19,7 @@ from rayrank.pipeline.init import InitConfig, init
 from rayrank.pipeline.label import LabelConfig, label
 from rayrank.pipeline.prepare import PrepareConfig, prepare
 from rayrank.pipeline.promote import PromoteConfig, promote
+from rayrank.pipeline.score import ScoreConfig, score
 from rayrank.pipeline.train_teacher import TrainTeacherConfig, train_teacher
 from rayrank.pipeline.validate import ValidateConfig, validate
 from rayrank.pipeline.verbs import bind
@@ -80,6 +81,8 @@ def test_the_other_jobs_of_kuairand_go_on_from_its_teacher(root: Path, tmp_path:
     skipped = f"gates.skip=[{', '.join(get_args(Gate))}]"
     promoted = promote(config(PromoteConfig, "promote", *both, skipped, "gates.requests=20", "resamples=100"), quiet)
     assert promoted.release is not None
+    asked = [releases, f"output={tmp_path}/scores", "actors=0"]
+    assert score(load(ScoreConfig, root / "jobs/configs/kuairand/score.yaml", asked), quiet).rows > 0
     cuts = ("requests=10", "timed=5", "repeats=1", "pools=[20]", "reranks=[0, 10]")
     assert funnel(config(FunnelConfig, "funnel", data, releases, f"output={tmp_path}/f", *cuts), quiet).task == "click"
 
