@@ -89,7 +89,7 @@ class Loader(IterableDataset[SequenceBatch]):
         for lane in dealt.of_rank(rank, world):
             for ref in lane:
                 batch = collate(opened.read_group(ref.shard, ref.group), opened.schema)
-                yield from micro_batches(batch, ref)
+                yield from (found for found in micro_batches(batch, ref) if found is not None)
 
 
 def loader(dataset: str) -> Iterable[SequenceBatch]:

@@ -103,7 +103,7 @@ def _latencies(
 
         return work
 
-    arms: dict[str, Callable[[], object]] = {"student": student} | {f"teacher {n}": teacher(n) for n in sizes}
+    arms: dict[str, Callable[[], object]] = {"student": student, **{f"teacher {n}": teacher(n) for n in sizes}}
     times = timed(arms, rounds)
     clocks = {"": times.wall, PROCESSOR: times.processor}
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def label_vs_naive(bundle: Bundle, dataset: Dataset, targets: int, rounds: int) 
                 raise AssertionError(f"naive labels, items {name}: Spearman {agreement:.4f} with the label job's")
             found[f"label_vs_naive, Spearman, items {name}"] = agreement
         arms: dict[str, Callable[[], object]] = {"ours": lambda: labeller.label(place)}
-        arms |= {name: (lambda way=way: way(batch, labelled_P2[few])) for name, way in ways.items()}
+        arms |= {name: partial(way, batch, labelled_P2[few]) for name, way in ways.items()}
         times = timed(arms, rounds)
     scale = len(labelled_P2) / len(few)
     found |= times.ratios("label_vs_naive", "read" if "read" in ways else "looked up", "ours", scale)

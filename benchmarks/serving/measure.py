@@ -40,7 +40,7 @@ def in_turn(arms: Mapping[str, Arm], rounds: int) -> list[dict[str, Slice]]:
     """Every arm once a round; who goes first alternates, so that whatever else the machine does meets all."""
     found = []
     for number in range(rounds):
-        names = list(arms) if number % 2 == 0 else list(reversed(arms))
+        names = list(arms) if number % 2 == 0 else list(arms)[::-1]
         found.append({name: arms[name]().sound for name in names})
     return found
 

@@ -32,7 +32,7 @@ from rayrank.sources.encoders import PackageEncoder, resolve_encoder
 
 ROWS_AT_ONCE = 64
 VALID_EVENTS = 10_000
-LABELS = (BinaryTask, RegressionTask)
+LABELS: tuple[type[BinaryTask | RegressionTask], ...] = (BinaryTask, RegressionTask)
 """The naive loop learns the first task of each."""
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from rayrank.config import ConfigError
-from rayrank.on_ray.cluster import QUIET, ClusterConfig, ensure_cluster, local_cpus, prepare_environment
+from rayrank.on_ray.cluster import QUIET, Cluster, ClusterConfig, ensure_cluster, local_cpus, prepare_environment
 
 
 def test_a_dead_address_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +57,13 @@ def test_workers_of_a_checkout_find_the_library(monkeypatch: pytest.MonkeyPatch)
 def test_a_local_ray_pretends_to_have_room_for_data_tasks() -> None:
     assert local_cpus(ClusterConfig()) >= 4
     assert local_cpus(ClusterConfig(logical_cpus=2)) == 2
+
+
+def test_more_logical_cpus_than_cores_are_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert Cluster("a", 4.0, 0.0, started_here=True).room == "4 logical CPUs on 2 cores"
+    assert Cluster("a", 2.0, 0.0, started_here=True).room == "2 logical CPUs"
+    assert Cluster("a", 64.0, 0.0, started_here=False).room == "64 logical CPUs"  # of other machines
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from rayrank.on_ray.cluster import Cluster, ClusterConfig, check_capacity, ensur
 from rayrank.on_ray.fit import Fitted, Listeners, fit
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.train import Workers, run_distributed, run_in_process
+from rayrank.sources.encoders import HubEncoder, hub_commit
 from rayrank.sources.manifest import read_manifest, write_manifest
 
 ALONE = Workers(count=0, gpu="never")
@@ -179,6 +180,26 @@ def test_a_run_with_other_files_in_its_encoder_folder_is_another(small, tmp_path
     (tmp_path / name).unlink()
     with pytest.raises(ConfigError, match="an encoder folder must hold this file"):
         run_key(task)
+
+
+def test_a_run_with_a_branch_of_the_hub_that_has_moved_is_another(small, tmp_path: Path, monkeypatch) -> None:
+    """Read from the hub's own cache, without a network."""
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    folder, keys = tmp_path / "models--some--one", []
+    task = parse(FitTask, {**small.raw_teacher, "encoder": {"kind": "hub", "id": "some/one"}})
+    keys.append(run_key(task))  # not there yet: by its name
+    (folder / "refs").mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "snapshots" / commit / "config.json").write_text("{}")
+        (folder / "refs" / "main").write_text(commit)
+        assert hub_commit(HubEncoder(id="some/one")) == commit
+        keys.append(run_key(task))
+    assert len(set(keys)) == 3
+    assert run_key(task) == keys[-1]
 
 
 def test_checkpoints_of_another_config_are_not_used(small, tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from rayrank.config import ConfigError, load
+from rayrank.on_ray.goal import resolved
 from rayrank.on_ray.search_spec import SearchSpec, number_of_trials
 from rayrank.on_ray.space import check_space, parse_space, read_space
 from rayrank.pipeline.distill import DistillConfig
-from rayrank.pipeline.tune import TuneConfig
+from rayrank.pipeline.prepare import PrepareConfig
+from rayrank.pipeline.tune import WEIGHTS, TuneConfig
+from rayrank.sources.config import open_source
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACES = sorted((ROOT / "tune_spaces").glob("*.yaml"))
@@ -30,6 +33,10 @@ def test_tune_varies_the_distillation_of_the_same_dataset(path: Path) -> None:
     assert tune.distill == distill
     space = read_space(str(ROOT / str(tune.space)))
     assert number_of_trials(tune.search, space, tune.trials, str(tune.space)) == tune.trials
+    schema = open_source(load(PrepareConfig, path.parent / "prepare.yaml").source).schema
+    weighted = {name.removeprefix(WEIGHTS) for name in space if name.startswith(WEIGHTS)}
+    assert weighted <= {task.name for task in schema.tasks}
+    resolved(tune.search.goal, distill.learning, schema)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("distill_grid", "grid"), ("distill_population", "pbt")])

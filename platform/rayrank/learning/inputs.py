@@ -80,5 +80,6 @@ class Hooks:
     due: Callable[[], bool] = lambda: False  # asked after every step; one rank's yes makes all take a snapshot
     on_snapshot: Callable[[Snapshot], None] = lambda _: None  # within an epoch, on every rank
     on_used: Callable[[Used], None] | None = None
+    on_encode: Callable[[], None] = lambda: None  # the trained encoder is about to encode every item; on every rank
     log_every: int = 20
     resume: Snapshot | None = None

@@ -314,6 +314,7 @@ class _Run:
         self.model.load_state_dict(state, strict=False)
         if self.encoder:
             self.encoder.merge()
+            self.hooks.on_encode()
             catalogue = replace(encode_catalogue(self.model, catalogue), below_TW=None)
         return TrainResult(self.history[epoch]["metrics"], self.history, self.curve, epoch, catalogue)
 

@@ -18,7 +18,7 @@ from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.label import read_label_key
 from rayrank.on_ray.task import PLACES, FitTask
 from rayrank.sources import storage
-from rayrank.sources.encoders import FolderEncoder, folder_identity
+from rayrank.sources.encoders import FolderEncoder, HubEncoder, folder_identity, hub_commit
 from rayrank.sources.manifest import read_manifest
 
 META = "checkpoint.json"
@@ -81,6 +81,8 @@ def run_key(task: FitTask) -> str:
     parts = [asked, code_digest(), read_manifest(task.dataset).data_fingerprint]
     if isinstance(task.encoder, FolderEncoder):
         parts.append(folder_identity(Path(task.encoder.path)))
+    if isinstance(task.encoder, HubEncoder):
+        parts.append(hub_commit(task.encoder) or "")
     if task.teacher:
         parts.append(bundle_id(task.teacher))
     parts += [bundle_id(member.bundle) for member in task.asked]

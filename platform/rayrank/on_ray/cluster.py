@@ -19,6 +19,7 @@ from pydantic import Field
 
 import rayrank
 from rayrank.config import Config, ConfigError
+from rayrank.wording import counted
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -74,6 +75,12 @@ class Cluster:
     gpus: float
     started_here: bool
     autoscaling: bool = False
+
+    @property
+    def room(self) -> str:
+        """Its CPUs in words; a local Ray pretends to have more of them than there are cores on a small machine."""
+        found, cores = f"{self.cpus:g} logical CPUs", os.cpu_count() or 1
+        return f"{found} on {counted(cores, 'core')}" if self.started_here and cores != self.cpus else found
 
 
 def local_cpus(config: ClusterConfig) -> int:

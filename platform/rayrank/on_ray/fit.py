@@ -27,6 +27,7 @@ from rayrank.learning.rows import FIRST_EPOCH
 from rayrank.learning.rows import STAGE as ROWS
 from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
+from rayrank.models.encoder import TextEncoder
 from rayrank.models.ranker import Ranker
 from rayrank.on_ray.checkpoint import Checkpoints, run_key, with_frozen
 from rayrank.on_ray.items import Items, bundle_id, load_items, taught_items
@@ -110,6 +111,7 @@ def fit(
         due=Due(task.checkpoint_s if mine else math.inf, listeners.alive),
         on_snapshot=keeper.place,
         on_used=Audit(task.audit, collectives.rank).write if task.audit else None,
+        on_encode=lambda: _encode_aloud(items.encoder, lines),
         resume=resume and with_frozen(resume, model),
     )
     data = TrainData(
@@ -128,6 +130,12 @@ def fit(
         assert checkpoints
         checkpoints.remove()
     return _fitted(result, model, (began, seconds_items, collectives.world), resume)
+
+
+def _encode_aloud(encoder: TextEncoder | None, lines: _Lines) -> None:
+    """From now on the encoder says now and then that it goes on, as it did before training."""
+    if encoder:
+        encoder.alive = lines.through("encoding item texts with the trained encoder")
 
 
 def _told_states(task: FitTask) -> int:

@@ -172,7 +172,7 @@ def _run(config: TrainingConfig, task: FitTask, progress: Callable[[str], None])
     if config.workers.count == 0:
         return run_in_process(task, config.workers, progress)
     with ensure_cluster(config.cluster) as cluster:
-        progress(f"{counted(config.workers.count, 'worker')} on {cluster.address} ({cluster.cpus:g} logical CPUs)")
+        progress(f"{counted(config.workers.count, 'worker')} on {cluster.address} ({cluster.room})")
         return run_distributed(task, config.workers, cluster, config.cluster, progress)
 
 
@@ -217,8 +217,10 @@ def _known(output: str, key: str) -> TrainingResult | None:
 def _replaced(output: str, key: str) -> str | None:
     """What to say of a bundle at ``output`` that was made otherwise and that this run takes away."""
     place = _note(output)
-    if not storage.exists(place) or not storage.exists(storage.join(output, "bundle.json")):
+    if not storage.exists(storage.join(output, "bundle.json")):
         return None
+    if not storage.exists(place):
+        return f"replaces the bundle in {output}; what it was made from is not known, for {place} is missing"
     note = json.loads(storage.read_bytes(place))
     if note["key"] == key:
         return None

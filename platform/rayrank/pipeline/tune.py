@@ -17,7 +17,7 @@ from rayrank.on_ray.goal import AnyGoal, Choice, Pareto, name_of, resolved, term
 from rayrank.on_ray.items import bundle_id
 from rayrank.on_ray.record import Trial
 from rayrank.on_ray.search_spec import DEFAULT_TRIALS, SearchSpec, check_first_member, number_of_trials
-from rayrank.on_ray.space import LogUniform, Sampler, Space, check_space, read_space
+from rayrank.on_ray.space import LogUniform, Sampler, Space, check_space, extremes, read_space
 from rayrank.on_ray.task import FitTask
 from rayrank.on_ray.tune import Found, SearchTask, search
 from rayrank.pipeline.distill import DistillConfig
@@ -29,6 +29,8 @@ from rayrank.tracking import MlflowTracking, TrackingConfig, check_tracking, ope
 from rayrank.wording import counted
 
 WEIGHTS = "objective.weights."
+TAUGHT = ("objective.distillation", "labels", "teacher", "online")
+"""Beginnings of the paths that decide what a student needs to have been told."""
 
 
 class TuneConfig(Config):
@@ -120,6 +122,7 @@ def tune(config: TuneConfig, progress: Callable[[str], None]) -> TuneResult:
     _check_tasks(space, manifest.dataset_schema, origin)
     task = FitTask(**{name: getattr(base, name) for name in FitTask.model_fields})
     check_taught(task, "distill.")
+    _check_taught_space(space, task, origin)
     goal = resolved(config.search.goal, base.learning, manifest.dataset_schema)
     spec = config.search.model_copy(update={"goal": goal})
     trials = number_of_trials(spec, space, config.trials, origin)
@@ -202,6 +205,19 @@ def with_weights(distill: DistillConfig, schema: DatasetSchema) -> DistillConfig
 
 def _own_weights(distill: DistillConfig) -> dict[str, float]:
     return {f"{WEIGHTS}{task}": weight for task, weight in distill.objective.weights.items()}
+
+
+def _check_taught_space(space: Space, task: FitTask, origin: str) -> None:
+    """What the samplers may ask of the teacher must have been told: else every such trial would fail by itself."""
+    for path, sampler in space.items():
+        if not path.startswith(TAUGHT):
+            continue
+        for value in extremes(sampler):
+            try:
+                check_taught(replace(task, {path: value}))
+            except ConfigError as error:
+                fix = f"{error.fix}; or take this value out of the space"
+                raise ConfigError(f"{origin}: {path}", value, error.rule, fix) from None
 
 
 def _check_tasks(space: Space, schema: DatasetSchema, origin: str) -> None:

@@ -86,7 +86,7 @@ class LoadedEncoder:
     network: TextEncoder
     tokenizer_json: str  # the tokenizers library's own format, for bundles
     max_tokens: int
-    identity: str  # changes whenever weights, tokenizer or truncation do
+    identity: str  # changes whenever weights, their network, tokenizer or truncation do
 
 
 def resolve_encoder(spec: EncoderSpec, texts: Sequence[str] = ()) -> LoadedEncoder | None:
@@ -227,6 +227,17 @@ def folder_identity(folder: Path) -> str:
     return _identity(tuple(_sha256(file) for file in _files_of(folder)))
 
 
+def hub_commit(spec: HubEncoder) -> str | None:
+    """The commit that a branch or tag of the hub stands for now; None when neither the hub nor its cache can tell."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        found = hf_hub_download(spec.id, "config.json", revision=spec.revision, etag_timeout=10)
+    except Exception:  # of many kinds; the run itself says what is wrong when it loads the encoder
+        return None
+    return Path(found).parent.name  # …/snapshots/<commit>/config.json
+
+
 def _files_of(folder: Path) -> list[Path]:
     files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
     for file in files:
@@ -247,7 +258,8 @@ def _from_folder(folder: Path, max_tokens: int) -> LoadedEncoder:
         rule = "weights must fit the network that config.json describes"
         raise ConfigError(str(folder), result.missing_keys[:3], rule, "use a folder saved by save_pretrained")
     tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    parts = (_sha256(folder / "model.safetensors"), tokenizer_json, str(max_tokens))
+    described = json.dumps(config, sort_keys=True)  # equal weights may stand for another network
+    parts = (_sha256(folder / "model.safetensors"), described, tokenizer_json, str(max_tokens))
     return LoadedEncoder(encoder, tokenizer_json, max_tokens, _identity(parts))
 
 

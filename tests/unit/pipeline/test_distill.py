@@ -181,6 +181,24 @@ def test_what_the_teacher_has_not_told_is_missed_before_anything_runs(world, tmp
                 tune(search, lambda _: None)
 
 
+def test_a_space_that_asks_for_more_than_was_told_is_refused_up_front(world, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("rayrank.pipeline.tune.ensure_cluster", lambda _: pytest.fail("Ray was started"))
+    config = _config(world, tmp_path)
+    asked = {"dataset": world.dataset, "teacher": world.teacher, "actors": 0, "best": 2, "best_of": 10}
+    label(LabelConfig(**asked, best_by="draw", output=config.labels), lambda _: None)
+    raw = {"distill": config, "output": str(tmp_path / "tune"), "tracking": NoTracking()}
+    for key, sampler, value, expected in (
+        ("best_items", {"kind": "randint", "low": 0, "high": 3}, 3, "has told of 2 best candidates of a request"),
+        ("matching.user", {"kind": "choice", "values": [0.0, 0.2]}, 0.2, "has not told of its user states"),
+    ):
+        path = f"objective.distillation.{key}"
+        with pytest.raises(ConfigError, match=expected) as caught:
+            tune(TuneConfig.model_validate({**raw, "samplers": {path: sampler}}), lambda _: None)
+        assert (caught.value.path, caught.value.value) == (f"samplers: {path}", value)
+        assert "label" in caught.value.fix
+        assert "out of the space" in caught.value.fix
+
+
 def test_labels_of_another_teacher_are_refused(world, tmp_path: Path) -> None:
     config = _config(world, tmp_path)
     other = tmp_path / "labels-of-another"

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
 from rayrank.config import load
 from rayrank.entry import run
+from rayrank.pipeline.compare import CompareConfig, compare
+from rayrank.pipeline.compress import CompressConfig, compress
+from rayrank.pipeline.distill import DistillConfig, distill
+from rayrank.pipeline.evaluate import EvaluateConfig, evaluate
+from rayrank.pipeline.funnel import FunnelConfig, funnel
+from rayrank.pipeline.gates import Gate
 from rayrank.pipeline.init import InitConfig, init
+from rayrank.pipeline.label import LabelConfig, label
 from rayrank.pipeline.prepare import PrepareConfig, prepare
+from rayrank.pipeline.promote import PromoteConfig, promote
+from rayrank.pipeline.score import ScoreConfig, score
 from rayrank.pipeline.train_teacher import TrainTeacherConfig, train_teacher
 from rayrank.pipeline.validate import ValidateConfig, validate
 from rayrank.pipeline.verbs import bind
@@ -46,6 +56,35 @@ def test_the_whole_way_on_generated_files(root: Path, tmp_path: Path, kind: str)
     assert run(bind("validate"), [found.prepare, report], "validate") == 0
     assert run(bind("prepare"), [found.prepare, "engine=local"], "prepare") == 0
     assert train(root, kind, raw, tmp_path)["streaming/click/auc"] > 0.5
+
+
+def test_the_other_jobs_of_kuairand_go_on_from_its_teacher(root: Path, tmp_path: Path) -> None:
+    """The shipped configs, on files so small that only the names of tasks and inputs are at stake."""
+    train(root, "kuairand", kuairand(tmp_path / "raw"), tmp_path)
+    data, teacher, student = f"dataset={tmp_path}/d", f"teacher={tmp_path}/t", f"student={tmp_path}/s"
+    releases, timed = f"releases={tmp_path}/releases", ("cost_requests=5", "cost_candidates=20", "resamples=100")
+
+    def config(kind: type, name: str, *overrides: str) -> Any:
+        return load(kind, root / "jobs/configs/kuairand" / f"{name}.yaml", [*overrides, "tracking={kind: none}"])
+
+    asked = [data, teacher, f"output={tmp_path}/l", "actors=0"]
+    label(load(LabelConfig, root / "jobs/configs/kuairand/label.yaml", asked), quiet)
+    made = (data, teacher, f"labels={tmp_path}/l", f"output={tmp_path}/s", *SMALL[:2])
+    assert distill(config(DistillConfig, "distill", *made), quiet).metrics["streaming/click/auc"] > 0.4
+    both = (data, teacher, student, releases)
+    evaluated = evaluate(config(EvaluateConfig, "evaluate", *both, f"output={tmp_path}/e", *timed), quiet)
+    assert evaluated.comparison.task == "click"
+    bundles = (f"bundles.teacher={tmp_path}/t", f"bundles.student={tmp_path}/s")
+    compare(config(CompareConfig, "compare", data, *bundles, f"output={tmp_path}/c", *timed), quiet)
+    small = (data, f"bundle={tmp_path}/s", f"output={tmp_path}/small", "method.recovery.steps=5", "requests=5")
+    assert compress(config(CompressConfig, "compress", *small, "candidates=20"), quiet).checks
+    skipped = f"gates.skip=[{', '.join(get_args(Gate))}]"
+    promoted = promote(config(PromoteConfig, "promote", *both, skipped, "gates.requests=20", "resamples=100"), quiet)
+    assert promoted.release is not None
+    asked = [releases, f"output={tmp_path}/scores", "actors=0"]
+    assert score(load(ScoreConfig, root / "jobs/configs/kuairand/score.yaml", asked), quiet).rows > 0
+    cuts = ("requests=10", "timed=5", "repeats=1", "pools=[20]", "reranks=[0, 10]")
+    assert funnel(config(FunnelConfig, "funnel", data, releases, f"output={tmp_path}/f", *cuts), quiet).task == "click"
 
 
 @pytest.mark.data

@@ -56,6 +56,28 @@ def test_trained_once_and_found_again(world, tmp_path: Path, monkeypatch: pytest
     assert not train_teacher(replace(config, {"learning.seed": 7, "again": True}), lines.append).reused
 
 
+def test_encoding_with_the_trained_encoder_is_said_after_the_last_epoch(
+    world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "SILENCE_S", 0.0)
+    lines: list[str] = []
+    train_teacher(replace(_config(world, tmp_path), {"encoder.tune": {"kind": "full"}}), lines.append)
+    again = [i for i, line in enumerate(lines) if line.startswith("encoding item texts with the trained encoder, ")]
+    assert again
+    assert again[0] > max(i for i, line in enumerate(lines) if line.startswith("epoch 1/1"))
+
+
+def test_a_bundle_whose_note_is_missing_is_not_replaced_in_silence(world, tmp_path: Path) -> None:
+    config, lines = _config(world, tmp_path), []
+    train_teacher(config, lines.append)
+    assert not any(line.startswith("replaces") for line in lines)
+    Path(f"{config.output}.run.json").unlink()
+    assert not train_teacher(config, lines.append).reused
+    (said,) = (line for line in lines if line.startswith("replaces"))
+    assert said.startswith(f"replaces the bundle in {config.output}; ")
+    assert f"{config.output}.run.json is missing" in said
+
+
 def test_encoded_texts_are_kept_between_runs(world, tmp_path: Path) -> None:
     config = _config(world, tmp_path)
     train_teacher(config, lambda _: None)

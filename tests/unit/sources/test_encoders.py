@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rayrank.sources.encoders import (
     FolderEncoder,
     HubEncoder,
     PackageEncoder,
+    TinyEncoder,
     package_folder,
     resolve_encoder,
 )
@@ -105,3 +107,23 @@ def test_a_folder_that_lacks_a_file(tmp_path: Path, name: str) -> None:
         resolve_encoder(FolderEncoder(path=str(tmp_path)))
     assert caught.value.path == str(tmp_path / name)
     assert all(way in caught.value.fix for way in WAYS)
+
+
+@pytest.mark.parametrize("changed", [{"hidden_act": "relu"}, {"num_attention_heads": 2}])
+def test_equal_weights_of_another_network_are_another_encoder(tmp_path: Path, changed: dict[str, Any]) -> None:
+    """Their encoded texts would lie in one file of the cache."""
+    from safetensors.torch import save_file
+
+    made = resolve_encoder(TinyEncoder(width=8), ["a text"])
+    assert made is not None
+    found = []
+    for name, config in (("one", {}), ("same", {}), ("other", changed)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({**made.network.config(), **config}))
+        (folder / "tokenizer.json").write_text(made.tokenizer_json)
+        save_file(made.network.network.state_dict(), folder / "model.safetensors")
+        loaded = resolve_encoder(FolderEncoder(path=str(folder)))
+        assert loaded is not None
+        found.append(loaded.identity)
+    assert found[0] == found[1] != found[2]
