@@ -25,7 +25,10 @@ def open_graph(spec: GraphSpec) -> RankingGraph:
     torch.set_num_threads(1)
     release = load_release(spec.releases)
     store, state = open_user_data(spec, release)
-    return RankingGraph.open(release, spec.flow, store, spec.policy, Records(state))
+    graph = RankingGraph.open(release, spec.flow, store, spec.policy, Records(state))
+    if "retrieve" not in spec.flow.without:
+        graph.open_index()
+    return graph
 
 
 def fastapi(port: int, spec: GraphSpec) -> None:

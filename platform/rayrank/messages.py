@@ -343,6 +343,9 @@ class ReleaseInfo(Message):
         " their availability) because the release is younger and knows them; room: puts that may still come; null: none"
         " are taken",
     )
+    items_warning: str | None = Field(
+        None, description="what keeps the replica that answers from following items that are put and removed"
+    )
     policy: str | None = Field(None, description="hash of the policy in force; None: there is none")
     policy_warning: str | None = Field(None, description="whether something is wrong with the policy file")
     policy_reason: str | None = Field(None, description="what that is, for who edits the file")

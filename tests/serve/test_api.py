@@ -148,10 +148,12 @@ def test_health_which_is_open_tells_nothing_of_what_the_policy_file_holds() -> N
     class Troubled(FakeService):
         async def describe(self) -> ReleaseInfo:
             said = {"policy": "p", "policy_warning": "not valid", "policy_reason": f"/etc/policy.yaml: {SECRET}"}
+            said |= {"items_warning": "part-00000002.json is missing"}
             return (await super().describe()).model_copy(update=said)
 
     health = send(Troubled(), "GET", "/v1/health", token=TOKEN)
     assert health.json()["policy_warning"] == "not valid"
+    assert health.json()["items_warning"] == "part-00000002.json is missing"
     assert SECRET not in health.text
     headers = {"authorization": f"Bearer {TOKEN}"}
     assert SECRET in send(Troubled(), "GET", "/v1/release", token=TOKEN, headers=headers).json()["policy_reason"]

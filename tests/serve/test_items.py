@@ -22,6 +22,7 @@ from rayrank.ranking.graph import RankingGraph, Records
 from rayrank.ranking.item_log import ItemLog, ItemsSpec
 from rayrank.ranking.release import load_release
 from tests.serve.conftest import Served
+from tests.serve.test_aside import ingress
 from tests.tiny_release import make_world
 
 SECRET = "mysecretdiary"
@@ -130,6 +131,18 @@ def test_a_service_may_take_no_items(desk: Desk) -> None:
         assert desk.send("GET", "/v1/items/i1").status_code == 404
     finally:
         desk.api = before
+
+
+@pytest.mark.slow
+def test_a_log_that_cannot_be_followed_is_told_by_the_service(tmp_path: Path) -> None:
+    service, folder = ingress(tmp_path, items={"path": str(tmp_path / "items"), "poll_s": 0.05}, state=None), "items"
+    (tmp_path / folder / "part-00000002.json").write_text("{}")
+    end, info = time.monotonic() + 20, asyncio.run(service.describe())
+    assert info.items_warning is None or "part-00000001.json" in info.items_warning
+    while info.items_warning is None and time.monotonic() < end:
+        time.sleep(0.05)
+        info = asyncio.run(service.describe())
+    assert info.items_warning == "part-00000001.json is missing, though files behind it are there"
 
 
 def test_a_service_that_holds_all_it_may_says_507(tmp_path: Path) -> None:

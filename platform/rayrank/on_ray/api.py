@@ -146,8 +146,8 @@ def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
         """Whether every stage has answered a first request, and with which release."""
         await service.ready()
         info = await service.describe()
-        policy = {"policy": info.policy, "policy_warning": info.policy_warning}
-        told = {name: value for name, value in policy.items() if value is not None}
+        names = ("policy", "policy_warning", "items_warning")
+        told = {name: value for name in names if (value := getattr(info, name)) is not None}
         bundles = {f"{role}_id": bundle_id for role, bundle_id in info.bundles.items()}
         return {"status": "ok", "release_id": info.release_id, **bundles, **told}
 

@@ -71,3 +71,7 @@ class Changes:
     def counts(self) -> dict[str, int] | None:
         """For ``/v1/release``; None: the service takes no items."""
         return None if self._desk is None else self._desk.counts()
+
+    def trouble(self) -> str | None:
+        """What keeps this replica from following the log of items; None: nothing."""
+        return None if self._desk is None else self._desk.trouble

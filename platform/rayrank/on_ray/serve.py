@@ -326,7 +326,7 @@ class Ingress:
         if self._log is not None:
             counts = {"written": self._log.written, "dropped": self._log.dropped}
             info = info.model_copy(update={"served_log": counts})
-        return info.model_copy(update={"told": self.changes.counts()})
+        return info.model_copy(update={"told": self.changes.counts(), "items_warning": self.changes.trouble()})
 
     async def examples(self) -> list[str]:
         """Some known user ids.

@@ -81,6 +81,8 @@ class ExportServedResult:
             "texts of put items: the template has no column for free text": self.fit.texts,
             "values of put items that do not fit their column": self.fit.values,
         }
+        if not tally.events:
+            lines.append("warning: no feedback was found, so all that was shown is a negative: see the job's `state`")
         if self.put:
             lines.append(f"{counted(self.put, 'item')} put while serving joined the items table")
         lines += [f"left out: {number:,} {what}" for what, number in left.items() if number]

@@ -53,6 +53,8 @@ class ItemDesk:
         updated = sum(self._items.row(c.item_id) > 0 for c in puts)
         self._follower.log.append(changes)
         self._follower.refresh(encode=False)  # what is removed is gone here when this returns
+        if self.trouble is not None:
+            warnings.append(f"kept, but the log of items is in trouble: {self.trouble}")
         return ItemsResponse(
             new=len(puts) - updated,
             updated=updated,
@@ -62,6 +64,11 @@ class ItemDesk:
             warnings=warnings,
             request_id=request_id,
         )
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps this replica from following the log; names no item. None: nothing."""
+        return self._follower.trouble
 
     def status(self, item_id: str) -> ItemStatus | None:
         """What this replica knows of an item; None: nothing."""

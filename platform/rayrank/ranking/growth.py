@@ -183,8 +183,10 @@ class Follower:
             try:
                 self.look()
             except ItemLogError as error:
-                folding = self._known < self._folded
-                trouble = f"{error}; no put is applied until it is mended" if folding else str(error)
+                trouble = str(error)
+            if self._known < self._folded:
+                trouble = trouble or f"{self._known} of {self._folded} files are there that are to be folded"
+                trouble = f"{trouble}; no put is applied until it is mended"
             try:
                 while self._step():
                     pass

@@ -92,6 +92,7 @@ class ItemLog:
         self._last = 0  # a number that is taken
         if not read_only:
             self._make()
+        self._top = max((int(file.stem[5:]) for file in self.path.glob(f"part-{'[0-9]' * 8}.json")), default=0)
 
     def _make(self) -> None:
         try:
@@ -121,13 +122,23 @@ class ItemLog:
         """Files behind number ``after``, in order, up to the first number that is free.
 
         Raises:
-            ItemLogError: a file cannot be read; none behind it is.
+            ItemLogError: a file cannot be read, or is missing before others; none behind it is read.
         """
         number = after + 1
-        while (found := self._read(number)) is not None:
+        while (found := self._read(number) or self._lost(number)) is not None:
             self._last = max(self._last, number)
             yield found
             number += 1
+
+    def _lost(self, number: int) -> ItemPart | None:
+        """What to make of a number that was free a moment ago; None: nobody has written so far yet."""
+        self._top = max(self._top, self._last)
+        if not any(self._part(n).exists() for n in (number + 1, self._top) if n > number):
+            return None
+        found = self._read(number)  # it may have been written since, with those behind it
+        if found is None:
+            raise ItemLogError(f"{self._part(number).name} is missing, though files behind it are there")
+        return found
 
     def last(self) -> int:
         """Number of the last file that can be read with all before it; 0: none."""

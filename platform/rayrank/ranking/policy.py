@@ -167,6 +167,7 @@ class Policy:
         self._catalogue = _Table(size, self._find, lambda column: facts.columns[column])
         self._allowed_N = self._allowed(self._catalogue) if self._block or self._available else None
         self._moves_N = self._moves(self._catalogue) if self._boosts else None
+        self._lost: tuple[np.ndarray, str | None] | None = None
 
     @cached_property
     def allowed_bits(self) -> np.ndarray | None:
@@ -185,8 +186,18 @@ class Policy:
 
     @property
     def lost_pins(self) -> str | None:
-        """A warning about pinned items that are never shown; None: there are none."""
-        hidden, allowed = self._facts.items.hidden, self._allowed_N
+        """A warning about pinned items that are never shown; None: there are none.
+
+        Worked out once for every change of the catalogue, which puts a new array of hidden rows in place of the old.
+        """
+        hidden = self._facts.items.hidden
+        known = self._lost
+        if known is None or known[0] is not hidden:
+            known = self._lost = (hidden, self._lost_among(hidden))
+        return known[1]
+
+    def _lost_among(self, hidden: np.ndarray) -> str | None:
+        allowed = self._allowed_N
         rows = [self._facts.items.row(pin.item) for pin in self.spec.pins]
         filtered = [
             f"pins.{i}" for i, r in enumerate(rows) if allowed is not None and 0 < r < len(allowed) and not allowed[r]

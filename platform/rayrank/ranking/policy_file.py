@@ -1,7 +1,7 @@
 """A policy file that may be edited while it is followed.
 
-A thread beside the requests reads a change within a second or so; an edit that is not valid leaves the policy before
-in force and is said in every answer until it is mended.
+A thread beside the requests reads a change within two seconds or so, once the file stays as it is: it may be written in
+place. An edit that is not valid leaves the policy before in force and is said in every answer until it is mended.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rayrank.ranking.policy_spec import read_policy
 from rayrank.ranking.scorer import Scorer
 
 POLL_S = 1.0
-"""Between two looks at the file."""
+"""Between two looks at the file; one that has changed is read when it is the same in two of them."""
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +34,7 @@ class PolicyFile:
 
     def __init__(self, path: str | Path, facts: ItemFacts, poll_s: float = POLL_S) -> None:
         self.facts, self._path, self._reading = facts, Path(path), threading.Lock()
-        self._state = _state(self._path)
+        self._poll_s, self._state = poll_s, _state(self._path)
         self._policy = Policy(read_policy(path), facts)
         self.warning: str | None = None
         self.reason: str | None = None  # of the warning, for whoever edits the file
@@ -62,22 +62,33 @@ class PolicyFile:
         return receive
 
     def refresh(self) -> None:
-        """Read the file if it has changed."""
+        """Read the file if it has changed; not while it is being written, of which half may be a valid policy too."""
+        state = _state(self._path)
+        if state == self._state:
+            return
+        time.sleep(self._poll_s)
         with self._reading:
-            state = _state(self._path)
-            if state == self._state:
+            if _state(self._path) != state or state == self._state:
                 return
+            policy, reason = self._read()
+            if _state(self._path) != state:
+                return  # the next look sees it
             self._state = state
-            try:
-                policy = Policy(read_policy(self._path), self.facts)
-            except Exception as error:  # whatever it is, the thread must live to see the edit that mends it
-                self.reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-                _log.error("policy %s stays: %s", self._policy.hash, self.reason)
+            if policy is None:
+                self.reason = reason
+                _log.error("policy %s stays: %s", self._policy.hash, reason)
                 self.warning = f"the policy file is not valid since its last edit; {self._policy.hash} stays in force"
                 return
             if policy.hash != self._policy.hash:
                 _log.warning("policy %s follows %s", policy.hash, self._policy.hash)
             self._policy, self.warning, self.reason = policy, None, None
+
+    def _read(self) -> tuple[Policy | None, str | None]:
+        """The policy that the file holds, or what is wrong with it."""
+        try:
+            return Policy(read_policy(self._path), self.facts), None
+        except Exception as error:  # whatever it is, the thread must live to see the edit that mends it
+            return None, str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
 
 
 def _follow(reference: weakref.ref[PolicyFile], poll_s: float) -> None:

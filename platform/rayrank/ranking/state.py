@@ -207,13 +207,13 @@ def open_state(spec: StateSpec, releases: str, read_only: bool = False) -> State
     """The store that ``spec`` names; without a name a file in the folder of releases. ``read_only``: no file is made.
 
     Raises:
-        ConfigError: the file cannot be made or is not there to be read, or the server's settings lose what it
+        ConfigError: the file cannot be made; nothing is there to be read only; or the server's settings lose what it
             acknowledges.
     """
     if spec.url is not None:
         from rayrank.ranking.state_redis import RedisState
 
-        return RedisState(spec)
+        return RedisState(spec, read_only)
     from rayrank.ranking.state_sqlite import SqliteState
 
     return SqliteState(spec.path or releases_folder(releases) / FILE, spec, read_only)

@@ -26,10 +26,11 @@ class RedisState:
     A server that is down does not keep this from being made.
 
     Raises:
-        ConfigError: the package is missing, or the server acknowledges what is not on disk.
+        ConfigError: the package is missing, the server acknowledges what is not on disk, or nothing is there to be read
+            only.
     """
 
-    def __init__(self, spec: StateSpec) -> None:
+    def __init__(self, spec: StateSpec, read_only: bool = False) -> None:
         try:
             import redis
             from redis.backoff import NoBackoff
@@ -48,6 +49,9 @@ class RedisState:
         self._checked = False
         try:
             self._check()
+            if read_only and self._bare():
+                fix = "give the state.prefix and the state.url of the service"
+                raise ConfigError("state.prefix", spec.prefix, "no key of user state on the server begins with it", fix)
         except StateError as error:
             _log.error("user state: %s", error)
 
@@ -125,6 +129,13 @@ class RedisState:
 
     def _key(self, *parts: str) -> str:
         return ":".join((self.spec.prefix, *parts))
+
+    def _bare(self) -> bool:
+        """Whether nothing was ever kept under the prefix."""
+        with self._answering():
+            if self._server.exists(self._key("log"), self._key("marks")):
+                return False
+        return next(self._users(), None) is None
 
     def _users(self) -> Iterator[bytes]:
         with self._answering():

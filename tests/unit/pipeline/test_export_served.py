@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,13 @@ def test_tables_that_prepare_will_miss_are_named(exported: Loop, tmp_path: Path)
     lines = export_served(without, quiet).summary()
     assert lines[-2].startswith("first: give the raw items that the schema reads (items=FILE)")
     assert lines[-1].startswith("next: python -m jobs.prepare")
+
+
+def test_an_export_without_any_feedback_says_so(exported: Loop) -> None:
+    result, said = exported[1], "warning: no feedback was found, so all that was shown is a negative"
+    assert not [line for line in result.summary() if said in line]
+    bare = dataclasses.replace(result, tally=dataclasses.replace(result.tally, events=0))
+    assert [line for line in bare.summary() if said in line]
 
 
 def test_mistakes_leave_nothing_behind(exported: Loop, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from rayrank.messages import ItemsRequest
 from rayrank.ranking.desk import FullError
 from rayrank.ranking.graph import bundle_ids
-from rayrank.ranking.item_log import ItemChange
+from rayrank.ranking.item_log import ItemChange, ItemLogError
 from rayrank.ranking.release import Release
 from rayrank.ranking.store import UserStore
 from tests.shop import NOW, ROWS, Shop
@@ -150,6 +150,30 @@ def test_nothing_is_put_before_all_that_is_folded_can_be_read(shop: Shop, releas
     again.follower.refresh()
     assert again.follower.trouble is None
     assert len(again.graph.items) == ITEMS + 2
+
+
+def test_a_file_that_is_missing_is_told_to_whoever_asks_and_whoever_puts(
+    shop: Shop, release: Release, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for item in "ab":
+        shop.tell({"item_id": item, "text": "dog"})
+    first, last = (tmp_path / "items" / f"part-0000000{n}.json" for n in (1, 2))
+    whole = first.read_bytes()
+    first.unlink()
+    again = Shop(release, tmp_path / "items", folded=2)
+    said = "part-00000001.json is missing, though files behind it are there; no put is applied until it is mended"
+    assert (again.desk.trouble, said in caplog.text) == (said, True)
+    with pytest.raises(ItemLogError, match=r"part-00000001\.json is missing"):
+        again.tell({"item_id": "c", "text": "dog"})
+    first.write_bytes(whole)
+    again.follower.refresh()
+    assert (again.desk.trouble, again.graph.items.state("b")) == (None, "served")
+    last.unlink()
+    late = Shop(release, tmp_path / "items", folded=3)
+    assert late.desk.trouble == "1 of 3 files are there that are to be folded; no put is applied until it is mended"
+    assert "trouble: 2 of 3 files" in late.tell({"item_id": "c", "text": "dog"}).warnings[-1]
+    assert late.tell({"item_id": "d", "text": "dog"}).warnings == []
+    assert {late.graph.items.state(i) for i in "acd"} == {"served"}
 
 
 def test_a_running_service_holds_so_many_puts_and_says_what_to_do(shop: Shop) -> None:

@@ -71,6 +71,27 @@ def test_files_that_are_half_written_do_not_exist_and_damaged_ones_stop_the_read
         list(log.parts(1))
 
 
+def test_a_file_that_is_missing_stops_the_reader_too(tmp_path: Path) -> None:
+    log = ItemLog(tmp_path)
+    parts = [tmp_path / f"part-{log.append([put(item)]):08d}.json" for item in "abcd"]
+    parts[1].unlink()
+    parts[2].unlink()
+    for reader in (log, ItemLog(tmp_path), ItemLog(tmp_path, read_only=True)):
+        with pytest.raises(ItemLogError, match=r"part-00000002\.json is missing, though"):
+            list(reader.parts())
+        assert reader.last() == 1
+    parts[3].unlink()
+    assert [p.number for reader in (log, ItemLog(tmp_path)) for p in reader.parts()] == [1, 1], "nothing lies behind"
+    follower = ItemLog(tmp_path)
+    assert follower.last() == 1
+    for item in "bc":
+        ItemLog(tmp_path).append([put(item)])
+    parts[1].unlink()
+    with pytest.raises(ItemLogError, match=r"part-00000002\.json is missing"):
+        list(follower.parts(1))
+    assert list(ItemLog(tmp_path / "nowhere", read_only=True).parts()) == []
+
+
 def test_vectors_are_kept_by_teacher_and_the_first_writer_wins(tmp_path: Path) -> None:
     log = ItemLog(tmp_path)
     assert log.vectors("t1", 1) is None

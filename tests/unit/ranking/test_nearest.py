@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.serving.peers import open_graph
 from rayrank.config import ConfigError, parse
 from rayrank.messages import ItemsRequest, RecommendRequest
+from rayrank.on_ray.graph_spec import GraphSpec
 from rayrank.ranking.context import ColdItems, Prepared, Sought, UserContext
 from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.graph import RankingGraph, prepare_index
@@ -211,6 +213,12 @@ def test_an_index_is_asked_for_by_who_serves_a_large_catalogue(
     assert [(i.item_id, i.score) for i in found] == [(i.item_id, i.score) for i in plain]
     with pytest.raises(ConfigError, match=r"rayrank\[index\]"):
         large.open_index()
+
+
+def test_the_peers_of_the_benchmark_search_the_same_index(world: TinyWorld, tmp_path: Path) -> None:
+    flow = FlowSettings(sources=Sources(index=spec(tmp_path)))
+    open_graph(GraphSpec(releases=str(world.releases), flow=flow, histories=str(tmp_path / "histories.sqlite")))
+    assert {file.suffix for file in tmp_path.iterdir()} >= {".json", ".usearch"}
 
 
 def test_the_index_is_built_before_replicas_look_for_it(world: TinyWorld, tmp_path: Path) -> None:

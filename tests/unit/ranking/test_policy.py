@@ -191,9 +191,12 @@ def test_a_pin_that_is_never_shown_is_told(desk: Desk) -> None:
     rules = {"pins": [{"item": f"i{n}", "position": n} for n in (1, 2, 3)] + [{"item": "unknown", "position": 0}]}
     assert desk.policy(**rules).lost_pins is None
     rules |= {"block": [{"items": ["i2"]}]}
+    policy = desk.policy(**rules)
+    assert policy.lost_pins == "policy: pinned items left out: pins.1 filtered"
+    assert policy.lost_pins is policy.lost_pins, "requests look it up"
     desk.graph.add_items(ItemsRequest(remove=["i3"]))
     said = "policy: pinned items left out: pins.1 filtered; pins.2 removed or not available"
-    assert desk.policy(**rules).lost_pins == said
+    assert (policy.lost_pins, desk.policy(**rules).lost_pins) == (said, said)
     desk.graph.policy = _Fixed(desk.policy(**rules))  # type: ignore[assignment]
     assert said in desk.graph.respond(RecommendRequest(user_id="u3"), NOW).warnings
     assert desk.graph.respond(RankRequest(candidates=["i1"], user_id="u3"), NOW).warnings == []
@@ -295,6 +298,25 @@ def test_an_error_that_nobody_thought_of_does_not_end_it_either(desk: Desk, tmp_
     followed.facts = desk.facts
     path.write_text("caps: [{column: genres, most: 2}]\n")
     assert _waited(lambda: not followed.terms("r").warning)
+
+
+def test_half_of_an_edit_in_place_is_never_in_force(desk: Desk, tmp_path: Path) -> None:
+    """Nor told: of this file every line more is a policy, and nothing at all the empty one."""
+    path, wait_s = tmp_path / "policy.yaml", 0.4
+    path.write_text("block: [{items: [i1]}]\n")
+    followed, seen, gap, last = PolicyFile(path, desk.facts, poll_s=wait_s), set[object](), 0.0, time.monotonic()
+    with path.open("w") as slow:
+        for line in ("", "block:\n", *(f"- {{items: [i{n % 9 + 1}]}}\n" for n in range(60))):
+            slow.write(line)
+            slow.flush()
+            time.sleep(wait_s / 20)
+            terms = followed.terms("r")
+            seen.add((len(terms.policy.spec.block), terms.warning))  # type: ignore[union-attr]
+            gap, last = max(gap, time.monotonic() - last), time.monotonic()
+    if gap > wait_s / 2:
+        pytest.skip("this machine is too busy to write in small steps")
+    assert seen == {(1, None)}
+    assert _waited(lambda: len(followed.terms("r").policy.spec.block) == 60)  # type: ignore[union-attr]
 
 
 def test_json_that_is_nested_too_deep(tmp_path: Path) -> None:

@@ -299,6 +299,19 @@ def test_configs_that_cannot_be_meant(raw: dict[str, str], message: str) -> None
         parse(StateSpec, raw)
 
 
+def test_a_prefix_that_nobody_wrote_under_is_not_read(redis_url: str) -> None:
+    spec, event = StateSpec(url=redis_url, prefix="kept"), UserEvents(["i1"], [7], {"like": [1.0]}, [None])
+    with pytest.raises(ConfigError, match=r"state\.prefix: .*kept.*no key of user state.*state\.url of"):
+        open_state(spec, "", read_only=True)
+    open_state(spec, "").append("u", event, ["{}"], 7)
+    assert list(open_state(spec, "", read_only=True).log()) == ["{}"]
+    loaded = spec.model_copy(update={"prefix": "loaded"})
+    open_state(loaded, "").load({"u": event}, 7)
+    assert list(open_state(loaded, "", read_only=True).log()) == []
+    with pytest.raises(ConfigError, match="lodaed"):
+        open_state(spec.model_copy(update={"prefix": "lodaed"}), "", read_only=True)
+
+
 def test_a_server_that_loses_what_it_acknowledges_is_refused(redis_url: str, tmp_path: Path) -> None:
     del redis_url  # there is a server to start
     with running(tmp_path, "--appendonly", "no") as (url, _), pytest.raises(ConfigError, match="appendonly no"):

@@ -91,6 +91,21 @@ def test_an_unchanged_dataset_is_not_read_again_and_a_changed_one_is(
     assert len(built) == 2
 
 
+def test_a_damaged_cache_is_found_at_the_start_and_made_anew(
+    world: TinyWorld, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset, path = Dataset.open(str(world.dataset)), tmp_path / "s.sqlite"
+    UserStore.open(path, dataset).close()
+    whole, page = path.read_bytes(), 4096
+    damaged = [whole[:at] + b"\xff" * page + whole[at + page :] for at in range(0, len(whole), page)]
+    for body in (*damaged, whole[:-page], whole[: len(whole) // 2], whole[:100], b""):
+        path.write_bytes(body)
+        found = UserStore.open(path, dataset)
+        assert [len(found.history(user) or ()) for user in found.user_ids()] == [3, 4, 5, 6, 7]
+        found.close()
+    assert caplog.text.count("is damaged and made anew") > 0
+
+
 def test_a_crash_leaves_neither_half_a_store_nor_its_scraps(
     world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
