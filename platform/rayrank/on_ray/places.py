@@ -7,6 +7,7 @@ from typing import Any
 
 from rayrank.on_ray.graph_spec import GraphSpec
 from rayrank.on_ray.pool import Pool, Turns
+from rayrank.on_ray.together import Together, Work
 from rayrank.ranking.flow import Call
 from rayrank.ranking.graph import RankingGraph
 
@@ -14,12 +15,24 @@ from rayrank.ranking.graph import RankingGraph
 class Places:
     """Where the work of stages is done: short work by the event loop, all other by a thread for each stage.
 
-    A thread of its own, so that a stuck teacher does not hold up the student of the next request.
+    A thread of its own, so that a stuck teacher does not hold up the student of the next request. Calls of one stage
+    that wait for the same place are done together where the stage can.
     """
 
     def __init__(self, stages: Iterable[str], spec: GraphSpec, most: int) -> None:
-        self._turns, self._pools = Turns(most), {stage: Pool(most, stage) for stage in stages}
+        names, self._turns = list(stages), Turns(most)
+        self._pools = {stage: Pool(most, stage) for stage in names}
+        places = [(stage, place) for stage in names for place in (self._turns, self._pools[stage])]
+        self._together = {(stage, place): Together(place, spec.batching.of(stage)) for stage, place in places}
         self._local = spec.state is None or spec.state.url is None
+
+    async def run(self, call: Call, work: Work) -> Any:
+        """What ``work`` makes of the call, at its place.
+
+        Raises:
+            StageFullError: too many calls wait there already.
+        """
+        return await self._together[call.stage, self.of(call)].run(work, *call.arguments)
 
     def of(self, call: Call) -> Turns | Pool:
         """Short is what takes a few ms and waits for nothing: the student, and the user stage with a store on this
@@ -38,6 +51,7 @@ def in_process(graph: RankingGraph, now: Callable[[], int], spec: GraphSpec) -> 
     places = Places(graph.stages(0), spec, spec.replicas.ongoing)
 
     async def invoke(call: Call) -> Any:
-        return await places.of(call).run(graph.stages(now())[call.stage], *call.arguments)
+        many = graph.scorer(call.stage).score_many if call.stage in ("student", "teacher") else None
+        return await places.run(call, Work(graph.stages(now())[call.stage], many))
 
     return invoke

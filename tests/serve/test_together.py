@@ -1,0 +1,111 @@
+"""Calls that wait for a stage are worked on together; each is answered, refused or given up as by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from rayrank.on_ray.pool import Pool, StageFullError, Turns
+from rayrank.on_ray.together import Together, Work
+
+PLACES: dict[str, Callable[[int], Turns | Pool]] = {"loop": Turns, "thread": Pool}
+
+
+class Squares:
+    """A stage that notes who was worked on together; -1 is a call that it cannot answer."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def work(self) -> Work:
+        return Work(self.one, self.many)
+
+    def one(self, number: int) -> int:
+        self.calls.append([number])
+        if number < 0:
+            raise KeyError(number)
+        return number * number
+
+    def many(self, asked: Sequence[tuple[int]]) -> list[int]:
+        self.calls.append([number for (number,) in asked])
+        if any(number < 0 for (number,) in asked):
+            raise ValueError("a batch with a bad call in it")
+        return [number * number for (number,) in asked]
+
+    def stuck(self, number: int) -> int:
+        self.begun.set()
+        assert self.go_on.wait(20)
+        return number
+
+
+async def asked(place: Together, stage: Squares, numbers: Sequence[int]) -> list[Any]:
+    calls = [asyncio.create_task(place.run(stage.work(), number)) for number in numbers]
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_who_waits_is_taken_together_and_nobody_is_waited_for(kind: str) -> None:
+    stage = Squares()
+
+    async def main() -> None:
+        place = Together(PLACES[kind](20), 4)
+        assert await place.run(stage.work(), 3) == 9
+        assert stage.calls == [[3]], "alone it is not even a batch of one"
+        stage.calls.clear()
+        assert await asked(place, stage, range(10)) == [n * n for n in range(10)]
+
+    asyncio.run(main())
+    assert [number for call in stage.calls for number in call] == list(range(10)), "each once, in their order"
+    assert max(map(len, stage.calls)) == 4
+    assert len(stage.calls) < 10
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_bad_call_fails_alone(kind: str) -> None:
+    stage = Squares()
+    found = asyncio.run(_asked_of(kind, stage, [1, -1, 3]))
+    assert (found[0], found[2]) == (1, 9)
+    assert isinstance(found[1], KeyError), "its own error, not the batch's"
+
+
+async def _asked_of(kind: str, stage: Squares, numbers: Sequence[int]) -> list[Any]:
+    return await asked(Together(PLACES[kind](8), 8), stage, numbers)
+
+
+def test_off_means_one_by_one() -> None:
+    stage = Squares()
+
+    async def main() -> None:
+        assert await asked(Together(Turns(8), 1), stage, range(4)) == [0, 1, 4, 9]
+
+    asyncio.run(main())
+    assert stage.calls == [[0], [1], [2], [3]]
+
+
+def test_calls_that_nobody_waits_for_are_not_worked_on_and_bounds_hold() -> None:
+    stage = Squares()
+
+    async def main() -> None:
+        place = Together(Pool(4), 8)
+        first = asyncio.create_task(place.run(Work(stage.stuck, stage.many), 7))
+        while not stage.begun.is_set():
+            await asyncio.sleep(0.01)
+        waiting = [asyncio.create_task(place.run(stage.work(), number)) for number in range(3)]
+        await asyncio.sleep(0.01)
+        for _ in range(3):
+            with pytest.raises(StageFullError):
+                await place.run(stage.work(), 99)
+        waiting[1].cancel()  # out of time, as Driver does it
+        await asyncio.sleep(0.01)
+        stage.go_on.set()
+        assert await first == 7
+        assert await asyncio.gather(waiting[0], waiting[2]) == [0, 4]
+        assert await place.run(stage.work(), 5) == 25
+
+    asyncio.run(main())
+    assert stage.calls == [[0, 2], [5]], "neither who gave up nor who was refused"
