@@ -4,7 +4,7 @@ Both arms of every claim run in one session, in turn, a few seconds each; equal 
 closed-loop with keep-alive, in a process of their own, 1, 8 and 32 of them. The release is generated (300,000 items,
 500 candidates, 50 shown; see ``release``). A section is measured, and kept, by itself.
 
-    python -m benchmarks.serving [--sections hops,graph,batching,profile,fastapi,litserve,memory,degradation,open_loop,ndcg]
+    python -m benchmarks.serving [--sections hops,graph,batching,profile,fastapi,litserve,memory,degradation,…]
     python -m benchmarks.serving --quick      3,000 items, short slices; nothing is kept
 """
 

@@ -1,4 +1,4 @@
-"""Waiting requests scored together against each by itself: the same graph both ways, at the same time, in both forms."""
+"""Waiting requests scored together against each by itself: the same graph both ways, served at the same time."""
 
 from __future__ import annotations
 

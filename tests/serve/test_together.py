@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rayrank.on_ray.pool import Pool, StageFullError, Turns
 from rayrank.on_ray.together import Together, Work
+from tests.serve.conftest import Served
+from tests.tiny_release import START, make_world
 
 PLACES: dict[str, Callable[[int], Turns | Pool]] = {"loop": Turns, "thread": Pool}
 
@@ -109,3 +113,60 @@ def test_calls_that_nobody_waits_for_are_not_worked_on_and_bounds_hold() -> None
 
     asyncio.run(main())
     assert stage.calls == [[0, 2], [5]], "neither who gave up nor who was refused"
+
+
+BODIES: tuple[dict[str, Any], ...] = (
+    *({"user_id": f"u{n}", "candidates": [f"i{m}" for m in range(n, 4 * n + 8)]} for n in range(1, 6)),
+    {"history": ["i4", "i9"], "context": {"device": "tv"}, "candidates": ["i1", "i2", "nobody"]},
+    {"history": [{"text": "red dog story"}], "candidates": ["i3", {"text": "war", "attributes": {"year": 1990}}]},
+    {"user": {"age": "old"}, "candidates": ["i7"]},
+)
+
+
+def test_a_graph_in_one_process_scores_those_who_wait_in_one_call(tmp_path: Path) -> None:
+    from rayrank.messages import RankRequest
+    from rayrank.on_ray.graph_spec import Batching, GraphSpec, open_store
+    from rayrank.on_ray.places import in_process
+    from rayrank.ranking.drive import Budgets, Driver
+    from rayrank.ranking.flow import Ranked, rank_flow
+    from rayrank.ranking.graph import RankingGraph
+    from rayrank.ranking.release import load_release
+
+    release, calls = load_release(make_world(tmp_path).releases), list[int]()
+    store = open_store(release, str(tmp_path / "histories.sqlite"))
+    graph = RankingGraph.open(release, store=store)
+    scorer, seconds = graph.scorer("student"), Budgets(user=20, retrieve=20, student=20, teacher=20)
+    scorer.model.static.register_forward_hook(lambda _, given, __: calls.append(len(given[0])))
+    requests = [
+        RankRequest.model_validate({**body, "time": START + 900_000, "without": ["teacher"]}) for body in BODIES
+    ]
+
+    async def ranked(most: int) -> list[Ranked]:
+        spec = GraphSpec(releases="r", batching=Batching(student=most))
+        driver = Driver(in_process(graph, lambda: START, spec), seconds)
+        calls.clear()
+        return [a for a, _ in await asyncio.gather(*(driver.run(rank_flow(r, graph.parts), "x") for r in requests))]
+
+    alone = asyncio.run(ranked(1))
+    assert calls == [1] * len(BODIES)
+    together = asyncio.run(ranked(8))
+    assert sum(calls) == len(BODIES)
+    assert max(calls) > 2
+    for one, other in zip(alone, together, strict=True):
+        assert other.degraded is None
+        assert one.rows.tolist() == other.rows.tolist()
+        assert other.score.tolist() == pytest.approx(one.score.tolist(), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("graph", ["staged", "fused"])
+def test_at_the_same_time_everybody_gets_the_answer_that_they_get_alone(served: Served, graph: str) -> None:
+    bodies = [{**body, "time": START + 900_000} for body in BODIES]
+    alone = [served.rank(graph, **body) for body in bodies]
+    with ThreadPoolExecutor(len(bodies)) as threads:
+        for _ in range(10):
+            for one, other in zip(alone, threads.map(lambda body: served.rank(graph, **body), bodies), strict=True):
+                assert other["degraded"] is None
+                assert [i["item_id"] for i in other["items"]] == [i["item_id"] for i in one["items"]]
+                scores = [[i["score"] for i in answer["items"]] for answer in (other, one)]
+                assert scores[0] == pytest.approx(scores[1], abs=1e-5)
