@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rayrank.on_ray.pool import Pool, StageFullError, Turns
-from rayrank.on_ray.together import Together, Work
+from rayrank.on_ray.together import Shared, Together, Work
 from tests.serve.conftest import Served
 from tests.tiny_release import START, make_world
 
@@ -20,14 +20,17 @@ PLACES: dict[str, Callable[[int], Turns | Pool]] = {"loop": Turns, "thread": Poo
 
 
 class Squares:
-    """A stage that notes who was worked on together; -1 is a call that it cannot answer."""
+    """A stage that notes who was worked on together; it cannot answer -1, and hundreds go alone."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
         self.begun, self.go_on = threading.Event(), threading.Event()
 
     def work(self) -> Work:
-        return Work(self.one, self.many)
+        return Work(self.one, Shared(self.many, self.company))
+
+    def company(self, asked: Sequence[tuple[int]]) -> list[int]:
+        return [n for n, (number,) in enumerate(asked) if n == 0 or max(number, asked[0][0]) < 100]
 
     def one(self, number: int) -> int:
         self.calls.append([number])
@@ -81,6 +84,15 @@ async def _asked_of(kind: str, stage: Squares, numbers: Sequence[int]) -> list[A
     return await asked(Together(PLACES[kind](8), 8), stage, numbers)
 
 
+@pytest.mark.parametrize("kind", PLACES)
+def test_who_goes_alone_holds_up_nobody_before_it(kind: str) -> None:
+    stage = Squares()
+    assert asyncio.run(_asked_of(kind, stage, [1, 100, 2, 300, 3])) == [1, 10_000, 4, 90_000, 9]
+    own = [call for call in stage.calls if max(call) >= 100]
+    assert own == [[100], [300]]
+    assert stage.calls.index([100]) > 0, "1 was answered before"
+
+
 def test_off_means_one_by_one() -> None:
     stage = Squares()
 
@@ -96,7 +108,7 @@ def test_calls_that_nobody_waits_for_are_not_worked_on_and_bounds_hold() -> None
 
     async def main() -> None:
         place = Together(Pool(4), 8)
-        first = asyncio.create_task(place.run(Work(stage.stuck, stage.many), 7))
+        first = asyncio.create_task(place.run(Work(stage.stuck, stage.work().shared), 7))
         while not stage.begun.is_set():
             await asyncio.sleep(0.01)
         waiting = [asyncio.create_task(place.run(stage.work(), number)) for number in range(3)]

@@ -7,9 +7,10 @@ from typing import Any
 
 from rayrank.on_ray.graph_spec import GraphSpec
 from rayrank.on_ray.pool import Pool, Turns
-from rayrank.on_ray.together import Together, Work
+from rayrank.on_ray.together import Shared, Together, Work
 from rayrank.ranking.flow import Call
 from rayrank.ranking.graph import RankingGraph
+from rayrank.ranking.scorer import Scorer
 
 
 class Places:
@@ -46,12 +47,18 @@ class Places:
         return self._turns if short else self._pools[call.stage]
 
 
+def scoring(scorer: Scorer) -> Work:
+    """The work of a stage that scores."""
+    return Work(scorer.score, Shared(scorer.score_many, scorer.company))
+
+
 def in_process(graph: RankingGraph, now: Callable[[], int], spec: GraphSpec) -> Callable[[Call], Awaitable[Any]]:
     """The stages of a graph as its driver calls them."""
     places = Places(graph.stages(0), spec, spec.replicas.ongoing)
 
     async def invoke(call: Call) -> Any:
-        many = graph.scorer(call.stage).score_many if call.stage in ("student", "teacher") else None
-        return await places.run(call, Work(graph.stages(now())[call.stage], many))
+        scores = call.stage in ("student", "teacher")
+        shared = scoring(graph.scorer(call.stage)).shared if scores else None
+        return await places.run(call, Work(graph.stages(now())[call.stage], shared))
 
     return invoke

@@ -46,7 +46,7 @@ from rayrank.on_ray.graph_spec import (
     processes_of,
 )
 from rayrank.on_ray.hop import hop
-from rayrank.on_ray.places import Places, in_process
+from rayrank.on_ray.places import Places, in_process, scoring
 from rayrank.on_ray.pool import BusyError, Gate, Pool
 from rayrank.on_ray.together import Work
 from rayrank.ranking.drive import Driver
@@ -129,7 +129,7 @@ class _Stage(ABC):
         spec, release = _setup(raw)
         self._places = Places([self.name], spec, 2 * spec.replicas.room(self.name))
         work = self._prepare(spec, release)
-        self._work = Work(partial(_quietly, work.one), work.many)
+        self._work = Work(partial(_quietly, work.one), work.shared)
 
     @abstractmethod
     def _prepare(self, spec: GraphSpec, release: Release) -> Work:
@@ -190,7 +190,7 @@ class PreRank(_Stage):
     def _prepare(self, spec: GraphSpec, release: Release) -> Work:
         scorer = Scorer(open_bundles(release, ("student",)).first)
         self._follower = follow(open_item_source(spec), (scorer.bundle, release), [scorer.grow])
-        return Work(scorer.score, scorer.score_many)
+        return scoring(scorer)
 
 
 class ReRank(_Stage):
@@ -202,7 +202,7 @@ class ReRank(_Stage):
         scorer = Scorer(open_bundles(release, ("teacher",)).first)
         source = open_item_source(spec)
         self._follower = follow(source, (scorer.bundle, release), [scorer.grow], encode=scorer.encode)
-        return Work(scorer.score, scorer.score_many)
+        return scoring(scorer)
 
 
 class Ingress:

@@ -6,6 +6,7 @@ calls that nobody waits for any more are those of :mod:`rayrank.on_ray.pool`. Kn
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,23 +15,34 @@ from typing import Any
 
 from rayrank.on_ray.pool import Pool, Turns
 
+_log = logging.getLogger(__name__)
+Calls = Sequence[tuple[Any, ...]]
+"""The arguments of several calls."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a stage does with several calls at once."""
+
+    answers: Callable[[Calls], Sequence[Any]]  # in the order of the calls
+    company: Callable[[Calls], Sequence[int]]  # numbers of the calls that gain by going with the first one
+
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage does with a call, and with several: answers of ``many`` are in the order of their arguments."""
+    """What a stage does with a call, and with several if it can."""
 
     one: Callable[..., Any]
-    many: Callable[[Sequence[tuple[Any, ...]]], Sequence[Any]] | None = None  # None: it takes calls one by one
+    shared: Shared | None = None
 
 
 @dataclass(eq=False)
 class _Asked:
-    """A call and, once it was worked on, what came of it."""
+    """A call and, where another one's turn brought it, its answer."""
 
     arguments: tuple[Any, ...]
     done: bool = False
     answer: Any = None
-    error: Exception | None = None
 
 
 class Together:
@@ -47,7 +59,7 @@ class Together:
         Raises:
             StageFullError: too many calls wait already.
         """
-        if work.many is None or self._most == 1:
+        if work.shared is None or self._most == 1:
             return await self._place.run(work.one, *arguments)
         asked = _Asked(arguments)
         with self._lock:
@@ -60,34 +72,31 @@ class Together:
 
     def _answer(self, asked: _Asked, work: Work) -> Any:
         """When it is the call's turn: its answer, which an earlier turn may have brought."""
-        if not asked.done:
-            _work_on(self._taken(asked), work)
-        if asked.error is not None:
-            raise asked.error
+        if asked.done:
+            return asked.answer
+        assert work.shared is not None
+        try:
+            taken = self._taken(asked, work.shared)
+            answers = work.shared.answers([a.arguments for a in taken]) if len(taken) > 1 else ()
+        except Exception as error:  # whose fault it is shows when each is worked on by itself, in its own turn
+            _log.warning("calls together failed (%s): each by itself now", type(error).__name__)
+            answers = ()
+        if not answers:
+            return work.one(*asked.arguments)
+        for other, answer in zip(taken, answers, strict=True):
+            other.answer, other.done = answer, True
         return asked.answer
 
-    def _taken(self, asked: _Asked) -> list[_Asked]:
+    def _taken(self, asked: _Asked, shared: Shared) -> list[_Asked]:
+        """The call and those behind it that gain by going with it; all others keep their turns."""
         with self._lock:
             self._waiting.pop(asked, None)
-            taken = list(islice(self._waiting, self._most - 1))
-            for other in taken:
+            behind = list(islice(self._waiting, self._most - 1))
+        if not behind:
+            return [asked]
+        chosen = [behind[n - 1] for n in shared.company([a.arguments for a in (asked, *behind)]) if n]
+        with self._lock:
+            still = [other for other in chosen if other in self._waiting]
+            for other in still:
                 del self._waiting[other]
-        return [asked, *taken]
-
-
-def _work_on(taken: Sequence[_Asked], work: Work) -> None:
-    if len(taken) > 1 and work.many is not None:
-        try:
-            answers = work.many([asked.arguments for asked in taken])
-        except Exception:  # whose fault it is shows when each is worked on by itself
-            answers = None
-        if answers is not None:
-            for asked, answer in zip(taken, answers, strict=True):
-                asked.answer, asked.done = answer, True
-            return
-    for asked in taken:
-        try:
-            asked.answer = work.one(*asked.arguments)
-        except Exception as error:
-            asked.error = error
-        asked.done = True
+        return [asked, *still]

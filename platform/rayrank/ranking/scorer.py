@@ -100,6 +100,10 @@ class Scorer:
             found |= zip(group, self._together(some) if len(some) > 1 else [self.score(*some[0])], strict=True)
         return [found[number] for number in range(len(requests))]
 
+    def company(self, requests: Sequence[Request]) -> list[int]:
+        """Numbers of the requests that are scored together with the first one, itself included."""
+        return next(sorted(group) for group in self.groups(requests) if 0 in group)
+
     def groups(self, requests: Sequence[Request]) -> list[list[int]]:
         """Numbers of the requests that are scored together.
 
