@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rayrank.bundle import load_bundle
 from rayrank.messages import RankRequest
@@ -82,6 +83,18 @@ def test_who_goes_with_whom(kind: str, scorers: dict[str, Scorer], asked: list[R
         assert described in found
         assert sorted(number for group in found for number in group) == list(range(6))
         assert max(map(len, found)) >= 3
+
+
+def test_what_is_the_same_for_all_candidates_is_computed_once_a_request(
+    scorers: dict[str, Scorer], asked: list[Request]
+) -> None:
+    scorer, shapes = scorers["student"], list[torch.Size]()
+    hook = scorer.model.user_hidden.register_forward_hook(lambda _, given, __: shapes.append(given[0].shape[:2]))
+    try:
+        scorer._together(asked[:4])
+    finally:
+        hook.remove()
+    assert shapes == [(4, 1)]
 
 
 def test_one_request_or_none_is_no_batch(scorers: dict[str, Scorer], asked: list[Request]) -> None:
