@@ -4,7 +4,7 @@ Both arms of every claim run in one session, in turn, a few seconds each; equal 
 closed-loop with keep-alive, in a process of their own, 1, 8 and 32 of them. The release is generated (300,000 items,
 500 candidates, 50 shown; see ``release``). A section is measured, and kept, by itself.
 
-    python -m benchmarks.serving [--sections hops,graph,profile,fastapi,litserve,memory,degradation,open_loop,ndcg]
+    python -m benchmarks.serving [--sections hops,graph,batching,profile,fastapi,litserve,memory,degradation,…]
     python -m benchmarks.serving --quick      3,000 items, short slices; nothing is kept
 """
 
@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks import results
 from benchmarks.results import ROOT, Row, Table
 from benchmarks.serving import memory, sections
+from benchmarks.serving.batching import batching
 from benchmarks.serving.degradation import degradation, ndcg_lost
 from benchmarks.serving.load import open_loop_table
 from benchmarks.serving.measure import Finding
@@ -53,6 +54,7 @@ def sections_of(releases: str | None) -> dict[str, Section]:
     return {
         "hops": sections.taxes_of_a_hop,
         "graph": sections.graph_and_forms,
+        "batching": batching,
         "profile": sections.profiles,
         "fastapi": sections.against_fastapi,
         "litserve": sections.against_litserve,

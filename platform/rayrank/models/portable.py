@@ -22,8 +22,8 @@ def prefix_max(x_BT: Tensor) -> Tensor:
 
 
 def shared(x_BQ: Tensor) -> bool:
-    """Whether there is one sequence, and all queries of it have the same value."""
-    return x_BQ.shape[0] == 1 and (exporting() or bool((x_BQ == x_BQ[:, :1]).all()))
+    """Whether all queries of a sequence have the same value, in every sequence."""
+    return exporting() or bool((x_BQ == x_BQ[:, :1]).all())
 
 
 def solved(matrix_Hdd: Tensor, right_HdK: Tensor) -> tuple[Tensor, Tensor]:

@@ -163,8 +163,9 @@ class Reader(nn.Module):
         return self._read(sums_BSX, count_BQ, state)[0]
 
     def _read(self, sums_BSX: Tensor, count_BQ: Tensor, state: UserState) -> tuple[Tensor, Tensor, Tensor]:
-        # One request, many candidates: one regression.
-        asked_BQ = count_BQ[:, :1] if shared(count_BQ) else count_BQ
+        # Many candidates of a request: one regression.
+        same = state.whole or (len(count_BQ) == 1 and shared(count_BQ))
+        asked_BQ = count_BQ[:, :1] if same else count_BQ
         taste_HdK, kept_Hdd, history_BQ = self._solved(sums_BSX, asked_BQ, state)
         # Not by indexing: its gradient would be added up in any order when there are several threads.
         taste_BQdK = functional.embedding(history_BQ, taste_HdK.flatten(1)).unflatten(-1, taste_HdK.shape[1:])

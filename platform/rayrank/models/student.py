@@ -151,7 +151,7 @@ class Student(Ranker):
         clock_BQX = clock_features(queries.time_BQ, state.gap_s(queries.time_BQ, count_BQ))
         clock_BQX = clock_BQX * float(self.spec.inputs.time)
         if taste_BQX.shape[1] < count_BQ.shape[1]:
-            if shared(queries.time_BQ):  # one request: its candidates share history and time
+            if shared(queries.time_BQ):  # of a request: its candidates share history and time
                 count_BQ, clock_BQX = count_BQ[:, :1], clock_BQX[:, :1]
             else:  # targets of one sequence with the same history, asked at different times
                 taste_BQX = taste_BQX.expand(*count_BQ.shape, -1)

@@ -67,7 +67,7 @@ class TwoTower(Student):
 
     def one_matrix(self, queries: Queries) -> bool:
         """Whether the candidates are one request's, and nothing but their rows tells them apart."""
-        if not (self.has_static and self.has_sequence):
+        if not (self.has_static and self.has_sequence) or len(queries.item_BQ) > 1:
             return False
         if not (shared(queries.visible_before_BQ) and shared(queries.time_BQ)):
             return False

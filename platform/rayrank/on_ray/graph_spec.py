@@ -114,6 +114,17 @@ class Replicas(Config):
         return max(ROOM, -(-self.ongoing * self.most("ingress") // self.least("user")))
 
 
+class Batching(Config):
+    """Waiting requests that a replica scores in one call of the model, at most; nobody is waited for. 1: off."""
+
+    student: int = Field(8, ge=1, description="requests in one call of the student")
+    teacher: int = Field(8, ge=1, description="requests in one call of the teacher")
+
+    def of(self, stage: str) -> int:
+        """Requests at a time."""
+        return int(getattr(self, stage, 1))
+
+
 class GraphSpec(Config):
     """What is served and how."""
 
@@ -122,6 +133,9 @@ class GraphSpec(Config):
     flow: FlowSettings = Field(default_factory=FlowSettings, description="how many candidates each stage passes on")
     budgets: Budgets = Field(default_factory=Budgets, description="longest wait for each stage")
     replicas: Replicas = Field(default_factory=Replicas, description="processes of each stage")
+    batching: Batching = Field(
+        default_factory=Batching, description="waiting requests that are scored together; 1: each by itself"
+    )
     histories: DataPath | None = Field(
         None, description="sqlite file: cache of the dataset's histories; None: in a private folder of temporary files"
     )

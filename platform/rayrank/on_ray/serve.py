@@ -12,6 +12,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -45,8 +46,9 @@ from rayrank.on_ray.graph_spec import (
     processes_of,
 )
 from rayrank.on_ray.hop import hop
-from rayrank.on_ray.places import Places, in_process
+from rayrank.on_ray.places import Places, in_process, scoring
 from rayrank.on_ray.pool import BusyError, Gate, Pool
+from rayrank.on_ray.together import Work
 from rayrank.ranking.drive import Driver
 from rayrank.ranking.encode import RequestEncoder
 from rayrank.ranking.feedback import Accepted, FeedbackStage
@@ -126,14 +128,15 @@ class _Stage(ABC):
     def __init__(self, raw: Mapping[str, Any]) -> None:
         spec, release = _setup(raw)
         self._places = Places([self.name], spec, 2 * spec.replicas.room(self.name))
-        self._work = self._prepare(spec, release)
+        work = self._prepare(spec, release)
+        self._work = Work(partial(_quietly, work.one), work.shared)
 
     @abstractmethod
-    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
-        """Load what the stage needs; returns the function that does its work."""
+    def _prepare(self, spec: GraphSpec, release: Release) -> Work:
+        """Load what the stage needs; returns what does its work."""
 
     async def __call__(self, *arguments: Any) -> Any:
-        return await self._places.of(Call(self.name, arguments)).run(_quietly, self._work, *arguments)
+        return await self._places.run(Call(self.name, arguments), self._work)
 
 
 class UserState(_Stage):
@@ -141,7 +144,7 @@ class UserState(_Stage):
 
     name = "user"
 
-    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
+    def _prepare(self, spec: GraphSpec, release: Release) -> Work:
         bundle = open_bundles(release, ("student",)).first
         store, state = open_user_data(spec, release)
         items = Items.of(bundle.items)
@@ -149,7 +152,7 @@ class UserState(_Stage):
         self._follower = follow(open_item_source(spec), (bundle, release), [names(items)], items)
         self._feedback = FeedbackStage(self._stage.encoder, state)
         self._writes = Pool(spec.replicas.room("user"), "feedback")  # waits for the disk, which no ranking should
-        return self._stage.prepare
+        return Work(self._stage.prepare)
 
     async def feedback(self, request: FeedbackRequest, request_id: str, now: int) -> Accepted | Rejected | Missed:
         """Keep events."""
@@ -167,7 +170,7 @@ class Retrieve(_Stage):
 
     name = "retrieve"
 
-    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
+    def _prepare(self, spec: GraphSpec, release: Release) -> Work:
         bundle = open_bundles(release, ("student",)).first
         items, scorer = Items.of(bundle.items), Scorer(bundle)
         with_text = spec.flow.sources.text.weight > 0 and release.teacher is not None
@@ -176,7 +179,7 @@ class Retrieve(_Stage):
         retriever.open_index()
         receivers = [scorer.grow, retriever.grow, names(items)]
         self._follower = follow(open_item_source(spec), (bundle, release), receivers, items)
-        return retriever.retrieve
+        return Work(retriever.retrieve)
 
 
 class PreRank(_Stage):
@@ -184,10 +187,10 @@ class PreRank(_Stage):
 
     name = "student"
 
-    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
+    def _prepare(self, spec: GraphSpec, release: Release) -> Work:
         scorer = Scorer(open_bundles(release, ("student",)).first)
         self._follower = follow(open_item_source(spec), (scorer.bundle, release), [scorer.grow])
-        return scorer.score
+        return scoring(scorer)
 
 
 class ReRank(_Stage):
@@ -195,11 +198,11 @@ class ReRank(_Stage):
 
     name = "teacher"
 
-    def _prepare(self, spec: GraphSpec, release: Release) -> Callable[..., Any]:
+    def _prepare(self, spec: GraphSpec, release: Release) -> Work:
         scorer = Scorer(open_bundles(release, ("teacher",)).first)
         source = open_item_source(spec)
         self._follower = follow(source, (scorer.bundle, release), [scorer.grow], encode=scorer.encode)
-        return scorer.score
+        return scoring(scorer)
 
 
 class Ingress:

@@ -61,7 +61,7 @@ def test_the_worst_case_is_the_claim() -> None:
 
 def test_every_section_can_be_chosen() -> None:
     assert set(sections_of(None)) == {
-        "hops", "graph", "profile", "fastapi", "litserve", "memory", "degradation", "open_loop", "ndcg",
+        "hops", "graph", "batching", "profile", "fastapi", "litserve", "memory", "degradation", "open_loop", "ndcg",
     }  # fmt: skip
 
 
