@@ -20,7 +20,7 @@ from rayrank.bundle import BundleParts, save_bundle
 from rayrank.config import parse
 from rayrank.models.build import build_ranker
 from rayrank.models.spec import Inputs, RankerSpec, StudentSpec, TeacherSpec
-from rayrank.on_ray.graph_spec import GraphSpec
+from rayrank.on_ray.graph_spec import GraphSpec, Replicas
 from rayrank.ranking.drive import Budgets
 from rayrank.ranking.flow import FlowSettings
 from rayrank.ranking.release import Release, save_release, set_alias
@@ -58,6 +58,7 @@ class World:
             histories=str(self.folder / "histories.sqlite"),
             state=StateSpec(path=str(scratch / f"state-{'fused' if fused else 'staged'}.sqlite")),
             now=self.now,
+            replicas=Replicas(stage_ongoing=64),
         )
 
     def rank_bodies(self, count: int, rerank: int = 0) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ def test_the_user_stage_has_room_for_all_that_are_let_in() -> None:
 
     assert Replicas(ongoing=32, ingress=3, user=2).room("user") == 48
     assert Replicas(ongoing=1).room("user") == Replicas().room("teacher") == 8
+    assert Replicas(stage_ongoing=64).room("teacher") == 64
 
 
 def test_a_gate_lets_so_many_in_and_no_more() -> None:

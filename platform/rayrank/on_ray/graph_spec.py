@@ -19,8 +19,6 @@ from rayrank.ranking.state import StateSpec, StateStore, open_state
 from rayrank.ranking.store import UserStore
 from rayrank.sources.dataset import Dataset
 
-ROOM = 8
-"""Requests that a stage which can be left out holds per replica."""
 Part = Literal["ingress", "user", "retrieve", "student", "teacher"]
 PARTS: tuple[Part, ...] = ("ingress", "user", "retrieve", "student", "teacher")
 
@@ -64,6 +62,10 @@ class Replicas(Config):
     teacher: Size = Field(1, description="replicas of the re-ranker, or a range")
     num_cpus: float = Field(0.1, gt=0, description="logical CPUs that each replica reserves")
     ongoing: int = Field(32, ge=1, description="requests that one ingress replica works on at once; more get 429")
+
+    stage_ongoing: int = Field(
+        8, ge=1, description="requests that a replica of a stage works on or holds; beyond them a stage is left out"
+    )
 
     @model_validator(mode="after")
     def _reachable(self) -> Replicas:
@@ -110,8 +112,8 @@ class Replicas(Config):
         the door that says so (429) and no stage behind it (503).
         """
         if stage != "user":
-            return ROOM
-        return max(ROOM, -(-self.ongoing * self.most("ingress") // self.least("user")))
+            return self.stage_ongoing
+        return max(self.stage_ongoing, -(-self.ongoing * self.most("ingress") // self.least("user")))
 
 
 class Batching(Config):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import pytest
 
 from benchmarks.serving.__main__ import claims_of, rows_of, sections_of
-from benchmarks.serving.clients import Slice
+from benchmarks.serving.clients import Slice, _run
 from benchmarks.serving.degradation import closes_after, of_overload, of_stopped
 from benchmarks.serving.measure import Finding, in_turn, ratios, taxes
 from rayrank.pipeline.arrivals import Outcome
+from rayrank.pipeline.keep_alive import Place
 
 
 def slice_of(count: int, ms: float) -> Slice:
@@ -39,8 +41,24 @@ def test_ratios_and_taxes_are_taken_within_a_round() -> None:
 
 def test_a_slice_with_errors_or_without_answers_is_not_timed() -> None:
     for bad in (Slice(1.0, (1.0,), {"503": 1}), Slice(1.0, (), {})):
-        with pytest.raises(RuntimeError, match="no errors"):
+        with pytest.raises(RuntimeError, match="whole answers only"):
             in_turn({"a": lambda bad=bad: bad}, 1)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("degraded", "counted"), [("false", True), ("true", False)])
+def test_an_answer_that_lacks_a_stage_does_not_count(degraded: str, counted: bool) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"{}"):
+            writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-degraded: {degraded}\r\n\r\n{{}}".encode())
+
+    async def slice_of_two_clients() -> Slice:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        place = Place.of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        return Slice(**await _run(place, [place.post("/", b"{}")], 2, 0.2))
+
+    found = asyncio.run(slice_of_two_clients())
+    assert bool(found.latency_ms) is counted
+    assert list(found.errors) == ([] if counted else ["degraded"])
 
 
 def test_the_worst_case_is_the_claim() -> None:
