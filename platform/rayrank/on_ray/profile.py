@@ -27,10 +27,13 @@ PROFILE = {
     SWITCH: "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
 }
 """What cluster.yaml sets too. One proxy thread: Serve's default of four is for machines with more cores. HAProxy gives
-a request that a replica dies over to another one: events told twice count once."""
+a request that a replica dies over to another one: events told twice count once. It can as soon as it holds the whole
+request, so it waits for the body. Serve has no setting for that, but writes what is to be retried into the defaults of
+HAProxy's configuration as it is: what follows on a second line is an option of its own.
+"""
 _DRAIN = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
 """Replicas of a Ray of our own end with it: no other machine's proxy must learn of it first (default 30 s)."""
 _PORTS = {
@@ -82,7 +85,7 @@ def _hindrance(address: str | None) -> str | None:
     """Why HAProxy cannot be used; None: it can."""
     if address or os.environ.get("RAY_ADDRESS"):
         return (
-            f"the cluster runs already; where it starts, set {' '.join(f'{k}={quote(v)}' for k, v in PROFILE.items())}"
+            f"the cluster runs already; where it starts, set {' '.join(f'{k}={_word(v)}' for k, v in PROFILE.items())}"
         )
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return "this process has started its Ray without the profile"
@@ -98,6 +101,11 @@ def _hindrance(address: str | None) -> str | None:
     except (OSError, subprocess.SubprocessError) as error:
         return f"no usable haproxy binary ({error})"
     return None
+
+
+def _word(value: str) -> str:
+    """A value as bash reads it, on one line."""
+    return f"${value!r}" if "\n" in value else quote(value)
 
 
 def _files(folder: str) -> dict[str, str]:

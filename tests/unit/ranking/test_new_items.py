@@ -150,7 +150,7 @@ def test_a_restart_and_every_stage_in_a_process_of_its_own_answer_the_same(
     spec = spec.model_copy(update={"items": ItemsSpec(path=str(tmp_path / "items"), poll_s=30)})
     raw = {"spec": spec.model_dump(mode="json"), "release": release.model_dump(mode="json")}
     work: dict[str, Callable[..., Any]] = {
-        name: stage(raw)._work
+        name: stage(raw)._work.one
         for name, stage in {"user": UserState, "retrieve": Retrieve, "student": PreRank, "teacher": ReRank}.items()
     }
     prepare = work["user"]
