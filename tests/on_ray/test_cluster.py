@@ -9,7 +9,15 @@ import time
 import pytest
 
 from rayrank.config import ConfigError
-from rayrank.on_ray.cluster import QUIET, Cluster, ClusterConfig, ensure_cluster, local_cpus, prepare_environment
+from rayrank.on_ray.cluster import (
+    QUIET,
+    Cluster,
+    ClusterConfig,
+    _start,
+    ensure_cluster,
+    local_cpus,
+    prepare_environment,
+)
 
 
 def test_a_dead_address_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +49,28 @@ def test_values_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_environment()
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
     assert os.environ["RAY_DATA_ENABLE_DISK_SHUFFLE"] == "1"
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_ray_that_is_late_is_started_once_more(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    if ray.is_initialized():
+        pytest.skip("a test before this one left its Ray running: it would be shut down")
+    tries: list[object] = []
+
+    def init(**_: object) -> None:
+        tries.append(None)
+        if len(tries) <= late:
+            raise Exception("The current node timed out during startup. This could happen because …")
+
+    monkeypatch.setattr(ray, "init", init)
+    if late == 1:
+        _start(ClusterConfig())
+    else:
+        with pytest.raises(ConfigError, match="nor at a second try"):
+            _start(ClusterConfig())
+    assert len(tries) == 2
 
 
 def test_workers_of_a_checkout_find_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

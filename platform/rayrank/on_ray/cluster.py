@@ -44,6 +44,8 @@ LOCAL = {
 """Environment of a local Ray only: what a cluster needs and one machine pays for."""
 
 _PROBE_S = 10.0
+_LATE = "timed out during startup"
+"""Of Ray's message when its node has not told of itself after 30 s, which no setting changes."""
 
 
 class ClusterConfig(Config):
@@ -182,15 +184,26 @@ def _start(config: ClusterConfig) -> None:
     prepare_environment(local=True)  # before the import: Ray reads some of it there
     import ray
 
-    # address="local": plain init() would attach to any Ray that happens to run on this machine.
-    ray.init(
-        address="local",
-        num_cpus=local_cpus(config),
-        object_store_memory=config.object_store_mb * 2**20,
-        include_dashboard=False,
-        log_to_driver=config.worker_logs,
-        logging_level=logging.ERROR,
-    )
+    for last in (False, True):
+        try:
+            # address="local": plain init() would attach to any Ray that happens to run on this machine.
+            ray.init(
+                address="local",
+                num_cpus=local_cpus(config),
+                object_store_memory=config.object_store_mb * 2**20,
+                include_dashboard=False,
+                log_to_driver=config.worker_logs,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:  # Ray raises the bare class
+            if _LATE not in str(error):
+                raise
+            ray.shutdown()
+            if last:
+                rule = "a local Ray did not start within 30 s, nor at a second try"
+                fix = "see what keeps this machine busy, or attach to a Ray that runs: cluster.address=HOST:PORT"
+                raise ConfigError("cluster.address", None, rule, fix) from None
 
 
 def _quiet_data() -> None:
