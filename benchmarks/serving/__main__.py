@@ -36,7 +36,8 @@ TABLE = Table(
     title="Serving",
     command="python -m benchmarks.serving",
     note=(
-        "Both arms in one session and in turn, equal answers asserted, medians over rounds and their range. rank: 500 "
+        "Both arms in one session and in turn, equal answers asserted, medians over rounds and their range. Only whole "
+        "answers count, none that lacks a stage. rank: 500 "
         "given candidates, student only, 50 shown; graph: 300,000 items, 500 retrieved, the best 50 scored by the "
         "teacher (two causal layers and attention over the events; no text). Random weights. taxes: (p50 served − p50 "
         "in process) ÷ p50 of a request that does nothing behind the same ingress. Load: average over the last minute."

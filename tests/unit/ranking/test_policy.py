@@ -302,7 +302,14 @@ def test_an_error_that_nobody_thought_of_does_not_end_it_either(desk: Desk, tmp_
 
 def test_half_of_an_edit_in_place_is_never_in_force(desk: Desk, tmp_path: Path) -> None:
     """Nor told: of this file every line more is a policy, and nothing at all the empty one."""
-    path, wait_s = tmp_path / "policy.yaml", 0.4
+    for wait_s in (0.4, 1.0, 2.5):  # longer where the machine is too busy to write in small steps
+        if _edited_slowly(desk, tmp_path / f"policy-{wait_s}.yaml", wait_s):
+            return
+    raise AssertionError("this machine never wrote two lines within a second")
+
+
+def _edited_slowly(desk: Desk, path: Path, wait_s: float) -> bool:
+    """Whether the lines came as fast as was meant; then the half-written file must never have been in force."""
     path.write_text("block: [{items: [i1]}]\n")
     followed, seen, gap, last = PolicyFile(path, desk.facts, poll_s=wait_s), set[object](), 0.0, time.monotonic()
     with path.open("w") as slow:
@@ -314,9 +321,10 @@ def test_half_of_an_edit_in_place_is_never_in_force(desk: Desk, tmp_path: Path) 
             seen.add((len(terms.policy.spec.block), terms.warning))  # type: ignore[union-attr]
             gap, last = max(gap, time.monotonic() - last), time.monotonic()
     if gap > wait_s / 2:
-        pytest.skip("this machine is too busy to write in small steps")
+        return False
     assert seen == {(1, None)}
     assert _waited(lambda: len(followed.terms("r").policy.spec.block) == 60)  # type: ignore[union-attr]
+    return True
 
 
 def test_json_that_is_nested_too_deep(tmp_path: Path) -> None:
