@@ -5,7 +5,8 @@ fixed number of users sequences would grow too, and with them every tensor of a 
 Every job is a process of its own, started as a user would, and sampled twice a second. The claim is the peak at the
 largest size over that at the smallest, the worst job's.
 
-    python -m benchmarks.memory [--rows 500000,2000000,10000000] [--jobs prepare,train_teacher,label,distill,evaluate]
+    python -m benchmarks.memory [--rows 500000,2000000,10000000] [--jobs prepare,train_teacher,label]
+                                [--work FOLDER]
     python -m benchmarks.memory --quick      200,000 and 800,000 rows, prepare and train_teacher; nothing is kept
 """
 
@@ -14,11 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,26 +30,31 @@ import psutil
 from benchmarks import results
 from benchmarks.results import ROOT, Row, Table
 
-NAME, VERSION = "memory", 3
+NAME, VERSION = "memory", 4
 JOBS = ("prepare", "train_teacher", "label", "distill", "promote", "score", "evaluate")
 NEEDS = {
     "train_teacher": "prepare", "label": "train_teacher", "distill": "label", "promote": "distill",
     "score": "promote", "evaluate": "distill",
 }  # fmt: skip
 """The job whose output each job reads."""
+OUTPUTS = {"prepare": "path", "promote": "releases"}
+"""The key of a job's config that says where it writes; 'output' for all others."""
 EVENTS, ITEMS = 500, 5_000
 """Events of a user, and items."""
 GATES = ("gain_auc", "gain_gauc", "lift", "calibration", "latency")
 LIMIT_S = 3600.0
+PAPER = 100_000_000
+"""Rows that are told on paper only, from the rate of the largest size that was prepared."""
 TABLE = Table(
     title="Peak memory by number of rows",
     command="python -m benchmarks.memory",
     note=(
         f"Synthetic log, {EVENTS} events a user, {ITEMS:,} items: histories are equally long at every size. "
-        "Peak of the PSS over all processes of the job, sampled twice a second, MB; object store capped at 512 MB."
+        "Peak of the PSS over all processes of the job, sampled twice a second, MB; object store capped at 512 MB. "
+        "On paper: not run, the seconds and the size that follow from the rate and the bytes a row of the size above."
     ),
     labels=("job", "rows"),
-    columns=("peak MB", "seconds", "rows/s"),
+    columns=("peak MB", "seconds", "rows/s", "dataset MB"),
 )
 
 
@@ -132,35 +139,50 @@ def _pss_kb(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
-def measure(folder: Path, rows: int, jobs: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Peaks of the jobs on one dataset, in the order in which each needs the ones before."""
-    found = {}
+def measure(folder: Path, rows: int, jobs: Sequence[str], known: Mapping[str, Row]) -> Iterator[Row]:
+    """A row for each job on one dataset, in the order in which each needs the ones before.
+
+    What is known already and lies in the folder is not done again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     for job, raw in configs(folder, rows).items():
         if job not in jobs:
             continue
+        key = results.key_of(NAME, VERSION, job, rows)
+        if key in known and Path(raw[OUTPUTS.get(job, "output")]).exists():
+            _say(f"{rows:,} rows, {job}: there already")
+            yield known[key]
+            continue
         config = folder / f"{job}.yaml"
         config.write_text(json.dumps(raw), encoding="utf-8")
-        found[job] = peak_of(job, config, folder / f"{job}.log")
-        _say(f"{rows:,} rows, {job}: {found[job][0]:,.0f} MB, {found[job][1]:.0f} s")
-    return found
+        peak, seconds = peak_of(job, config, folder / f"{job}.log")
+        _say(f"{rows:,} rows, {job}: {peak:,.0f} MB, {seconds:.0f} s")
+        size = size_mb(folder / "dataset") if job == "prepare" else None
+        values = {"peak MB": peak, "seconds": seconds, "rows/s": rows / seconds, "dataset MB": size}
+        yield Row(key=key, table=NAME, arm=(job, f"{rows:,}"), seconds=seconds, values=values, **results.stamp())
 
 
-def rows_of(found: Mapping[int, Mapping[str, tuple[float, float]]]) -> list[Row]:
-    """Rows of the results table."""
-    return [
-        Row(
-            key=results.key_of(NAME, VERSION, job, size), table=NAME, arm=(job, f"{size:,}"), seconds=seconds,
-            values={"peak MB": peak, "seconds": seconds, "rows/s": size / seconds}, **results.stamp(),
-        )
-        for size, jobs in found.items()
-        for job, (peak, seconds) in jobs.items()
-    ]  # fmt: skip
+def on_paper(made: Row) -> Row:
+    """What preparing :data:`PAPER` rows would take by the rate and the size that were measured."""
+    rate, size = made.values["rows/s"], made.values["dataset MB"]
+    assert rate is not None
+    assert size is not None
+    rows = rate * (made.seconds or 0.0)
+    values = {"seconds": PAPER / rate, "rows/s": rate, "dataset MB": size * PAPER / rows}
+    key = results.key_of(NAME, VERSION, "prepare, on paper", PAPER)
+    return Row(key=key, table=NAME, arm=("prepare, on paper", f"{PAPER:,}"), values=values, **results.stamp())
 
 
-def claims_of(found: Mapping[int, Mapping[str, tuple[float, float]]]) -> dict[str, Any]:
+def size_mb(folder: Path) -> float:
+    """Bytes of all files below a folder, MB."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+
+
+def claims_of(found: Mapping[int, Mapping[str, Row]]) -> dict[str, Any]:
     """Peak at the largest size over that at the smallest, by job and of the worst."""
     sizes = sorted(found)
-    ratios = {job: found[sizes[-1]][job][0] / found[sizes[0]][job][0] for job in found[sizes[0]]}
+    peaks = {size: {job: row.values["peak MB"] or float("nan") for job, row in found[size].items()} for size in sizes}
+    ratios = {job: peaks[sizes[-1]][job] / peak for job, peak in peaks[sizes[0]].items()}
     worst = round(max(ratios.values()), 3)
     factor = sizes[-1] / sizes[0]
     by_job = {job: round(ratio, 3) for job, ratio in ratios.items()}
@@ -177,19 +199,27 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes; nothing is kept")
     parser.add_argument("--rows", default="500000,2000000,10000000")
     parser.add_argument("--jobs", default=",".join(JOBS))
+    parser.add_argument("--work", help="folder that keeps what jobs make, so that a later run goes on; default: none")
     options = parser.parse_args()
     sizes = [200_000, 800_000] if options.quick else [int(size) for size in options.rows.split(",")]
     jobs = ["prepare", "train_teacher"] if options.quick else options.jobs.split(",")
     lacking = [f"{job} needs {NEEDS[job]}" for job in jobs if NEEDS.get(job, job) not in jobs]
     if lacking or set(jobs) - set(JOBS):
         parser.error(f"--jobs {','.join(jobs)}: {'; '.join(lacking) or 'jobs are ' + ','.join(JOBS)}")
-    found: dict[int, dict[str, tuple[float, float]]] = {}
-    for size in sizes:
-        with tempfile.TemporaryDirectory(prefix="rayrank-memory-") as folder:
-            found[size] = measure(Path(folder), size, jobs)
-        if not options.quick:
-            results.record(NAME, TABLE, rows_of({size: found[size]}))
-            results.MARKDOWN.write_text(results.render(results.load()), encoding="utf-8")
+    found: dict[int, dict[str, Row]] = {}
+    known = {} if options.quick else {row.key: row for row in results.load().rows}
+    with tempfile.TemporaryDirectory(prefix="rayrank-memory-") as temporary:
+        for size in sizes:
+            found[size] = {}
+            folder = Path(options.work or temporary).resolve() / str(size)
+            for row in measure(folder, size, jobs, known):
+                found[size][row.arm[0]] = row
+                if not options.quick:
+                    paper = [on_paper(row)] if row.arm[0] == "prepare" and size == sizes[-1] else []
+                    results.record(NAME, TABLE, [row, *paper])
+                    results.MARKDOWN.write_text(results.render(results.load()), encoding="utf-8")
+            if not options.work:
+                shutil.rmtree(folder)
     results.last_line({"benchmark": NAME, **claims_of(found), "quick": options.quick})
 
 

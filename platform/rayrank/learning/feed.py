@@ -67,13 +67,13 @@ class Feed:
         dealt = plan(train_groups(self._manifest), self._spec.seed, epoch, self._spec.lanes, self._spec.batch_events)
         mine = [left_over(lane, start) for lane in dealt.of_rank(self._rank, self._world)]
         batches = self._batches([Group(ref.shard, ref.group) for ref in first_need(mine)], taught=True)
-        return steps([_lane(lane, batches, self._spec.fold) for lane in mine])
+        return releasing(steps([_lane(lane, batches, self._spec.fold) for lane in mine]))
 
     def evaluated(self, part: str) -> Iterator[SequenceBatch]:
         """This rank's row groups that hold a target of ``part`` ('train', 'valid' or 'test'), one batch each."""
         groups = part_groups(self._manifest, part)[self._rank :: self._world]
         batches = (evaluated(batch, self._spec.fold) for batch in self._batches(groups, taught=False))
-        return (batch for batch in batches if len(batch.part_BT))
+        return releasing(batch for batch in batches if len(batch.part_BT))
 
     def _batches(self, order: Sequence[Group], taught: bool) -> Iterator[SequenceBatch]:
         """Collated row groups; reading starts now. What there is room for is remembered, if steps can use it too."""
@@ -85,7 +85,7 @@ class Feed:
     def _merged(
         self, order: list[Group], known: set[Group], fresh: Iterator[SequenceBatch], whole: bool
     ) -> Iterator[SequenceBatch]:
-        for group in releasing(order):
+        for group in order:
             if group in known:
                 yield self._kept[group]
                 continue

@@ -23,7 +23,7 @@ from rayrank.learning.held import Held
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, Step, TrainData, TrainSpec, Used
 from rayrank.learning.optimiser import Rates, schedule, split_parameters
 from rayrank.learning.state import StageState
-from rayrank.memory import release
+from rayrank.memory import release, releasing
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker, take_rows
 from rayrank.objectives.losses import Outputs, compute, label_counts
@@ -65,7 +65,7 @@ class _Rows:
             self.begin = (int(resume.meta["position"][0]), int(resume.meta["position"][1]))
         while self.epoch < epochs:
             seen, losses = 0, torch.zeros(len(self.names))
-            for batch, done, place in self._steps():
+            for batch, done, place in releasing(self._steps()):
                 means, due = self._step(batch, (self.epoch + done) / epochs)
                 mean = means.cpu()
                 self._check(mean, "loss")

@@ -25,7 +25,7 @@ from rayrank.config import ConfigError, parse
 from rayrank.memory import release
 from rayrank.on_ray.label_spec import LabelKey, LabelTask
 from rayrank.on_ray.patience import SILENCE_S, Beat, Limit, ReadAhead
-from rayrank.on_ray.stream import chunked, mark, ordered_items, places_of, split_by_place
+from rayrank.on_ray.stream import blocks_of, chunked, mark, places_of, split_by_place
 from rayrank.on_ray.teachers import Panel, Views
 from rayrank.schema import TRAIN
 from rayrank.sources import storage
@@ -187,18 +187,11 @@ def _through_actors(task: LabelTask, order: Sequence[Place]) -> Iterator[pa.Tabl
         # max_restarts=0: a lost actor ends the run, and the next run goes on at the first missing shard. Ray Data's
         # own restarts warn about every actor in the driver's output; their off switch is marked as deprecated.
         warnings.simplefilter("ignore")
-        labelled = ordered_items(chunks).map_batches(
-            Labeller,
-            fn_constructor_args=(task.model_dump(mode="json"),),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=1,
-            max_restarts=0,
-            compute=ray.data.ActorPoolStrategy(size=min(task.actors, len(chunks))),
-        )
-    found = labelled.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+        pool = ray.data.ActorPoolStrategy(size=min(task.actors, len(chunks)))
+        arguments = (task.model_dump(mode="json"),)
+        found = blocks_of(chunks, Labeller, 2, fn_constructor_args=arguments, num_cpus=1, max_restarts=0, compute=pool)
     limit = Limit("cluster.stall_s", task.stall_s, "block of labels")
-    return split_by_place(ReadAhead(iter(found), 2, limit), len(order))
+    return split_by_place(ReadAhead(found, 2, limit), len(order))
 
 
 def _told(tables: Iterable[pa.Table], total: int, progress: Callable[[str], None]) -> Iterator[pa.Table]:

@@ -8,22 +8,22 @@ its assignment is neither seeded nor resumable. Knows nothing about models or tr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import pairwise
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from rayrank.config import Config
 from rayrank.on_ray.patience import Limit, ReadAhead
 from rayrank.sources.groups import Group, Place, Shards, read_here, read_place
 
-if TYPE_CHECKING:
-    import ray
-
 T = TypeVar("T")
 PLACE = "__place"
 """Column that carries the place of a row group in the order asked for, through Ray Data's blocks."""
+STORE_MB = 48
+"""What the blocks of one stream may take of the object store; a task that waits for nothing else runs all the same."""
 
 
 class StreamSpec(Config):
@@ -62,15 +62,8 @@ def stream_tables(order: Sequence[Place], spec: StreamSpec) -> Iterator[pa.Table
     import ray
 
     chunks = list(chunked(order, spec.groups_per_task))
-    # mypy cannot match the signature of map_batches.
-    read = ordered_items(chunks).map_batches(
-        _read_chunk,  # type: ignore[arg-type]
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=spec.task_cpus,
-        compute=ray.data.TaskPoolStrategy(size=min(spec.tasks, len(chunks))),
-    )
-    found = read.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=spec.prefetch)
+    compute = ray.data.TaskPoolStrategy(size=min(spec.tasks, len(chunks)))
+    found = blocks_of(chunks, _read_chunk, spec.prefetch, num_cpus=spec.task_cpus, compute=compute)
     yield from split_by_place(found, len(order))
 
 
@@ -87,12 +80,17 @@ def places_of(chunk: pa.Table) -> Iterator[tuple[int, Place]]:
             yield number, Place(**place)
 
 
-def ordered_items(chunks: Sequence[dict[str, Any]]) -> ray.data.Dataset:
-    """A Ray dataset of one block per chunk whose outputs keep the chunks' order."""
+def blocks_of(chunks: Sequence[dict[str, Any]], work: Any, prefetch: int, **how: Any) -> Iterator[pa.Table]:
+    """What ``work`` makes of each chunk in Ray Data's tasks or actors, in the order of the chunks."""
     import ray
 
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    return ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
+    items = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
+    made = items.map_batches(work, batch_size=None, batch_format="pyarrow", **how)
+    options = made.context.execution_options  # of this stream alone
+    options.preserve_order = True
+    # Or tasks run ahead of whoever reads until half of the store holds blocks that nobody wants yet.
+    options.resource_limits = ray.data.ExecutionResources(object_store_memory=STORE_MB * 2**20)
+    return iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch))
 
 
 def mark(table: pa.Table, number: int) -> pa.Table:
@@ -113,9 +111,10 @@ def split_by_place(blocks: Iterable[pa.Table], expected: int) -> Iterator[pa.Tab
     held: list[pa.Table] = []
     place, done = 0, 0
     for block in blocks:
-        values = block.column(PLACE)
-        for value in pc.unique(values).to_pylist():
-            part = block.filter(pc.equal(values, value)).drop_columns([PLACE])
+        values = block.column(PLACE).to_numpy()
+        bounds = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+        for start, end in pairwise(bounds if len(values) else []):
+            part, value = block.slice(start, end - start).drop_columns([PLACE]), int(values[start])
             if held and value != place:
                 yield pa.concat_tables(held).combine_chunks()
                 held, done = [], done + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -19,26 +20,55 @@ time.sleep(60)
 """
 
 
-def jobs_of(monkeypatch: pytest.MonkeyPatch, jobs: str) -> list[str]:
-    """The jobs that a call would run at each of its two sizes."""
-    called: list[list[str]] = []
+def jobs_of(monkeypatch: pytest.MonkeyPatch, jobs: str, *more: str) -> list[str]:
+    """The jobs that a call runs at its two sizes, each of which writes what it is told to."""
+    ran: list[str] = []
 
-    def measure(_folder: Path, _rows: int, asked: list[str]) -> dict[str, tuple[float, float]]:
-        called.append(list(asked))
-        return dict.fromkeys(asked, (100.0, 1.0))
+    def peak_of(job: str, config: Path, _log: Path) -> tuple[float, float]:
+        ran.append(job)
+        Path(json.loads(config.read_text())[memory.OUTPUTS.get(job, "output")]).mkdir()
+        return 100.0, 1.0
 
-    monkeypatch.setattr(memory, "measure", measure)
-    monkeypatch.setattr(memory.results, "record", lambda *_: None)
+    kept = memory.results.Results()
+
+    def record(_name: str, _table: object, rows: list[memory.Row]) -> None:
+        nonlocal kept
+        kept = kept.model_copy(update={"rows": (*kept.rows, *rows)})
+
+    monkeypatch.setattr(memory, "peak_of", peak_of)
+    monkeypatch.setattr(memory.results, "record", record)
+    monkeypatch.setattr(memory.results, "load", lambda: kept)
     monkeypatch.setattr(memory.results, "MARKDOWN", Path("/dev/null"))
-    monkeypatch.setattr("sys.argv", ["memory", "--rows", "10,20", "--jobs", jobs])
+    monkeypatch.setattr("sys.argv", ["memory", "--rows", "10,20", "--jobs", jobs, *more])
     memory.main()
-    return called[0]
+    if more:  # the second call finds everything
+        before, ran = ran, []
+        memory.main()
+        assert ran == []
+        ran = before
+    assert ran[: len(ran) // 2] == ran[len(ran) // 2 :]
+    return ran[: len(ran) // 2]
 
 
 def test_the_example_names_what_each_job_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = re.findall(r"--jobs ([\w,]+)", memory.__doc__ or "")
     assert jobs_of(monkeypatch, example) == example.split(",")
     assert jobs_of(monkeypatch, ",".join(memory.JOBS)) == list(memory.JOBS)
+
+
+def test_what_lies_in_the_work_folder_is_not_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = ["prepare", "train_teacher"]
+    assert jobs_of(monkeypatch, ",".join(jobs), "--work", str(tmp_path)) == jobs
+    assert capsys.readouterr().err.count("there already") == 4
+
+
+def test_a_hundred_million_rows_on_paper() -> None:
+    values = {"peak MB": 9.0, "seconds": 50.0, "rows/s": 200_000.0, "dataset MB": 100.0}  # of 10 million rows
+    made = memory.Row(key="k", table="memory", arm=("prepare", "10,000,000"), seconds=50.0, values=values,
+                      **memory.results.stamp())  # fmt: skip
+    assert memory.on_paper(made).values == {"seconds": 500.0, "rows/s": 200_000.0, "dataset MB": 1000.0}
 
 
 @pytest.mark.parametrize(
