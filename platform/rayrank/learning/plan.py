@@ -6,7 +6,7 @@ with l mod W = r. Each row group is in one lane once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -88,8 +88,10 @@ def micro_batches(batch: SequenceBatch, ref: GroupRef) -> Iterator[SequenceBatch
     size = batch.part_BT.shape[0]
     order = torch.from_numpy(np.random.default_rng(ref.seed).permutation(size))
     shuffled = take(batch, order)  # once; the pieces are views
+    cut, reach_B = _cutter(shuffled, ""), _reach(shuffled)
     for piece in np.array_split(np.arange(size), ref.splits):
-        yield trim(shuffled, slice(int(piece[0]), int(piece[-1]) + 1)) if len(piece) else None
+        rows = slice(int(piece[0]), int(piece[-1]) + 1) if len(piece) else None
+        yield cut(rows, slice(int(reach_B[rows].max()))) if rows else None
 
 
 def steps(lanes: Sequence[Iterable[SequenceBatch | None]]) -> Iterator[list[SequenceBatch]]:
@@ -115,26 +117,34 @@ def take(batch: SequenceBatch, rows: Tensor) -> SequenceBatch:
     return _map(batch, lambda x: x[rows])
 
 
-def trim(batch: SequenceBatch, rows: slice = slice(None)) -> SequenceBatch:
-    """Some sequences without the positions after their last train target, which no train target can see; a view."""
-    reach_T = (batch.part_BT[rows] == TRAIN).any(0).nonzero()
-    length = int(reach_T[-1]) + 1 if len(reach_T) else 1
-    trimmed: SequenceBatch = _trim(batch, "", (rows, slice(length)))
+def trim(batch: SequenceBatch) -> SequenceBatch:
+    """A batch without the positions after its last train target, which no train target can see; a view."""
+    trimmed: SequenceBatch = _cutter(batch, "")(slice(None), slice(int(_reach(batch).max())))
     return trimmed
+
+
+def _reach(batch: SequenceBatch) -> Tensor:
+    """int64 (B,): positions of each sequence up to its last train target, one where it has none."""
+    train_BT = batch.part_BT == TRAIN
+    return (train_BT * torch.arange(1, train_BT.shape[1] + 1, device=train_BT.device)).amax(1).clamp_min(1)
 
 
 _TIMED = ("_BT", "_BTS", "_BTM", "_BTK", "_BTU", "context")
 """How the names of what has an axis of positions end."""
 
 
-def _trim(value: Any, name: str, place: tuple[slice, slice]) -> Any:
+def _cutter(value: Any, name: str) -> Callable[[slice, slice], Any]:
+    """Cuts (sequences, positions) out of a batch, as views. The batch is looked through once, not for every piece."""
     if isinstance(value, Tensor):
-        return value[place] if name.endswith(_TIMED) else value[place[0]]
+        return (lambda rows, places: value[rows, places]) if name.endswith(_TIMED) else (lambda rows, _: value[rows])
     if isinstance(value, dict):
-        return {key: _trim(item, name, place) for key, item in value.items()}
+        items = [(key, _cutter(item, name)) for key, item in value.items()]
+        return lambda rows, places: {key: cut(rows, places) for key, cut in items}
     if is_dataclass(value):
-        return replace(value, **{n: _trim(found, n, place) for n, found in vars(value).items()})  # type: ignore[type-var]
-    return value
+        made: Any = type(value)
+        parts = [(n, _cutter(found, n)) for n, found in vars(value).items()]
+        return lambda rows, places: made(**{n: cut(rows, places) for n, cut in parts})
+    return lambda *_: value
 
 
 def _map(value: Any, pick: Any) -> Any:
