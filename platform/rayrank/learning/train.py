@@ -279,8 +279,11 @@ class _Run:
         wrong = torch.tensor([float(not all(judged.finite for judged in mine.events.values()))])
         if float(self.collectives.all_reduce_sum(wrong)) > 0:
             raise self._diverged(f"predictions on valid are no numbers after step {self.step}")
-        parts = self.collectives.gather_objects(mine)
-        return self.collectives.from_first(metrics_of(Evaluated.join(parts), self.model.schema) if parts else {})
+        metrics: dict[str, float] = {}
+        for task in self.model.schema.tasks:  # one at a time: the first rank holds what all of them say
+            parts = self.collectives.gather_objects(mine.only(task.name))
+            metrics |= metrics_of(Evaluated.join(parts), self.model.schema) if parts else {}
+        return self.collectives.from_first(metrics)
 
     def _chosen(self, metrics: dict[str, float]) -> float:
         name = f"{self.spec.choose_protocol}/{self.spec.choose}"

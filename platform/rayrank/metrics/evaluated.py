@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 
 from rayrank.metrics.scores import Array, ProfileScores, Scores, join_profiles
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,20 @@ class Evaluated:
             {task: Ranked(whole[task, "user"], rank) for (task, name), rank in whole.items() if name == "rank"},
         )
 
+    def only(self, task: str) -> Evaluated:
+        """What is kept of one task."""
+        return Evaluated(_only(self.events, task), _only(self.profiles, task), _only(self.ranks, task))
+
     def _columns(self) -> Iterator[tuple[tuple[str, str], Array]]:
         for task, judged in self.events.items():
             columns = {name: getattr(judged, name) for name in _JUDGED}
             yield from (((task, name), values) for name, values in columns.items() if values is not None)
         for task, ranked in self.ranks.items():
             yield from (((task, name), getattr(ranked, name)) for name in ("user", "rank"))
+
+
+def _only(by_task: Mapping[str, T], task: str) -> dict[str, T]:
+    return {task: by_task[task]} if task in by_task else {}
 
 
 _JUDGED = tuple(field.name for field in fields(Judged))
