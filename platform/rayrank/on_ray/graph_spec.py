@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -15,7 +16,7 @@ from rayrank.ranking.item_log import ItemsSpec, open_items
 from rayrank.ranking.private import private_folder
 from rayrank.ranking.release import Release
 from rayrank.ranking.served_log import ServedLogSpec
-from rayrank.ranking.state import StateSpec, StateStore, open_state
+from rayrank.ranking.state import StateError, StateSpec, StateStore, open_state
 from rayrank.ranking.store import UserStore
 from rayrank.sources.dataset import Dataset
 
@@ -216,6 +217,25 @@ def check_machines(spec: GraphSpec, machines: int) -> None:
     if spec.state is not None and spec.state.url is None and writers > 1 and machines > 1:
         rule = f"{writers} replicas on {machines} machines cannot share one file of user state"
         raise ConfigError(name, writers, rule, f"set state.url=redis://…, {name}=1, or state=null")
+
+
+def check_loaded(spec: GraphSpec) -> None:
+    """Refuse ``state.loaded`` of a store into which nothing was loaded: every user would be served as a stranger.
+
+    Raises:
+        ConfigError: the store answers and holds no mark of ``load_state``.
+    """
+    if spec.state is None or not spec.state.loaded:
+        return
+    with suppress(StateError):  # down: users are served without history until it is back, and told so
+        store = open_state(spec.state, spec.releases, read_only=True)
+        try:
+            marks = store.marks()
+        finally:
+            store.close()
+        if not marks:
+            fix = "run load_state into it, correct state.path, state.url or state.prefix, or set state.loaded=false"
+            raise ConfigError("state.loaded", True, "load_state has put nothing into this store", fix)
 
 
 def open_store(

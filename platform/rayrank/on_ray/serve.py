@@ -39,6 +39,7 @@ from rayrank.on_ray.changes import Changes
 from rayrank.on_ray.dry_run import DryRuns
 from rayrank.on_ray.graph_spec import (
     GraphSpec,
+    check_loaded,
     check_machines,
     folding,
     open_item_source,
@@ -91,6 +92,7 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
     release = load_release(spec.releases)
     prepare_index(release, spec.flow)
     read_token(spec.token_file)
+    check_loaded(spec)
     check_machines(spec, sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1)
     raw = {"spec": folding(spec).model_dump(mode="json"), "release": release.model_dump(mode="json")}
     reserved = {"num_cpus": spec.replicas.num_cpus}
