@@ -9,7 +9,7 @@ Legend: ``S`` targets of a block, ``N`` items, ``U`` users (row 0: unknown).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,13 +38,6 @@ class Targets:
         if keep.all():
             return self
         return Targets(self.user[keep], self.item[keep], self.time[keep], self.label[keep])
-
-    @staticmethod
-    def join(blocks: Sequence[Targets]) -> Targets:
-        """One block of several."""
-        whole, number = np.zeros(0, np.int32), np.zeros(0, np.float32)
-        every = [Targets(whole, whole, whole, number), *blocks]
-        return Targets(*(np.concatenate([getattr(block, f.name) for block in every]) for f in fields(Targets)))
 
 
 Blocks = Callable[[], Iterable[Targets]]
@@ -79,8 +72,12 @@ class Additive:
 
     def score(self, user: Array, item: Array) -> Array:
         """Raw score, float64 (S,)."""
-        bias = self.user_U[user] if self.user_U is not None else 0.0
-        return self.intercept + bias + self.item_N[item]
+        score_S = np.full(len(item), self.intercept)
+        for start in range(0, len(item), _BLOCK):
+            some = slice(start, start + _BLOCK)
+            score_S[some] += self.user_U[user[some]] if self.user_U is not None else 0.0
+            score_S[some] += self.item_N[item[some]]
+        return score_S
 
     def predict(self, user: Array, item: Array) -> Array:
         """Probability (binary task) or label units (regression), float32 (S,)."""

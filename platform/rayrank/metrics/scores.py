@@ -43,10 +43,6 @@ class RetrievalScores:
     part: Array  # int8 (P,)
     rank: Array  # int32 (P,): 1 is best, among all items that the user had not seen before the query
 
-    def none(self) -> RetrievalScores:
-        """The same without a target."""
-        return RetrievalScores(self.row[:0], self.user[:0], self.item[:0], self.part[:0], self.rank[:0])
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -80,7 +76,11 @@ class Scores:
             flat |= {f"{prefix}_{task}": values for task, values in by_task.items()}
         return flat
 
-    def _take(self, index: Array) -> Scores:
+    def none(self) -> Scores:
+        """The same tasks without a target."""
+        return self._take(slice(0))
+
+    def _take(self, index: Array | slice) -> Scores:
         def pick(by_task: Mapping[str, Array]) -> dict[str, Array]:
             return {task: values[index] for task, values in by_task.items()}
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
 from rayrank.batch import SequenceBatch
 from rayrank.bundle import Bundle, load_bundle, read_info
 from rayrank.config import ConfigError
-from rayrank.learning.predict import Wanted, ranked_alike, scored
+from rayrank.learning.predict import Wanted, empty_scores, ranked_alike, scored
 from rayrank.memory import release, releasing
 from rayrank.metrics.bootstrap import Interval, Resamples, interval
 from rayrank.metrics.evaluated import Evaluated, Judged
 from rayrank.metrics.order import by_user, gauc
 from rayrank.metrics.resampled import resampled
-from rayrank.metrics.scores import Array, ProfileScores, Scores, join_retrieval
+from rayrank.metrics.scores import Array, ProfileScores, Scores
 from rayrank.metrics.summary import metrics_of
 from rayrank.metrics.values import Reliability, reliability
 from rayrank.pipeline.cost import Cost, measure_cost, one_thread
@@ -246,18 +247,17 @@ def shown_under(protocols: Sequence[str]) -> Protocol:
 
 
 def _ranked(found: Baseline, dataset: Dataset, asked: Asked) -> Iterator[Scores]:
-    """A baseline's scores; the first of them bring the ranks of all, which come from a pass of their own."""
+    """A baseline's scores behind the ranks of all, which come from a pass of their own and without targets."""
     wanted = Wanted(shown_under(asked.protocols), (PARTS[asked.part],))
-    ranks = {
-        task.name: join_retrieval(
-            list(ranked_alike(found.values[task.name], task, _batches(dataset, asked.part), wanted))
-        )
-        for task in dataset.schema.of_kind(RetrievalTask)
-        if task.name in found.values
-    }
-    for piece in found.scores:
-        yield replace(piece, retrieval=ranks)
-        ranks = {task: one.none() for task, one in ranks.items()}
+    ranked = [task for task in dataset.schema.of_kind(RetrievalTask) if task.name in found.values]
+    nothing = {task.name: empty_scores(dataset.schema).retrieval[task.name] for task in ranked}
+    pieces = iter(found.scores)
+    first = next(pieces)
+    for task in ranked:
+        for ranks in ranked_alike(found.values[task.name], task, _batches(dataset, asked.part), wanted):
+            yield replace(first.none(), retrieval=nothing | {task.name: ranks})
+    for piece in chain([first], pieces):
+        yield replace(piece, retrieval=nothing)
 
 
 def _batches(dataset: Dataset, part: Part | None) -> Iterator[SequenceBatch]:
