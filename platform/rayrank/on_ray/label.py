@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rayrank.batch import SequenceBatch
 from rayrank.config import ConfigError, parse
-from rayrank.memory import release
+from rayrank.memory import release, releasing
 from rayrank.on_ray.label_spec import LabelKey, LabelTask
 from rayrank.on_ray.patience import SILENCE_S, Beat, Limit, ReadAhead
 from rayrank.on_ray.stream import blocks_of, chunked, mark, places_of, split_by_place
@@ -84,7 +84,7 @@ def label_shards(task: LabelTask, key: LabelKey, progress: Callable[[str], None]
     if order:
         places = [shards.place(group) for group in order]
         if task.actors == 0:
-            tables: Iterator[pa.Table] = map(Labeller(task.model_dump(mode="json")).label, places)
+            tables = releasing(map(Labeller(task.model_dump(mode="json")).label, places))
         else:
             tables = _through_actors(task, places)
         progress(f"labelling {counted(len(order), 'row group')}")
