@@ -8,31 +8,35 @@ import pytest
 from rayrank import memory
 
 
-def released(monkeypatch: pytest.MonkeyPatch, seconds: float, sizes: list[int]) -> int:
-    """How often memory is given back over items ``seconds`` apart, at which the process has these sizes, bytes."""
-    clock, times = iter(range(1000)), 0
+def released(monkeypatch: pytest.MonkeyPatch, sizes: list[int], apart_s: float, takes_s: float = 0.005) -> int:
+    """How often memory is given back over 20 items; at each look the process has the next of these sizes, bytes."""
+    now, times, looked = 0.0, 0, iter(sizes)
 
     def release() -> None:
-        nonlocal times
-        times += 1
+        nonlocal now, times
+        now, times = now + takes_s, times + 1
 
-    looked = iter(sizes)
-    monkeypatch.setattr(memory.time, "monotonic", lambda: next(clock) * seconds)
+    monkeypatch.setattr(memory.time, "monotonic", lambda: now)
     monkeypatch.setattr(memory, "_own", lambda: next(looked, sizes[-1]))
     monkeypatch.setattr(memory, "release", release)
-    assert list(memory.releasing(range(8))) == list(range(8))
+    for _ in memory.releasing(range(20)):
+        now += apart_s
     return times
 
 
 def test_memory_is_given_back_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert released(monkeypatch, 2.1, [1]) == 8
-    assert released(monkeypatch, 0.25, [1]) == 0
+    assert released(monkeypatch, [1], 2.1) == 19
+    assert released(monkeypatch, [1], 0.09) == 0
 
 
 def test_memory_is_given_back_when_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
-    grown = 10 * memory._GAPS
-    assert released(monkeypatch, 0.25, [1, 1, grown, 1]) == 1
-    assert released(monkeypatch, 0.01, [1, 1, grown, 1]) == 0  # not so soon after the last time
+    assert released(monkeypatch, [1, 1, 10 * memory._GAPS, 1], 0.09) == 1
+
+
+def test_giving_back_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    growing = [n * 2 * memory._GAPS for n in range(100)]
+    assert released(monkeypatch, growing, 0.09, takes_s=0.004) == 19  # 4 ms of every 90
+    assert released(monkeypatch, growing, 0.09, takes_s=0.04) == 3  # 40 ms of every 800
 
 
 def test_a_process_knows_its_own_size() -> None:

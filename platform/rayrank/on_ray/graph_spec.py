@@ -219,14 +219,14 @@ def check_machines(spec: GraphSpec, machines: int) -> None:
         raise ConfigError(name, writers, rule, f"set state.url=redis://…, {name}=1, or state=null")
 
 
-def check_loaded(spec: GraphSpec) -> None:
+def check_loaded(spec: GraphSpec, machines: int) -> None:
     """Refuse ``state.loaded`` of a store into which nothing was loaded: every user would be served as a stranger.
 
     Raises:
         ConfigError: the store answers and holds no mark of ``load_state``.
     """
-    if spec.state is None or not spec.state.loaded:
-        return
+    if spec.state is None or not spec.state.loaded or (spec.state.url is None and machines > 1):
+        return  # the last: the file may lie on another machine
     with suppress(StateError):  # down: users are served without history until it is back, and told so
         store = open_state(spec.state, spec.releases, read_only=True)
         try:

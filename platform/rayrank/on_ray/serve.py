@@ -87,13 +87,14 @@ def build_graph(spec: GraphSpec, page: str | None = None) -> Application:
     The release is resolved here, once: replicas that start later serve the same one, whatever the champion is then.
 
     Raises:
-        ConfigError: no such release, or no token where one is asked for.
+        ConfigError: no such release, no token where one is asked for, or a store of users that cannot be meant.
     """
     release = load_release(spec.releases)
     prepare_index(release, spec.flow)
     read_token(spec.token_file)
-    check_loaded(spec)
-    check_machines(spec, sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1)
+    machines = sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+    check_machines(spec, machines)
+    check_loaded(spec, machines)
     raw = {"spec": folding(spec).model_dump(mode="json"), "release": release.model_dump(mode="json")}
     reserved = {"num_cpus": spec.replicas.num_cpus}
     ingress = serve.deployment(
