@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
-_EVERY_S, _COST = 2.0, 0.05
-"""Freed memory is given back so often; sooner only as long as that takes less than this share of the time."""
+_EVERY_S, _LOOK_S, _COST = 2.0, 0.01, 0.05
+"""Freed memory is given back so often; whether that must be sooner is looked at so often, and it is done only as long
+as it takes less than this share of the time."""
 _GAPS = 24 * 2**20
 """Growth, bytes, that is taken for gaps before the time is over."""
 
@@ -32,13 +33,15 @@ def releasing(items: Iterable[T]) -> Iterator[T]:
     Tensors of ever new sizes leave gaps between those that stay: without it a process of 230 MB grew to 900 MB in a
     thousand steps, and within two seconds by 130 MB.
     """
-    last, low, pause = time.monotonic(), _own(), 0.0
+    last = time.monotonic()
+    low, due = _own(), last + _LOOK_S
     for item in items:
-        now = time.monotonic()
-        if now - last > _EVERY_S or (now - last > pause and _own() > low + _GAPS):
-            release()
-            last, low = time.monotonic(), _own()
-            pause = (last - now) / _COST
+        if (now := time.monotonic()) > due:
+            due = now + _LOOK_S
+            if now - last > _EVERY_S or _own() > low + _GAPS:
+                release()
+                last, low = time.monotonic(), _own()
+                due = last + max((last - now) / _COST, _LOOK_S)
         yield item
 
 

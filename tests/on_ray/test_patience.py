@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -174,3 +176,13 @@ def test_every_job_gives_up_on_workers_that_are_too_slow(small: Any, tmp_path: P
     searching = {"distill": DistillConfig.model_validate(student), "output": str(tmp_path / "tune"), "trials": 1}
     with pytest.raises(ConfigError, match=r"cluster\.stall_s.*no result of a trial"):
         tune(TuneConfig.model_validate({**searching, "tracking": off, "cluster": hurried}), lambda _: None)
+
+
+def test_a_process_may_end_while_row_groups_are_read_ahead() -> None:
+    reading = (
+        "import torch; from rayrank.on_ray.patience import Limit, ReadAhead\n"
+        "ahead = ReadAhead((torch.ones(100_000).sum() for _ in range(10**9)), 10**9, Limit('x', 9.0, 'sum'))\n"
+        "for _ in range(3): next(ahead)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", reading], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -6,6 +6,7 @@ Ray or what is waited for.
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import time
@@ -14,11 +15,14 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYetError
 from contextlib import suppress
 from typing import Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from rayrank.config import ConfigError
 
 T = TypeVar("T")
 _LOOK_S = 0.5
+_END_S = 5.0
+"""Longest wait at the end of the process for threads that read ahead."""
 _FIX = "see whether the cluster has CPUs left for it and what its workers say (cluster.worker_logs=true), or raise it"
 
 
@@ -109,8 +113,8 @@ def attended(work: Callable[[], T], pulse: Pulse, limit: Limit) -> T:
 class ReadAhead(Iterator[T], Generic[T]):
     """The same items, fetched by a thread that starts now and stays at most ``depth`` of them ahead.
 
-    The thread ends with the items, or when this iterator is forgotten. An item that does not come within the limit is
-    an error.
+    The thread ends with the items, when this iterator is forgotten, or with the process: a thread inside a library's
+    C++ while the interpreter ends would abort it. An item that does not come within the limit is an error.
     """
 
     def __init__(self, items: Iterator[T], depth: int, limit: Limit) -> None:
@@ -119,7 +123,9 @@ class ReadAhead(Iterator[T], Generic[T]):
         self._closed = threading.Event()
         # The thread must not hold this object, or it would never be forgotten.
         arguments = (items, self._ready, self._closed)
-        threading.Thread(target=_fetch_ahead, args=arguments, name="read-ahead", daemon=True).start()
+        thread = threading.Thread(target=_fetch_ahead, args=arguments, name="read-ahead", daemon=True)
+        _reading[thread] = self._closed
+        thread.start()
 
     def __next__(self) -> T:
         if self._closed.is_set():
@@ -136,6 +142,20 @@ class ReadAhead(Iterator[T], Generic[T]):
 
     def __del__(self) -> None:
         self._closed.set()
+
+
+_reading: WeakKeyDictionary[threading.Thread, threading.Event] = WeakKeyDictionary()
+"""Threads that read ahead, and what tells them to end."""
+
+
+@atexit.register
+def _end_reading() -> None:
+    threads = list(_reading.items())
+    for _, closed in threads:
+        closed.set()
+    until = time.monotonic() + _END_S
+    for thread, _ in threads:
+        thread.join(max(0.0, until - time.monotonic()))
 
 
 class _End(NamedTuple):
