@@ -6,9 +6,11 @@ row groups are joined, and metrics computed on the whole, never averaged: the nu
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -124,21 +126,27 @@ _JUDGED = tuple(field.name for field in fields(Judged))
 
 
 class _Growing:
-    """A column that grows in place: thousands of small arrays kept between large ones would hold on to the heap."""
+    """A column that grows apart from the heap: between what comes and goes there, it would leave gaps at every size."""
 
     def __init__(self, like: Array) -> None:
-        self._values, self._size = np.empty((4096, *like.shape[1:]), like.dtype), 0
+        self._values, self._size = _apart((4096, *like.shape[1:]), like.dtype), 0
 
     def add(self, values: Array) -> None:
         size = self._size + len(values)
         if size > len(self._values):
-            self._resize(max(size, len(self._values) * 3 // 2))
+            # Twice what is needed: pages that are not written take no memory.
+            larger = _apart((2 * size, *self._values.shape[1:]), self._values.dtype)
+            larger[: self._size] = self._values[: self._size]
+            self._values = larger
         self._values[self._size : size] = values
         self._size = size
 
     def done(self) -> Array:
-        self._resize(self._size)
-        return self._values
+        return self._values[: self._size]
 
-    def _resize(self, size: int) -> None:
-        self._values.resize((size, *self._values.shape[1:]), refcheck=False)
+
+def _apart(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An array in pages of its own, which go back to the system with it."""
+    size = max(math.prod(shape) * dtype.itemsize, 1)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype, math.prod(shape)).reshape(shape)
