@@ -82,7 +82,8 @@ class _Lists:
 
     def padded(self, name: str, dtype: type, fill: float) -> Tensor:
         lists = _one(self.table[name])
-        flat = lists.flatten().to_numpy(zero_copy_only=False)
+        whole = len(lists.values) == self.events  # then nothing of it lies outside the lists, as is read
+        flat = (lists.values if whole else lists.flatten()).to_numpy(zero_copy_only=False)
         if len(flat) != self.events:
             raise ValueError(f"column '{name}' must have the lengths of 'item'")
         out: np.ndarray = np.full(self.shape, fill, dtype=dtype)

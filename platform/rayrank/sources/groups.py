@@ -20,8 +20,8 @@ from rayrank.sources.manifest import Manifest, read_manifest
 T = TypeVar("T")
 LABELS = ("soft_", "spread_", "unseen_", "class_", "mined_", "best_", "state_")
 """Prefixes of the columns that hold a teacher's labels."""
-_OPEN = 16
-"""Files kept open at a time, of shards and of labels."""
+_OPEN = 32
+"""Files kept open at a time, of shards and of labels: a footer takes .4 MB, and opening as long as half a row group."""
 
 
 class Group(NamedTuple):
