@@ -1,11 +1,11 @@
-"""The main table: every model of the path on MovieLens-1M (users 1–2999), split ``ml1m-user``, five seeds.
+"""The main table: every model of the path on MovieLens-1M (users 1–2999), splits ``ml1m-user`` and ``ml1m-time``.
 
 Popularity, recent popularity, item mean, user + item bias; id-only, undistilled and distilled student; teacher. What
 distillation gives is split into the teacher's item table and its soft labels. Models are chosen on valid only (best
 epoch); hyper-parameters come from ``jobs/configs/movielens``. Resumable: a row that is in docs/results.json is not
 computed again, and trained bundles in the work folder are found again.
 
-    python -m benchmarks.quality_ml1m [--seeds 0,1,2] [--data FOLDER] [--work FOLDER]
+    python -m benchmarks.quality_ml1m [--split user|time] [--seeds 0,1,2] [--data FOLDER] [--work FOLDER]
     python -m benchmarks.quality_ml1m --quick     the same arms, small, on synthetic data; nothing is kept
 """
 
@@ -63,6 +63,7 @@ class Setting:
     seeds: tuple[int, ...]
     title: str
     command: str
+    table: str = NAME
     teacher: Mapping[str, Any] = field(default_factory=dict)  # laid over the recipe
     student: Mapping[str, Any] = field(default_factory=dict)
 
@@ -155,8 +156,8 @@ def run(setting: Setting) -> dict[str, Any]:
     if results.load(setting.file).find(results.key_of(VERSION, data, "item mean")) is None:
         found = compared(runner.dataset, Asked({}), say)
         keys = [results.key_of(VERSION, data, entry.model) for entry in found.entries]
-        rows = [_row(key, entry, None, schema) for key, entry in zip(keys, found.entries, strict=True)]
-        results.record(NAME, table, rows, setting.file)
+        rows = [_row(setting.table, key, entry, None, schema) for key, entry in zip(keys, found.entries, strict=True)]
+        results.record(setting.table, table, rows, setting.file)
     for seed in setting.seeds:
         for arm in ARMS:
             _measure(runner, table, arm, seed)
@@ -174,8 +175,9 @@ def _measure(runner: Runner, table: Table, arm: str, seed: int) -> None:
     bundle, seconds = runner.train(arm, seed)
     asked = Asked({arm: bundle}, baselines=False, resamples=20)
     entries = compared(runner.dataset, asked, say).entries
-    rows = [_row(keys[e.protocol], e, seed, runner.dataset.schema, seconds) for e in entries]
-    results.record(NAME, table, rows, runner.setting.file)
+    schema = runner.dataset.schema
+    rows = [_row(runner.setting.table, keys[e.protocol], e, seed, schema, seconds) for e in entries]
+    results.record(runner.setting.table, table, rows, runner.setting.file)
 
 
 def _time(runner: Runner, table: Table, seed: int) -> None:
@@ -193,10 +195,12 @@ def _time(runner: Runner, table: Table, seed: int) -> None:
             seconds[arm] += measure_cost(bundle, runner.dataset, CANDIDATES, REQUESTS).seconds
     rates = {arm: CANDIDATES / median(found) for arm, found in seconds.items()}
     timed = [row.model_copy(update={"values": row.values | {"candidates/s": rates[a]}}) for (a, _), row in rows.items()]
-    results.record(NAME, table, timed, runner.setting.file)
+    results.record(runner.setting.table, table, timed, runner.setting.file)
 
 
-def _row(key: str, entry: Entry, seed: int | None, schema: DatasetSchema, seconds: float | None = None) -> Row:
+def _row(
+    table: str, key: str, entry: Entry, seed: int | None, schema: DatasetSchema, seconds: float | None = None
+) -> Row:
     values: dict[str, float | None] = {}
     for column, name in _names(schema).items():
         value = entry.metrics.get(name)
@@ -204,7 +208,7 @@ def _row(key: str, entry: Entry, seed: int | None, schema: DatasetSchema, second
     values["parameters"] = float(entry.parameters)
     values["candidates/s"] = None  # timed in turn, when all models of the seed are there
     arm = (entry.model, entry.protocol)
-    return Row(key=key, table=NAME, arm=arm, seed=seed, values=values, seconds=seconds, **results.stamp())
+    return Row(key=key, table=table, arm=arm, seed=seed, values=values, seconds=seconds, **results.stamp())
 
 
 def _names(schema: DatasetSchema) -> dict[str, str]:
@@ -238,7 +242,9 @@ def _note(dataset: Dataset) -> str:
 
 
 def _claims(runner: Runner) -> dict[str, Any]:
-    rows = {(r.arm, r.seed): r.values for r in results.load(runner.setting.file).rows if r.table == NAME}
+    rows = {
+        (r.arm, r.seed): r.values for r in results.load(runner.setting.file).rows if r.table == runner.setting.table
+    }
     seeds = runner.setting.seeds
 
     def values(arm: str, protocol: str, column: str) -> list[float]:
@@ -284,16 +290,21 @@ def _over(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def full(options: argparse.Namespace) -> Setting:
-    """On MovieLens, every seed asked for."""
+def full(options: argparse.Namespace, split: str = "user") -> Setting:
+    """On MovieLens, one split, every seed asked for."""
     return Setting(
-        work=Path(options.work).resolve(),
+        work=Path(options.work).resolve() / split,
         file=results.JSON,
         recipes=ROOT / "jobs" / "configs" / "movielens",
-        source={"kind": "movielens", "path": str(Path(options.data).resolve())},
+        source={
+            "kind": "movielens",
+            "path": str(Path(options.data).resolve()),
+            "split": {"kind": split, "valid": 0.1, "test": 0.1},
+        },
         seeds=tuple(int(seed) for seed in options.seeds.split(",")),
-        title="Quality on MovieLens-1M (users 1–2999), split ml1m-user",
-        command="python -m benchmarks.quality_ml1m",
+        title=f"Quality on MovieLens-1M (users 1–2999), split ml1m-{split}",
+        command=f"python -m benchmarks.quality_ml1m --split {split}",
+        table=NAME if split == "user" else f"{NAME}_{split}",
     )
 
 
@@ -318,6 +329,7 @@ def _arguments() -> argparse.ArgumentParser:
     data = os.environ.get("RAYRANK_DATA", str(ROOT.parent / "shared" / "data"))
     parser.add_argument("--quick", action="store_true", help="small, synthetic, within five minutes; nothing is kept")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="comma-separated")
+    parser.add_argument("--split", choices=("user", "time"), default="user", help="how the ratings are parted")
     parser.add_argument("--data", default=str(Path(data) / "ml-1m"), help="folder of ratings.dat")
     parser.add_argument("--work", default=str(ROOT / "runs" / "benchmarks" / NAME), help="folder for bundles")
     return parser
@@ -337,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             claims = run(setting)
             print(results.render(results.load(setting.file)))
     else:
-        claims = run(full(options))
+        claims = run(full(options, options.split))
         results.MARKDOWN.write_text(results.render(results.load()), encoding="utf-8")
     results.last_line(claims | {"quick": options.quick})
 
