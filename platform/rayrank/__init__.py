@@ -12,12 +12,18 @@ Floors (imports go downwards only; import-linter checks it in CI):
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rayrank.ranking.handle import RankerHandle
 
 __version__ = "0.1.0"
+
+# torch looks at it before its first large tensor. Tensors of 2 MB and more lie in huge pages then, if Linux has them:
+# a tenth faster, and without the gaps that left a labelling process of 300 MB at 750.
+if os.path.exists("/sys/kernel/mm/transparent_hugepage"):
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def load(bundle: str) -> RankerHandle:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +22,7 @@ def released(monkeypatch: pytest.MonkeyPatch, sizes: list[int], apart_s: float, 
         now, times = now + takes_s, times + 1
 
     monkeypatch.setattr(memory.time, "monotonic", lambda: now)
+    monkeypatch.setattr(memory.time, "thread_time", lambda: now)
     monkeypatch.setattr(memory, "_own", lambda: next(looked, sizes[-1]))
     monkeypatch.setattr(memory, "release", release)
     for _ in memory.releasing(range(20)):
@@ -46,3 +51,20 @@ def test_a_process_knows_its_own_size() -> None:
     with mmap.mmap(-1, 64 * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
         pages.write(b"x" * len(pages))
         assert memory._own() - before > len(pages) // 2
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this kernel has no huge pages")
+@pytest.mark.parametrize(("told", "expected"), [(None, True), ("0", False)])
+def test_large_tensors_lie_in_huge_pages_unless_the_user_has_them_off(told: str | None, expected: bool) -> None:
+    # VmFlags tells what was asked for (hg); whether the kernel had such a page just then is its own affair.
+    code = (
+        "import rayrank, torch\n"
+        "kept = torch.ones(64 * 2**20 // 4)\n"
+        "flags = [line.split() for line in open('/proc/self/smaps') if line.startswith('VmFlags')]\n"
+        "print(any('hg' in line for line in flags))"
+    )
+    name = "THP_MEM_ALLOC_ENABLE"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    environment |= {name: told} if told else {}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == str(expected), done.stderr
