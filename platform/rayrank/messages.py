@@ -177,7 +177,7 @@ class FeedbackResponse(Message):
     """The events are on disk, and the user's next request sees them."""
 
     accepted: int = Field(description="events that are new")
-    duplicates: int = Field(description="events that had been told before")
+    duplicates: int = Field(description="events told before, or older than all that tells whether they were")
     request_id: str
 
 

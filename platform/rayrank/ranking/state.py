@@ -17,10 +17,14 @@ from typing import Protocol
 from pydantic import Field, model_validator
 
 from rayrank.config import Config, DataPath
+from rayrank.message_values import MAX_HISTORY
 from rayrank.ranking.release import releases_folder
 
 FILE = "state.sqlite"
 _DAY = 86_400
+_SPARE = MAX_HISTORY
+"""Events kept beyond a history, by which those that were cut are known when they are told again: as many as a request
+may hold."""
 _Key = str | tuple[str, int, tuple[tuple[str, float], ...]]
 
 
@@ -40,7 +44,7 @@ class StateSpec(Config):
         None, description="redis://… of a Redis-compatible server instead; needed with user stages on many machines"
     )
     prefix: str = Field("rayrank", description="begin of every key on that server", pattern=r"^[\w.-]{1,64}$")
-    max_events: int = Field(1000, ge=1, description="events kept in a user's history; the oldest go first")
+    max_events: int = Field(1000, ge=1, description="events of a user's history that are used; the oldest go first")
     expire_days: float | None = Field(None, gt=0, description="events older than this are dropped; None: none are")
     timeout_s: float = Field(
         0.5, gt=0, description="longest wait for a step of the store; then it counts as down, seconds"
@@ -107,7 +111,8 @@ class StateStore(Protocol):
     def append(self, user_id: str, told: UserEvents, lines: Sequence[str], now: int) -> int:
         """Keep new events, all or none; on disk when this returns. ``lines[i]`` goes to the log with event ``i``.
 
-        Returns how many were new: those told before are left out, of the log too.
+        Returns how many were new: those told before are left out, of the log too, and so are those of which nobody can
+        say that any more (expired, or not later than everything that is kept).
         """
 
     def load(self, histories: Mapping[str, UserEvents], now: int, mark: str | None = None) -> None:
@@ -130,14 +135,27 @@ class StateStore(Protocol):
 
 
 def merged(old: UserEvents, new: UserEvents, spec: StateSpec, now: int) -> tuple[UserEvents, list[int]]:
-    """Old and new events in time order (of equal times the older first), cut to ``spec``; places of what was new."""
-    seen = _known(old, new)
+    """Old and new events in time order (of equal times the older first); places of what was new.
+
+    Up to ``_SPARE`` events more than ``spec`` shows. What is not later than all of them, when there are so many, or has
+    expired may have been told and cut before: it is not new.
+    """
+    there = kept(old, spec, now, _SPARE)
+    seen, floor = _known(there, new), _floor(there, spec, now)
     fresh: list[int] = []
     for i, identity in enumerate(new.identities()):
-        if identity not in seen:
+        if identity not in seen and (floor is None or new.time[i] > floor):
             seen.add(identity)
             fresh.append(i)
-    return kept(_joined(old, new if len(fresh) == len(new) else new.chosen(fresh)), spec, now), fresh
+    return kept(_joined(there, new if len(fresh) == len(new) else new.chosen(fresh)), spec, now, _SPARE), fresh
+
+
+def _floor(there: UserEvents, spec: StateSpec, now: int) -> int | None:
+    """The latest time (unix seconds) of events that may have been cut; None: none was."""
+    since = spec.since(now)
+    if len(there) >= spec.max_events + _SPARE:  # the older of them have not expired: they are later than ``since``
+        return there.time[0]
+    return None if since is None else since - 1
 
 
 def _known(old: UserEvents, new: UserEvents) -> set[_Key]:
@@ -147,19 +165,42 @@ def _known(old: UserEvents, new: UserEvents) -> set[_Key]:
     return {key for key in old.key if key is not None} | set(old.chosen(near).identities())
 
 
-def kept(events: UserEvents, spec: StateSpec, now: int) -> UserEvents:
-    """The latest events that have not expired, in time order."""
-    times, since = events.time, spec.since(now)
+def kept(events: UserEvents, spec: StateSpec, now: int, spare: int = 0) -> UserEvents:
+    """The latest events that have not expired, in time order; ``spare`` more than ``spec`` shows."""
+    times, since, most = events.time, spec.since(now), spec.max_events + spare
     rising = all(a <= b for a, b in pairwise(times))
-    if rising and len(times) <= spec.max_events and (since is None or not times or times[0] >= since):
+    if rising and len(times) <= most and (since is None or not times or times[0] >= since):
         return events
     places = sorted(range(len(times)), key=times.__getitem__)
     if since is not None:
         places = [i for i in places if times[i] >= since]
-    return events.chosen(places[-spec.max_events :])
+    return events.chosen(places[-most:])
 
 
-def pack(events: UserEvents) -> bytes:
+def pack(events: UserEvents, spec: StateSpec) -> bytes:
+    """Compressed: what ``spec`` shows, then, by itself, what is kept beyond that, which readers need not unpack."""
+    places = range(len(events))
+    shown, spare = (events.chosen(some) for some in (places[-spec.max_events :], places[: -spec.max_events]))
+    return _packed(shown) + (_packed(spare) if len(spare) else b"")
+
+
+def unpack(blob: bytes, whole: bool = False) -> UserEvents:
+    """The events of :func:`pack` that are shown; ``whole``: all of them.
+
+    Raises:
+        StateError: the bytes are none of ours.
+    """
+    reader = zlib.decompressobj()
+    try:
+        shown = _unpacked(reader.decompress(blob))
+        if not reader.eof:
+            raise StateError("damaged (cut off)")
+    except (zlib.error, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"damaged ({type(error).__name__})") from None
+    return _joined(unpack(reader.unused_data), shown) if whole and reader.unused_data else shown
+
+
+def _packed(events: UserEvents) -> bytes:
     """Compressed JSON: times as differences, keys only where there are any."""
     times = list(events.time)
     columns: dict[str, object] = {
@@ -172,21 +213,13 @@ def pack(events: UserEvents) -> bytes:
     return zlib.compress(json.dumps(columns, separators=(",", ":")).encode(), 1)
 
 
-def unpack(blob: bytes) -> UserEvents:
-    """The events of :func:`pack`.
-
-    Raises:
-        StateError: the bytes are none of ours.
-    """
-    try:
-        columns = json.loads(zlib.decompress(blob))
-        times, total = [], 0
-        for step in columns["t"]:
-            total += step
-            times.append(total)
-        return UserEvents(columns["i"], times, columns["l"], columns.get("k") or [None] * len(times))
-    except (zlib.error, ValueError, KeyError, TypeError) as error:
-        raise StateError(f"damaged ({type(error).__name__})") from None
+def _unpacked(text: bytes) -> UserEvents:
+    columns = json.loads(text)
+    times, total = [], 0
+    for step in columns["t"]:
+        total += step
+        times.append(total)
+    return UserEvents(columns["i"], times, columns["l"], columns.get("k") or [None] * len(times))
 
 
 def _short(values: Sequence[float | None]) -> list[float | int | None]:

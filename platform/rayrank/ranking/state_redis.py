@@ -167,9 +167,10 @@ class RedisState:
                     pipe.multi()
                     new: dict[str, Sequence[int]] = {}
                     for user, key, blob in zip(users, keys, blobs, strict=True):
-                        after, new[user] = merged(unpack(blob) if blob else UserEvents(), told[user], self.spec, now)
-                        if new[user] and len(after):
-                            pipe.set(key, pack(after), ex=expire_s)
+                        before = unpack(blob, whole=True) if blob else UserEvents()
+                        after, new[user] = merged(before, told[user], self.spec, now)
+                        if new[user]:
+                            pipe.set(key, pack(after, self.spec), ex=expire_s)
                     note(pipe, new)
                     pipe.execute()
                     return

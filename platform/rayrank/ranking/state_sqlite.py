@@ -142,12 +142,12 @@ class SqliteState:
 
     def _merge(self, connection: sqlite3.Connection, user_id: str, told: UserEvents, now: int) -> list[int]:
         row = connection.execute("SELECT events FROM users WHERE user_id = ?", (user_id,)).fetchone()
-        after, fresh = merged(unpack(row[0]) if row else UserEvents(), told, self.spec, now)
-        if fresh and len(after):
+        after, fresh = merged(unpack(row[0], whole=True) if row else UserEvents(), told, self.spec, now)
+        if fresh:
             connection.execute(
                 "INSERT INTO users VALUES (?, ?, ?) ON CONFLICT(user_id) DO UPDATE SET last = excluded.last, "
                 "events = excluded.events",
-                (user_id, after.time[-1], pack(after)),
+                (user_id, after.time[-1], pack(after, self.spec)),
             )
         return fresh
 

@@ -157,8 +157,8 @@ def test_writers_at_once_lose_nothing(make: Make) -> None:
 
 def test_bytes_that_are_none_of_ours_are_an_error_not_a_history() -> None:
     events = told(("x", 1, 1), ("y", 0, 0.5))
-    assert unpack(pack(events)) == UserEvents(["x", "y"], [NOW - 1, NOW], {"like": [1, 0.5]}, [None, None])
-    for blob in (b"", b"none", pack(events)[:-3]):
+    assert unpack(pack(events, StateSpec())) == UserEvents(["x", "y"], [NOW - 1, NOW], {"like": [1, 0.5]}, [None, None])
+    for blob in (b"", b"none", pack(events, StateSpec())[:-3]):
         with pytest.raises(StateError, match="damaged"):
             unpack(blob)
 
