@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from rayrank.config import Config, DataPath
@@ -25,7 +26,9 @@ _DAY = 86_400
 _SPARE = MAX_HISTORY
 """Events kept beyond a history, by which those that were cut are known when they are told again: as many as a request
 may hold."""
-_Key = str | tuple[str, int, tuple[tuple[str, float], ...]]
+Labels = frozenset[tuple[str, float]]
+"""Task and value, as float32 rounds it: what a dataset keeps of a label."""
+_Said = tuple[str, int, Labels]
 
 
 class StateError(RuntimeError):
@@ -85,17 +88,15 @@ class UserEvents:
             [self.item[i] for i in places], [self.time[i] for i in places], labels, [self.key[i] for i in places]
         )
 
-    def identities(self) -> list[_Key]:
-        """What each event is known by when it is told again."""
-        told: list[list[tuple[str, float]]] = [[] for _ in self.item]
-        for task in sorted(self.labels):
-            for i, value in enumerate(self.labels[task]):
-                if value is not None:
-                    told[i].append((task, value))
-        return [
-            key if key is not None else (item, time, tuple(labels))
-            for key, item, time, labels in zip(self.key, self.item, self.time, told, strict=True)
-        ]
+    def told(self) -> list[Labels]:
+        """The labels of each event."""
+        found: list[list[tuple[str, float]]] = [[] for _ in self.item]
+        with np.errstate(over="ignore"):
+            for task, values in self.labels.items():
+                for told, value in zip(found, np.asarray(values, np.float32).tolist(), strict=True):
+                    if value == value:
+                        told.append((task, value))
+        return [frozenset(told) for told in found]
 
 
 class StateStore(Protocol):
@@ -116,7 +117,10 @@ class StateStore(Protocol):
         """
 
     def load(self, histories: Mapping[str, UserEvents], now: int, mark: str | None = None) -> None:
-        """Merge many histories at once, without the log, and remember ``mark``."""
+        """Merge many histories at once, without the log, and remember ``mark``.
+
+        They are a dataset's: an event counts once too where one of both sides tells labels that the other does not.
+        """
 
     def marks(self) -> set[str]:
         """The marks of everything that was loaded."""
@@ -134,20 +138,49 @@ class StateStore(Protocol):
         """Let go of the file or the connection."""
 
 
-def merged(old: UserEvents, new: UserEvents, spec: StateSpec, now: int) -> tuple[UserEvents, list[int]]:
+def merged(
+    old: UserEvents, new: UserEvents, spec: StateSpec, now: int, loaded: bool = False
+) -> tuple[UserEvents, list[int]]:
     """Old and new events in time order (of equal times the older first); places of what was new.
 
     Up to ``_SPARE`` events more than ``spec`` shows. What is not later than all of them, when there are so many, or has
-    expired may have been told and cut before: it is not new.
+    expired may have been told and cut before: it is not new. ``loaded``: ``new`` is what a dataset knows, which may
+    tell more or fewer labels of an event than feedback did.
     """
     there = kept(old, spec, now, _SPARE)
-    seen, floor = _known(there, new), _floor(there, spec, now)
-    fresh: list[int] = []
-    for i, identity in enumerate(new.identities()):
-        if identity not in seen and (floor is None or new.time[i] > floor):
-            seen.add(identity)
-            fresh.append(i)
+    fresh = _fresh(there, new, _floor(there, spec, now), loaded)
     return kept(_joined(there, new if len(fresh) == len(new) else new.chosen(fresh)), spec, now, _SPARE), fresh
+
+
+def _fresh(old: UserEvents, new: UserEvents, floor: int | None, loaded: bool) -> list[int]:
+    """Places of the new events that are later than ``floor`` and not known.
+
+    Of two events with keys the keys decide; else item, time and labels do.
+    """
+    times = set(new.time)  # looking at all old events would cost more than the rest
+    near = old.chosen([i for i, time in enumerate(old.time) if time in times])
+    keys, said = (
+        {key for key in old.key if key is not None},
+        (set[_Said](), set[_Said]()),
+    )  # said without and with a key
+    there: dict[tuple[str, int], list[Labels]] = {}
+    for item, time, labels, key in zip(near.item, near.time, near.told(), near.key, strict=True):
+        said[key is not None].add((item, time, labels))
+        there.setdefault((item, time), []).append(labels)
+    fresh: list[int] = []
+    for i, labels in enumerate(new.told()):
+        item, time, key = new.item[i], new.time[i], new.key[i]
+        says, keyed = (item, time, labels), key is not None
+        known = says in said[False] or (key in keys if keyed else says in said[True])
+        if loaded and not known:
+            known = any(labels <= other or other <= labels for other in there.get((item, time), ()))
+        if known or (floor is not None and time <= floor):
+            continue
+        said[keyed].add(says)
+        if key is not None:
+            keys.add(key)
+        fresh.append(i)
+    return fresh
 
 
 def _floor(there: UserEvents, spec: StateSpec, now: int) -> int | None:
@@ -156,13 +189,6 @@ def _floor(there: UserEvents, spec: StateSpec, now: int) -> int | None:
     if len(there) >= spec.max_events + _SPARE:  # the older of them have not expired: they are later than ``since``
         return there.time[0]
     return None if since is None else since - 1
-
-
-def _known(old: UserEvents, new: UserEvents) -> set[_Key]:
-    """Identities of those old events that could be one of ``new``: looking at all would cost more than the rest."""
-    times = {time for time, key in zip(new.time, new.key, strict=True) if key is None}
-    near = [i for i, time in enumerate(old.time) if time in times]
-    return {key for key in old.key if key is not None} | set(old.chosen(near).identities())
 
 
 def kept(events: UserEvents, spec: StateSpec, now: int, spare: int = 0) -> UserEvents:

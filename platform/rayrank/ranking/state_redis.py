@@ -83,7 +83,7 @@ class RedisState:
         """See the protocol."""
         self._check()
         key = self._key("marks")
-        self._change(histories, now, lambda pipe, _: None if mark is None else pipe.sadd(key, mark))
+        self._change(histories, now, lambda pipe, _: None if mark is None else pipe.sadd(key, mark), loaded=True)
 
     def marks(self) -> set[str]:
         """See the protocol."""
@@ -152,6 +152,7 @@ class RedisState:
         told: Mapping[str, UserEvents],
         now: int,
         note: Callable[[Any, Mapping[str, Sequence[int]]], object],
+        loaded: bool = False,
     ) -> None:
         """Merge what is told into its users and ``note`` it in one transaction; again when somebody came between."""
         wait_s = self.spec.timeout_s
@@ -168,7 +169,7 @@ class RedisState:
                     new: dict[str, Sequence[int]] = {}
                     for user, key, blob in zip(users, keys, blobs, strict=True):
                         before = unpack(blob, whole=True) if blob else UserEvents()
-                        after, new[user] = merged(before, told[user], self.spec, now)
+                        after, new[user] = merged(before, told[user], self.spec, now, loaded)
                         if new[user]:
                             pipe.set(key, pack(after, self.spec), ex=expire_s)
                     note(pipe, new)

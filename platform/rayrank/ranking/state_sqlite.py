@@ -78,7 +78,7 @@ class SqliteState:
         """See the protocol."""
         with self._writer.use() as connection, _transaction(connection):
             for user_id, events in histories.items():
-                self._merge(connection, user_id, events, now)
+                self._merge(connection, user_id, events, now, loaded=True)
             if mark is not None:
                 connection.execute("INSERT OR IGNORE INTO marks VALUES (?)", (mark,))
 
@@ -140,9 +140,12 @@ class SqliteState:
             raise
         return connection
 
-    def _merge(self, connection: sqlite3.Connection, user_id: str, told: UserEvents, now: int) -> list[int]:
+    def _merge(
+        self, connection: sqlite3.Connection, user_id: str, told: UserEvents, now: int, loaded: bool = False
+    ) -> list[int]:
         row = connection.execute("SELECT events FROM users WHERE user_id = ?", (user_id,)).fetchone()
-        after, fresh = merged(unpack(row[0], whole=True) if row else UserEvents(), told, self.spec, now)
+        before = unpack(row[0], whole=True) if row else UserEvents()
+        after, fresh = merged(before, told, self.spec, now, loaded)
         if fresh:
             connection.execute(
                 "INSERT INTO users VALUES (?, ?, ?) ON CONFLICT(user_id) DO UPDATE SET last = excluded.last, "

@@ -75,3 +75,40 @@ def test_a_longer_history_shows_what_was_spare(tmp_path: Path) -> None:
     assert history(store) == ["b", "c"]
     tell(longer := open_at(tmp_path, max_events=9), told(["d"], [NOW + 3]))
     assert history(longer) == ["a", "b", "c", "d"]
+
+
+def loaded(store: StateStore, labels: dict[str, list[float | None]], times: tuple[int, ...] = (NOW,)) -> list[str]:
+    """The history after a dataset's copy of events of item x has been loaded."""
+    store.load({"u": UserEvents(["x"] * len(times), times, labels, [None] * len(times))}, NOW)
+    return history(store)
+
+
+def test_a_datasets_copy_has_no_key(tmp_path: Path) -> None:
+    store = open_at(tmp_path)
+    tell(store, told(["x"], [NOW], ["e1"]))
+    assert loaded(store, {"like": [1.0]}) == ["x"]
+    assert tell(store, told(["x"], [NOW + 5], ["e1"])) == 0, "its key is still known"
+    assert loaded(store, {"like": [1.0]}, (NOW + 1,)) == ["x", "x"]
+
+
+def test_a_datasets_labels_are_rounded(tmp_path: Path) -> None:
+    store = open_at(tmp_path)
+    store.append("u", UserEvents(["x"], [NOW], {"stars": [3.7]}, [None]), ["x"], NOW)
+    assert loaded(store, {"stars": [3.700000047683716]}) == ["x"]
+    assert loaded(store, {"stars": [3.8]}) == ["x", "x"]
+
+
+def test_a_dataset_may_tell_more_or_fewer_labels(tmp_path: Path) -> None:
+    store = open_at(tmp_path)
+    tell(store, told(["x"], [NOW]))
+    assert loaded(store, {"like": [1.0], "stars": [4.0]}) == ["x"]
+    assert loaded(store, {"like": [None]}) == ["x"]
+    assert loaded(store, {"like": [0.0], "stars": [4.0]}) == ["x", "x"]
+    assert loaded(store, {"like": [1.0, None], "stars": [None, 5.0]}, (NOW + 1, NOW + 1)) == ["x"] * 4
+
+
+def test_what_was_loaded_is_not_new_when_it_is_told_with_a_key(tmp_path: Path) -> None:
+    store = open_at(tmp_path)
+    loaded(store, {"like": [1.0]})
+    assert tell(store, told(["x"], [NOW], ["e1"])) == 0
+    assert tell(store, told(["x", "x"], [NOW + 1] * 2, ["e2", "e3"])) == 2, "of two keys the keys decide"
