@@ -85,11 +85,11 @@ class Driver:
     async def _stage(self, call: Call, request_id: str, left: float | None) -> Any:
         if left is not None and left <= 0:
             return Missed("no time left of the request's timeout_ms")
-        breaker = self.breakers.get(call.stage)
-        if breaker is not None and not breaker.allows():
-            return Missed("left alone after repeated misses")
         budget = self.budgets.of(call.stage)
         wait = min(budget, left) if left is not None else budget
+        breaker = self.breakers.get(call.stage)
+        if breaker is not None and not breaker.allows(wait / budget):
+            return Missed("left alone after repeated misses")
         began = time.perf_counter()
         try:
             async with asyncio.timeout(wait):

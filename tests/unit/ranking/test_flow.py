@@ -335,3 +335,45 @@ def test_breaker_opens_after_failures_in_a_row_and_tries_again_after_its_rest() 
     breaker.succeeded()
     assert breaker.allows()
     assert breaker.allows()
+
+
+def test_a_hasty_trial_that_fails_puts_the_next_off_by_its_share_of_the_rest() -> None:
+    now = [0.0]
+    breaker = Breaker(failures=1, rest_s=5.0, clock=lambda: now[0])
+    breaker.failed()
+    breaker.failed(0.01)
+    now[0] = 4.9
+    assert not breaker.allows(), "who was late in the rest does not end it"
+    now[0] = 5.0
+    assert breaker.allows(0.01)
+    assert not breaker.allows()
+    now[0] = 5.01
+    breaker.failed(0.01)
+    assert not breaker.allows()
+    now[0] = 5.0625
+    assert breaker.allows()
+    breaker.failed()
+    now[0] = 10.0
+    assert not breaker.allows()
+
+
+def test_a_healthy_stage_is_back_although_a_hasty_request_tried_it_first() -> None:
+    stages, down = Stages(), [True]
+    budgets = Budgets(user=9, retrieve=9, student=9, teacher=5, failures=1, rest_s=0.5)
+
+    async def invoke(call: Call) -> Any:
+        if call.stage == "teacher":
+            if down[0]:
+                raise RuntimeError("down")
+            await asyncio.sleep(0.1)
+        return stages(call)
+
+    async def three() -> list[Ranked]:
+        driver, found = Driver(invoke, budgets), list[Ranked]()
+        for timeout_ms, pause in ((None, 0.6), (50, 0.1), (None, 0.0)):
+            found.append((await driver.run(rank_flow(recommend(), parts()), "id", timeout_ms))[0])
+            down[0] = False
+            await asyncio.sleep(pause)
+        return found
+
+    assert [found.answered_by for found in asyncio.run(three())] == ["student", "student", "teacher"]
