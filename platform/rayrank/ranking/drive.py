@@ -60,7 +60,8 @@ class Driver:
     async def run(self, flow: Flow, request_id: str, timeout_ms: int | None = None) -> tuple[Ranked, dict[str, float]]:
         """The flow's answer and milliseconds by stage.
 
-        ``timeout_ms`` is for all stages together: each gets what is left, at most its budget.
+        ``timeout_ms`` is for all stages together: each gets what is left, at most its budget. The user stage, which
+        nothing replaces, always gets its budget: haste makes an answer poorer, never an error.
 
         Raises:
             RequestError: the request breaks a rule of this release.
@@ -75,7 +76,9 @@ class Driver:
                 timings["total"] = (time.perf_counter() - began) * 1000
                 return done.value, timings
             start = time.perf_counter()
-            left = None if timeout_ms is None else timeout_ms / 1000 - (start - began)
+            left = None
+            if timeout_ms is not None and call.stage != "user":
+                left = timeout_ms / 1000 - (start - began)
             result = await self._stage(call, request_id, left)
             timings[call.stage] = (time.perf_counter() - start) * 1000
             if isinstance(result, Rejected):

@@ -377,3 +377,18 @@ def test_a_healthy_stage_is_back_although_a_hasty_request_tried_it_first() -> No
         return found
 
     assert [found.answered_by for found in asyncio.run(three())] == ["student", "student", "teacher"]
+
+
+def test_haste_is_no_reason_for_an_error() -> None:
+    stages = Stages()
+
+    async def invoke(call: Call) -> Any:
+        if call.stage == "user":
+            await asyncio.sleep(0.05)  # described items are encoded by a thread
+        return stages(call)
+
+    found, timings = asyncio.run(Driver(invoke, Budgets()).run(rank_flow(recommend(), parts()), "id", 1))
+    assert found.answered_by == "popularity"
+    assert (found.degraded or "").count("no time left of the request's timeout_ms") == 3
+    assert [call.stage for call in stages.calls] == ["user"]
+    assert timings["user"] >= 50
