@@ -220,7 +220,7 @@ class Policy:
     def moved(self, asked: Candidates, score: np.ndarray) -> np.ndarray:
         """float32 (C,): scores after boosts."""
         moves_C2 = self._moves_of(asked)
-        return score if moves_C2 is None else (score * moves_C2[:, 0] + moves_C2[:, 1]).astype(np.float32)
+        return score if moves_C2 is None else (_times(score, moves_C2[:, 0]) + moves_C2[:, 1]).astype(np.float32)
 
     def arrange(self, asked: Candidates, standing: Standing, k: int | None, key: str) -> Arranged:
         """The first ``k`` (None: all) of the order that the policy makes; ``key`` decides what explores."""
@@ -297,8 +297,9 @@ class Policy:
         found = np.tile(np.asarray([1, 0], np.float32), (table.size, 1))
         for rule, times, add in self._boosts:
             matched = table.matched(rule)
-            moved = found[matched] * times + np.asarray([0, add], np.float32)
-            found[matched] = np.clip(moved, -_MOST, _MOST)  # many of one item
+            factor = np.clip(found[matched, 0] * times, 1 / _MOST, _MOST)  # many of one item
+            addition = np.clip(_times(found[matched, 1], times) + add, -_MOST, _MOST)
+            found[matched] = np.stack([factor, addition], axis=1)
         return found
 
     def _moves_of(self, asked: Candidates) -> np.ndarray | None:
@@ -364,3 +365,8 @@ class Policy:
             known = ", ".join(sorted(self._facts.features)) or "none"
             raise ConfigError(f"policy: {where}", column, "must be a categorical column of items", f"one of: {known}")
         return self._facts.features[column]
+
+
+def _times(values: np.ndarray, factor: np.ndarray | float) -> np.ndarray:
+    """What a factor makes of scores: one above 1 raises them all, so that those below 0 are divided."""
+    return np.asarray(np.where(values < 0, values / factor, values * factor))

@@ -43,7 +43,10 @@ class Match(Config):
 
 
 class Boost(Match):
-    """Moves the fused score of the matched items: score · times + add. Buries where it makes the score smaller."""
+    """Moves the fused score of the matched items: score · times + add, a score below 0 divided by times.
+
+    So a boost always raises and never buries, whatever the signs of weights and scores; what buries never raises.
+    """
 
     times: float = Field(1.0, gt=0, le=MAX_WEIGHT, description="factor of the fused score; below 1 it buries")
     add: float = Field(0.0, ge=-MAX_WEIGHT, le=MAX_WEIGHT, description="added to the fused score; below 0 it buries")

@@ -127,6 +127,18 @@ def test_many_boosts_of_one_item_still_order(desk: Desk) -> None:
     assert np.isfinite(moved).all()
 
 
+def test_a_boost_raises_and_never_buries_below_zero(desk: Desk) -> None:
+    asked = Candidates(np.full(3, desk.facts.items.row("i1")), ColdItems(), {})
+    for boosts, expected in (
+        ([{"times": 2.0}], [-1.5, 0.0, 6.0]),
+        ([{"times": 0.5}], [-6.0, 0.0, 1.5]),
+        ([{"add": 1.0}, {"times": 2.0}], [0.5, 2.0, 8.0]),
+        ([{"add": -4.0}, {"times": 2.0}], [-3.5, -2.0, 4.0]),
+    ):
+        policy = desk.policy(boosts=[{"items": ["i1"], **boost} for boost in boosts])
+        assert policy.moved(asked, np.asarray([-3.0, 0.0, 3.0], np.float32)).tolist() == expected
+
+
 @pytest.mark.parametrize("wrong", [{"times": 1e7}, {"add": 1e300}, {"add": -1e7}, {"add": float("nan")}])
 def test_boosts_beyond_all_use_are_refused(desk: Desk, wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"boosts\.0\.(times|add)"):
