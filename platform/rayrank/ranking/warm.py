@@ -22,23 +22,30 @@ class WarmUp:
 
     def __init__(self, invoke: Invoke, parts: FlowParts, wait_s: float = WAIT_S) -> None:
         self._invoke, self._parts, self._wait_s = invoke, parts, wait_s
-        self._done, self._one_at_a_time = False, asyncio.Lock()
+        self._done, self._running = False, None  # type: bool, asyncio.Task[None] | None
 
     async def finish(self) -> None:
         """Return at once when every stage has answered before, else ask them.
 
+        Whoever comes while they are asked waits for the same try: queueing for its own, it would wait longer than that.
+
         Raises:
             StageError: a stage gave no answer yet.
         """
-        async with self._one_at_a_time:
-            if self._done:
-                return
-            try:
-                async with asyncio.timeout(self._wait_s):
-                    await self._ask()
-            except TimeoutError:
-                raise StageError(f"starting: no answer to a first request within {self._wait_s:g} s") from None
-            self._done = True
+        if self._done:
+            return
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._try())
+            self._running.add_done_callback(_forget)
+        await asyncio.shield(self._running)  # the try goes on when one who waits for it gives up
+
+    async def _try(self) -> None:
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._ask()
+        except TimeoutError:
+            raise StageError(f"starting: no answer to a first request within {self._wait_s:g} s") from None
+        self._done = True
 
     async def _ask(self) -> None:
         wait = self._wait_s
@@ -47,3 +54,9 @@ class WarmUp:
             ranked, _ = await driver.run(rank_flow(request, self._parts), "warm-up")
             if ranked.degraded:
                 raise StageError(f"starting: {ranked.degraded}")
+
+
+def _forget(done: asyncio.Task[None]) -> None:
+    """Its error is none that was overlooked, though all who waited for it may have given up."""
+    if not done.cancelled():
+        done.exception()

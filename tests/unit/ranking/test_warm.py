@@ -58,3 +58,22 @@ def test_a_failing_stage_is_named() -> None:
 
     with pytest.raises(StageError, match=r"^starting: teacher: failed \(RuntimeError\)$"):
         asyncio.run(WarmUp(failing, parts()).finish())
+
+
+def test_who_comes_while_the_stages_are_asked_waits_for_the_same_try() -> None:
+    late = Late("user", times=1)
+
+    async def four() -> tuple[float, list[object]]:
+        warm_up, clock = WarmUp(late, parts(), wait_s=0.5), asyncio.get_running_loop().time
+        began = clock()
+        waiting = [asyncio.create_task(warm_up.finish()) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        waiting[0].cancel()  # the first one gives up: the others still wait for its try
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        return clock() - began, list(ended)
+
+    took, ended = asyncio.run(four())
+    assert took < 0.9, "one try of 0.5 s"
+    assert isinstance(ended[0], asyncio.CancelledError)
+    assert [str(error) for error in ended[1:]] == ["starting: no answer to a first request within 0.5 s"] * 3
+    assert late.asked == ["user"]
