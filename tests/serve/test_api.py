@@ -24,6 +24,7 @@ from rayrank.messages import (
     RecommendRequest,
     ReleaseInfo,
 )
+from rayrank.on_ray import api
 from rayrank.on_ray.api import MAX_BODY, build_api
 from rayrank.on_ray.bearer import read_token
 from rayrank.on_ray.http import HttpConfig
@@ -268,3 +269,32 @@ def test_clients_of_this_repository_send_the_token_of_the_environment(monkeypatc
     assert b"\r\nauthorization: Bearer " + TOKEN.encode() + b"\r\n" in sent
     monkeypatch.delenv("RAYRANK_TOKEN")
     assert b"authorization" not in Place.of("http://h:1").post("/v1/rank", b"{}", credentials())
+
+
+@pytest.mark.parametrize("parts", [[b'{"k": 3'], [b"{", b'"k": 3']])
+def test_a_body_that_stalls_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch, parts: list[bytes]) -> None:
+    monkeypatch.setattr(api, "BODY_S", 0.3)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+        await asyncio.sleep(60)
+
+    headers = {"content-type": "application/json", "content-length": "9"}
+    answer = send(FakeService(), "POST", "/v1/recommend", content=chunks(), headers=headers)
+    assert (answer.status_code, answer.json()["error"]) == (408, "the body was not there after 0.3 s")
+    assert answer.headers["connection"] == "close"
+    assert answer.json()["request_id"]
+
+
+def test_a_body_that_comes_slowly_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "BODY_S", 5.0)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for part in (b'{"k"', b": 3", b"}"):
+            await asyncio.sleep(0.05)
+            yield part
+
+    headers = {"content-type": "application/json", "content-length": "8"}
+    answer = send(FakeService(), "POST", "/v1/recommend", content=chunks(), headers=headers)
+    assert answer.status_code == 200

@@ -4,6 +4,7 @@ No answer carries a stack trace or repeats what was sent; every answer carries a
 """
 
 # FastAPI reads the signatures below at run time: their annotations must not be postponed.
+import asyncio
 import logging
 import re
 import uuid
@@ -45,6 +46,8 @@ from rayrank.wording import few_words
 
 MAX_BODY = 8 * 2**20
 """Bytes of a request body."""
+BODY_S = 10.0
+"""Longest wait for all of a request body, seconds: one that stalls must not keep its place for ever."""
 
 _log = logging.getLogger(__name__)
 _Answers = dict[int | str, dict[str, Any]]
@@ -59,6 +62,7 @@ _LOOKED_UP: _Answers = {**_FULL, **_UNAVAILABLE}
 PathId = Annotated[str, Path(min_length=1, max_length=256)]
 _ASKED: _Answers = {
     **_WRONG,
+    408: {"model": ErrorBody, "description": f"the body was not there after {BODY_S:g} s"},
     411: {"model": ErrorBody, "description": "a body without content-length"},
     413: {"model": ErrorBody, "description": f"a body of more than {MAX_BODY} bytes"},
     **_LOOKED_UP,
@@ -227,11 +231,11 @@ def _add_errors(api: FastAPI, token: str | None) -> None:
 
     @api.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
-        return _error(request, error.status_code, str(error.detail))
+        return _error(request, error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
 
 class _Guard:
-    """Request id (Serve puts it into the headers too), token, body limit, and a last net under everything.
+    """Request id (Serve puts it into the headers too), token, body limits, and a last net under everything.
 
     Plain ASGI: Starlette's function middleware starts a task and two streams for every request.
     """
@@ -255,12 +259,33 @@ class _Guard:
 
         refusal = _refusal(request, self._token)
         try:
-            await (refusal or self._app)(scope, receive, watched)
+            await (refusal or self._app)(scope, _in_time(receive), watched)
         except Exception as error:
             # The message could repeat what was sent, so only the kind of error is written down.
             _log.error("request %s: unexpected %s", request.state.request_id, type(error).__name__)
             if not started:
                 await _error(request, 500, "unexpected error")(scope, receive, send)
+
+
+def _in_time(receive: Receive) -> Receive:
+    """``receive``, which raises a 408 where the body is not there ``BODY_S`` after its first part was asked for."""
+    end, whole = None, False  # type: float | None, bool
+
+    async def part() -> MutableMapping[str, Any]:
+        nonlocal end, whole
+        if whole:
+            return await receive()
+        if end is None:
+            end = asyncio.get_running_loop().time() + BODY_S
+        try:
+            async with asyncio.timeout_at(end):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"the body was not there after {BODY_S:g} s", {"connection": "close"}) from None
+        whole = not message.get("more_body", False)
+        return message
+
+    return part
 
 
 def _refusal(request: Request, token: str | None) -> Response | None:
