@@ -29,7 +29,32 @@ def test_a_hanging_server_costs_one_wait_and_no_request(tmp_path: Path) -> None:
         asyncio.run(_stopped_and_continued(_raw(tmp_path, url), server))
 
 
-def _raw(folder: Path, url: str) -> dict[str, Any]:
+def test_what_was_not_waited_for_may_be_kept_and_sent_again_counts_once(tmp_path: Path) -> None:
+    raw = _raw(tmp_path, None)
+    raw["spec"]["budgets"]["user"] = 0.5
+    told = FeedbackRequest.model_validate({"user_id": "new", "events": [{"item_id": "i4"}]})
+
+    async def twice() -> tuple[int, int]:
+        ingress = Ingress(raw, None)
+        keep = ingress._feedback.accept
+
+        def slowly(*arguments: Any) -> Any:
+            time.sleep(1.0)
+            return keep(*arguments)
+
+        ingress._feedback.accept = slowly  # type: ignore[method-assign]
+        with pytest.raises(StageError, match=r"no answer .* may have been kept; .* x-request-id it counts once"):
+            await ingress.tell(told, "post-1")
+        ingress._feedback.accept = keep  # type: ignore[method-assign]
+        patient = ingress._spec.budgets.model_copy(update={"user": 30.0})
+        ingress._spec = ingress._spec.model_copy(update={"budgets": patient})
+        again = await ingress.tell(told, "post-1")
+        return again.accepted, again.duplicates
+
+    assert asyncio.run(twice()) == (0, 1)
+
+
+def _raw(folder: Path, url: str | None) -> dict[str, Any]:
     world = make_world(folder)
     places = {"releases": str(world.releases), "histories": str(folder / "histories.sqlite")}
     rest = {"retrieve": 30, "student": 30, "teacher": 30}  # seconds: a loaded machine is not what is tested
@@ -52,7 +77,7 @@ async def _stopped_and_continued(raw: dict[str, Any], server: running) -> None:
             assert "without the latest events" in answer.degraded
             assert len(answer.items) == 3
         assert "no answer within 500 ms" in (answers[0].degraded or "")
-        with pytest.raises(StageError, match="not kept"):
+        with pytest.raises(StageError, match="may have been kept"):
             await ingress.tell(told, "meanwhile")
     finally:
         server.process.send_signal(signal.SIGCONT)

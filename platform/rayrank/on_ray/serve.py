@@ -52,7 +52,7 @@ from rayrank.on_ray.pool import BusyError, Gate, Pool
 from rayrank.on_ray.together import Work
 from rayrank.ranking.drive import Driver
 from rayrank.ranking.encode import RequestEncoder
-from rayrank.ranking.feedback import Accepted, FeedbackStage
+from rayrank.ranking.feedback import AGAIN, Accepted, FeedbackStage
 from rayrank.ranking.flow import Call, Missed, Stage, StageError, Terms, rank_flow
 from rayrank.ranking.follow import follow, names
 from rayrank.ranking.fusion import check_weights
@@ -281,13 +281,13 @@ class Ingress:
 
         Raises:
             BusyError: this replica works on as many requests as it may.
-            StageError: the store gives no answer; what was sent may be sent again.
+            StageError: the store gives no answer, and may still keep them; what was sent may be sent again.
         """
         with self._gate:
             try:
                 found = await asyncio.wait_for(self._kept(request, request_id), self._spec.budgets.user)
             except Exception as error:  # a dead replica raises many kinds
-                raise StageError(f"feedback: no answer ({type(error).__name__})") from None
+                raise StageError(f"feedback: no answer ({type(error).__name__}); {AGAIN}") from None
         return receipt(found, request_id)
 
     async def _kept(self, request: FeedbackRequest, request_id: str) -> Accepted | Rejected | Missed:

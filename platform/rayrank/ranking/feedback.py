@@ -13,6 +13,9 @@ from rayrank.ranking.flow import Missed
 from rayrank.ranking.state import StateError, StateStore, UserEvents
 from rayrank.ranking.user import Rejected
 
+AGAIN = "it may have been kept; sent again with this request_id as its x-request-id it counts once"
+"""What is said of feedback whose fate nobody knows: the store may still do what it was no longer waited for."""
+
 
 @dataclass(frozen=True)
 class Accepted:
@@ -45,7 +48,7 @@ class FeedbackStage:
         try:
             new = self._state.append(request.user_id, told, lines, now)
         except StateError as error:
-            return Missed(str(error))
+            return Missed(f"{error}; {AGAIN}")
         return Accepted(new, len(lines) - new)
 
 

@@ -228,12 +228,12 @@ def receipt(found: Accepted | Rejected | Missed, request_id: str) -> FeedbackRes
 
     Raises:
         RequestError: a rule of the release is broken.
-        StageError: nothing was kept.
+        StageError: nobody knows whether it was kept.
     """
     if isinstance(found, Rejected):
         raise RequestError(found.fields)
     if isinstance(found, Missed):
-        raise StageError(f"feedback was not kept: {found.reason}")
+        raise StageError(f"feedback: {found.reason}")
     return FeedbackResponse(accepted=found.new, duplicates=found.old, request_id=request_id)
 
 
