@@ -97,6 +97,19 @@ def test_what_is_told_again_counts_once(make: Make) -> None:
     assert len(list(store.log())) == 5
 
 
+def test_what_left_the_history_still_counts_once(make: Make) -> None:
+    store = make(max_events=3, expire_days=2)
+    events = told(*((f"i{n}", 600 - n, 1) for n in range(600)))
+    assert [tell(store, "a", events) for _ in range(2)] == [600, 0]
+    assert [tell(make(max_events=3, expire_days=2), "a", told(("old", 3 * DAY, 1), key="k"))] == [0]
+    store.load({"a": told(("i5", 595, 1), ("loaded", 700, 1))}, NOW)
+    assert tell(store, "a", told(("loaded", 700, 1))) == 0
+    found = store.events("a", NOW)
+    assert found is not None
+    assert list(found.item) == ["i597", "i598", "i599"]
+    assert len(list(store.log())) == 600
+
+
 def test_labels_that_came_later_are_missing_before(make: Make) -> None:
     store = make()
     tell(store, "a", told(("x", 30, 1)))
