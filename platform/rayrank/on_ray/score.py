@@ -8,13 +8,11 @@ last, so a second run finds everything and an interrupted one goes on. Knows how
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Annotated, Any, Literal, assert_never
 
 import pyarrow as pa
@@ -24,6 +22,7 @@ from pydantic import Field
 from rayrank.config import Config, ConfigError, DataPath, parse
 from rayrank.on_ray.graph_spec import open_store
 from rayrank.on_ray.patience import Limit, ReadAhead
+from rayrank.on_ray.score_requests import Cut, bodies, cuts
 from rayrank.ranking.bulk import Asked, RequestScorer, ShardScorer
 from rayrank.ranking.bulk_pairs import PairScorer
 from rayrank.ranking.flow import FlowSettings
@@ -32,6 +31,7 @@ from rayrank.ranking.release import Release
 from rayrank.sources import storage
 from rayrank.sources.dataset import Dataset
 from rayrank.sources.files import SUFFIXES, Wanted, file_parts, read_part, require_columns
+from rayrank.sources.source import Part
 from rayrank.wording import counted
 
 MANIFEST, KEY = "_manifest.json", "_key.json"
@@ -102,7 +102,7 @@ class Scored:
 def score_all(task: ScoreTask, actors: int, progress: Callable[[str], None]) -> Scored:
     """Score every piece that has no file yet, then write the manifest. ``actors`` 0: in this process, without Ray."""
     key = _key(task)
-    pieces = list(_pieces(task))
+    pieces = _pieces(task)
     done = _claim(task.output, key)
     missing = [piece for piece in pieces if piece["file"] not in done]
     if missing:
@@ -138,11 +138,11 @@ class ScoreWorker:
             case ShardsInput():
                 table = self._shard(source, int(piece["shard"]))
             case RequestsInput():
-                first, count = int(piece["first"]), int(piece["count"])
-                bodies = list(islice(_bodies(source.path), first, first + count))
-                table = RequestScorer(self._graph, self._task.now).table(bodies, first, source.path)
+                cut = Cut(**piece["cut"])
+                asked = bodies(source.path, cut)
+                table = RequestScorer(self._graph, self._task.now).table(asked, cut.first, source.path)
             case PairsInput():
-                table = self._pairs(source, int(piece["shard"]))
+                table = self._pairs(source, Part(**piece["part"]))
             case _:
                 assert_never(source)
         sink = pa.BufferOutputStream()
@@ -168,9 +168,8 @@ class ScoreWorker:
         found = [scorer.table(dataset.read_group(shard, group)) for group in groups]
         return pa.concat_tables([scorer.empty(), *found])
 
-    def _pairs(self, source: PairsInput, number: int) -> pa.Table:
+    def _pairs(self, source: PairsInput, part: Part) -> pa.Table:
         scorer = PairScorer(self._graph, source.roles, self._task.now)
-        part = file_parts(source.path, source.part_mb << 20)[number]
         tables, first = [scorer.empty()], part.first_row
         for rows in read_part(part, Wanted()):
             tables.append(scorer.table(rows, first, part.file))
@@ -178,57 +177,22 @@ class ScoreWorker:
         return pa.concat_tables(tables)
 
 
-def _pieces(task: ScoreTask) -> Iterator[dict[str, Any]]:
-    source = task.input
+def _pieces(task: ScoreTask) -> list[dict[str, Any]]:
+    """Every piece of work: the name of its file, and where in the input it is. The input is looked through once."""
+    source, found = task.input, list[dict[str, Any]]()
     match source:
-        case ShardsInput() | PairsInput():
-            for number in range(_count(source, task.release)):
-                yield {"file": f"part-{number:05d}.parquet", "shard": number, "first": 0, "count": 0}
+        case ShardsInput():
+            shards = Dataset.open(_dataset_of(source, task.release)).manifest.shards
+            found = [{"shard": number} for number in range(len(shards))]
+        case PairsInput():
+            require_columns(source.path, ("user_id", "item_id"), "name the columns so", ("user_id", "item_id"))
+            parts = file_parts(source.path, source.part_mb << 20)
+            found = [{"part": part.model_dump()} for part in parts]
         case RequestsInput():
-            total = sum(1 for _ in _bodies(source.path))
-            for number, first in enumerate(range(0, total, source.per_file)):
-                yield {
-                    "file": f"part-{number:05d}.parquet",
-                    "shard": 0,
-                    "first": first,
-                    "count": min(source.per_file, total - first),
-                }
+            found = [{"cut": asdict(cut)} for cut in cuts(source.path, source.per_file)]
         case _:
             assert_never(source)
-
-
-def _count(source: ShardsInput | PairsInput, release: Release) -> int:
-    """Shards of the dataset, or parts of the table."""
-    if isinstance(source, ShardsInput):
-        return len(Dataset.open(_dataset_of(source, release)).manifest.shards)
-    require_columns(source.path, ("user_id", "item_id"), "name the columns so", ("user_id", "item_id"))
-    return len(file_parts(source.path, source.part_mb << 20))
-
-
-def _bodies(path: str) -> Iterator[dict[str, Any]]:
-    """Request bodies of a file, in order."""
-    system, inside = storage.locate(path)
-    if not storage.exists(path):
-        raise ConfigError("input.path", path, "must be a file of requests", "correct the path")
-    if path.endswith(".parquet"):
-        with system.open_input_file(inside) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=1000):
-                yield from batch.to_pylist(maps_as_pydicts="strict")
-        return
-    with system.open_input_stream(inside) as stream:
-        for number, line in enumerate(io.BufferedReader(stream)):
-            if line.strip():
-                yield _json_line(line, f"{path}:{number + 1}")
-
-
-def _json_line(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        body = json.loads(line)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise ConfigError(where, None, "every line must be a JSON object", "write one request body per line")
-    return body
+    return [{"file": f"part-{number:05d}.parquet", **piece} for number, piece in enumerate(found)]
 
 
 def _dataset_of(source: ShardsInput, release: Release) -> str:
