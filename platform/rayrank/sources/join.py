@@ -1,12 +1,13 @@
 """Impressions and behaviours in tables of their own: which impression a click or a purchase belongs to.
 
 Joined in a bucket of users, after the exchange, so no table is ever held whole. By request and item; or by item and
-time: a behaviour belongs to the user's latest impression of the item that is at most a window older. Knows canonical
-rows; knows nothing about files.
+time: a behaviour belongs to the user's latest impression of the item that is at most a window older. Ids of requests
+may repeat: clients choose them. Knows canonical rows; knows nothing about files.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, assert_never
 
@@ -24,7 +25,7 @@ BEHAVIOUR_TIME = "@behaviour"
 
 
 class RequestJoin(Config):
-    """Same user, request_id and item."""
+    """Same user, request_id and item; where the id repeats, the latest impression up to the behaviour."""
 
     kind: Literal["request"] = "request"
 
@@ -37,7 +38,7 @@ class WindowJoin(Config):
 
 
 class AttributionJoin(Config):
-    """By request_id where the behaviour has one, else as ``window``; at most ``window_s`` after the impression."""
+    """As ``window``; where the behaviour has a request_id that the user was answered with, among those impressions."""
 
     kind: Literal["attribution"] = "attribution"
     window_s: int = Field(86_400, ge=0, description="seconds from impression to behaviour")
@@ -70,7 +71,7 @@ def join_behaviours(rows: pa.Table, schema: DatasetSchema, rule: JoinRule, tasks
         case RequestJoin():
             owner = _by_request(shown, done)
         case WindowJoin():
-            owner = _by_window(shown, done, rule.window_s)
+            owner = _latest(shown, done, ("user_id", "item_id"), rule.window_s)
         case AttributionJoin():
             owner = _by_attribution(shown, done, rule.window_s)
         case _:
@@ -102,17 +103,19 @@ def _labels(done: pa.Table, owner: np.ndarray, size: int, task: str, binary: boo
 
 
 def _by_request(shown: pa.Table, done: pa.Table) -> np.ndarray:
-    """Impression of each behaviour, −1 where there is none; of equal impressions the first."""
+    """Impression of each behaviour, −1 where there is none; the first where all are later: clocks disagree."""
     keys = ("user_id", "request_id", "item_id")
     code, known = _codes([shown, done], keys)
     n = shown.num_rows
     index = np.full(int(code.max(initial=0)) + 1, -1)
     index[code[:n][::-1]] = np.arange(n)[::-1]
-    return np.where(known[n:], index[code[n:]], -1)
+    latest = _latest(shown, done, keys)
+    return np.where(latest >= 0, latest, np.where(known[n:], index[code[n:]], -1))
 
 
-def _by_window(shown: pa.Table, done: pa.Table, window_s: int) -> np.ndarray:
-    code, _ = _codes([shown, done], ("user_id", "item_id"))
+def _latest(shown: pa.Table, done: pa.Table, keys: tuple[str, ...], window_s: float = math.inf) -> np.ndarray:
+    """The latest impression with the same keys up to each behaviour and at most so much older; −1: none."""
+    code, known = _codes([shown, done], keys)
     n, total = shown.num_rows, shown.num_rows + done.num_rows
     time = np.concatenate([shown["timestamp"].to_numpy(), done["timestamp"].to_numpy()])
     behaviour = np.arange(total) >= n
@@ -122,17 +125,17 @@ def _by_window(shown: pa.Table, done: pa.Table, window_s: int) -> np.ndarray:
     candidate = order[latest.clip(min=0)]
     fits = (latest >= 0) & (code[candidate] == code[order]) & (time[order] - time[candidate] <= window_s)
     owner = np.full(total, -1)
-    owner[order] = np.where(fits, candidate, -1)
+    owner[order] = np.where(fits & known[order], candidate, -1)
     return owner[n:]
 
 
 def _by_attribution(shown: pa.Table, done: pa.Table, window_s: int) -> np.ndarray:
-    named = done["request_id"].is_valid().to_numpy(zero_copy_only=False)
-    owner = np.where(named, _by_request(shown, done), _by_window(shown, done, window_s))
-    if not shown.num_rows:
-        return owner
-    age = done["timestamp"].to_numpy() - shown["timestamp"].to_numpy()[owner.clip(min=0)]
-    return np.where((owner >= 0) & (age <= window_s), owner, -1)
+    """An id that the user was never answered with, as far as is known, says nothing: the answer may not be logged."""
+    n = shown.num_rows
+    code, known = _codes([shown, done], ("user_id", "request_id"))
+    answered = known[n:] & np.isin(code[n:], code[:n])
+    by_request = _latest(shown, done, ("user_id", "request_id", "item_id"), window_s)
+    return np.where(answered, by_request, _latest(shown, done, ("user_id", "item_id"), window_s))
 
 
 def _codes(tables: list[pa.Table], keys: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -287,7 +287,7 @@ def test_behaviours_are_attributed_by_request_where_they_name_one_else_by_time(t
         "r1,u1,a,1700002300,4",  # not the latest impression, but the one it names
         ",u1,a,1700002400,3",  # names none: the latest
         "r2,u1,b,1700003501,2",  # one second after the window
-        "r9,u2,a,1700009100,1",  # names an answer that is not in the log
+        "r9,u2,a,1700009100,1",  # names an answer that is not in the log: the latest
     ]
     csv(tmp_path / "done.csv", "request_id,user_id,item_id,timestamp,stars", *done)
     schema = (
@@ -297,8 +297,8 @@ def test_behaviours_are_attributed_by_request_where_they_name_one_else_by_time(t
     raw = config(tmp_path, schema, interactions=str(tmp_path / "shown.csv"), **changes)
     result, dataset = prepared(raw)
     stars = {key: v for key, v in labels(dataset, "stars").items() if v == v}
-    assert stars == {("u1", "a", START + 1000): 4, ("u1", "a", START + 2000): 3}
-    assert any("2 of 4 behaviours matched to an impression; 2 (50.0%) match none" in line for line in result.summary())
+    assert stars == {("u1", "a", START + 1000): 4, ("u1", "a", START + 2000): 3, ("u2", "a", START + 9000): 1}
+    assert any("3 of 4 behaviours matched to an impression; 1 (25.0%) match none" in line for line in result.summary())
 
 
 def test_a_behaviours_file_without_rows(tmp_path: Path) -> None:
