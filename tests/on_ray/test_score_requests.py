@@ -15,7 +15,8 @@ from rayrank.config import ConfigError
 from rayrank.on_ray import score_requests
 from rayrank.on_ray.score_requests import Cut, bodies, cuts
 from rayrank.pipeline.score import ScoreConfig, score
-from rayrank.sources import files
+from rayrank.sources import files, storage
+from rayrank.sources.manifest import data_fingerprint, read_manifest, write_manifest
 from tests.tiny_release import START, TinyWorld, make_world
 
 BODIES = [{"user_id": f"ü{n}", "k": n + 1} for n in range(7)]
@@ -119,6 +120,35 @@ def test_a_table_of_pairs_is_looked_through_once(
     assert found["item_id"].to_pylist() == ["i0", "i0", "i1", "i1", "i2", "i2"]
     names = sorted(p.name for p in Path(result.scores).glob("part-*"))
     assert names == [f"part-0000{n}.parquet" for n in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["requests", "pairs"])
+def test_scores_are_made_anew_when_the_histories_have_changed(tmp_path: Path, kind: str) -> None:
+    world = make_world(tmp_path / "own")
+    (tmp_path / "asked.jsonl").write_text(f'{{"user_id": "u3", "item_id": "i1", "time": {START + 9 * 86_400}}}\n' * 2)
+    if kind == "requests":
+        (tmp_path / "asked.jsonl").write_text(f'{{"user_id": "u3", "k": 2, "time": {START + 9 * 86_400}}}\n')
+    config = config_of(world, tmp_path, kind=kind, path=str(tmp_path / "asked.jsonl"))
+    before = pq.read_table(score(config, quiet).scores)["score"].to_pylist()
+    assert score(config, quiet).reused_files == 1
+    change_histories(world)
+    again = score(config, quiet)
+    assert again.reused_files == 0
+    assert pq.read_table(again.scores)["score"].to_pylist() != before
+
+
+def change_histories(world: TinyWorld) -> None:
+    """Other items in every history, under the same path and release."""
+    manifest = read_manifest(str(world.dataset))
+    (shard,) = manifest.shards
+    file = world.dataset / shard.file
+    rows = pq.read_table(file)
+    place = rows.column_names.index("item")
+    other = pa.array([[1 + n * 7 % 30 for n in items] for items in rows["item"].to_pylist()], rows.schema.types[place])
+    pq.write_table(rows.set_column(place, "item", other), file, row_group_size=shard.row_groups[0].sequences)
+    new = shard.model_copy(update={"sha256": storage.sha256(str(file)), "bytes": file.stat().st_size})
+    fingerprint = data_fingerprint(manifest.dataset_schema, (new,), manifest.tables)
+    write_manifest(str(world.dataset), manifest.model_copy(update={"shards": (new,), "data_fingerprint": fingerprint}))
 
 
 @pytest.mark.slow

@@ -203,16 +203,19 @@ def _dataset_of(source: ShardsInput, release: Release) -> str:
 
 
 def _key(task: ScoreTask) -> dict[str, Any]:
-    """Scores of another release or input in the same folder are replaced."""
+    """Scores of another release, input or state of the dataset in the same folder are replaced."""
     source = task.input
     if isinstance(source, ShardsInput):
-        what = Dataset.open(_dataset_of(source, task.release)).manifest.data_fingerprint
+        what = [Dataset.open(_dataset_of(source, task.release)).manifest.data_fingerprint]
     elif isinstance(source, PairsInput):
-        what = storage.signature(storage.list_files(source.path, SUFFIXES))
+        what = [storage.signature(storage.list_files(source.path, SUFFIXES))]
     else:
         if not storage.exists(source.path):
             raise ConfigError("input.path", source.path, "must be a file of requests", "correct the path")
-        what = storage.sha256(source.path)
+        what = [storage.sha256(source.path)]
+    if not isinstance(source, ShardsInput) and task.release.dataset is not None:
+        # Requests and pairs see the histories that are there now: rows may have been appended under the same path.
+        what.append(Dataset.open(task.release.dataset).manifest.data_fingerprint)
     settings = task.model_dump(mode="json", include={"input", "flow", "now"})
     text = json.dumps([settings, what, task.release.fusion], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
