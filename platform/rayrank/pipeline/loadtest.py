@@ -23,12 +23,14 @@ from rayrank.pipeline.arrivals import SHARES, Step, open_loop, poisson, step_of
 from rayrank.pipeline.capacity import CapacitySpec, Plan, plan
 from rayrank.pipeline.keep_alive import Client, Place
 from rayrank.pipeline.probe import ask, credentials
-from rayrank.pipeline.processes import cpu_by_stage, service_on
+from rayrank.pipeline.processes import Meter
 from rayrank.wording import counted
 
 Progress = Callable[[str], None]
 _REQUESTS = 100_000
 _SETTLE_S = 1.0
+_READ_S = 1.0
+"""Between two readings of processor times: so much of a process that ends is lost."""
 
 
 class LoadtestConfig(Config):
@@ -79,19 +81,20 @@ def loadtest(config: LoadtestConfig, progress: Progress) -> LoadtestResult:
     """
     place = Place.of(config.url)
     requests = [place.post(path, body, credentials()) for path, body in _bodies(config)]
-    service = service_on(place.port) if place.host in ("127.0.0.1", "localhost", "::1") else {}
-    if not service:
+    meter = Meter(place.port) if place.host in ("127.0.0.1", "localhost", "::1") else None
+    if meter is None or not meter.look():
+        meter = None
         progress("the processes of the service cannot be seen from here: no processor time by stage")
     steps, costs = list[Step](), list[Mapping[str, float]]()
     for number, rate in enumerate(config.rates):
         progress(f"{rate:g} requests/s for {config.seconds:g} s")
         if number == 0 and config.warm_up_s:
-            _step(config, place, requests, (rate, config.warm_up_s, config.seed + 1_000_003))
+            _step(config, (place, requests), (rate, config.warm_up_s, config.seed + 1_000_003), None)
         time.sleep(_SETTLE_S)
-        before = cpu_by_stage(service)
-        step = _step(config, place, requests, (rate, config.seconds, config.seed + number))
+        before = meter.look() if meter else {}
+        step = _step(config, (place, requests), (rate, config.seconds, config.seed + number), meter)
         served = step.answered * step.seconds
-        spent = {stage: used - before[stage] for stage, used in cpu_by_stage(service).items()}
+        spent = {stage: used - before.get(stage, 0.0) for stage, used in (meter.look() if meter else {}).items()}
         costs.append({stage: 1000 * used / served for stage, used in spent.items()} if served else {})
         steps.append(step)
     found = None if config.capacity is None else plan(_cost(steps, costs), config.capacity)
@@ -101,18 +104,32 @@ def loadtest(config: LoadtestConfig, progress: Progress) -> LoadtestResult:
     return result
 
 
-def _step(config: LoadtestConfig, place: Place, requests: Sequence[bytes], what: tuple[float, float, int]) -> Step:
-    rate, seconds, seed = what
+def _step(
+    config: LoadtestConfig,
+    whom: tuple[Place, Sequence[bytes]],
+    what: tuple[float, float, int],
+    meter: Meter | None,
+) -> Step:
+    (place, requests), (rate, seconds, seed) = whom, what
 
     async def run() -> Step:
         client = Client(place, config.connections, config.timeout_s)
+        reading = asyncio.create_task(_read_on(meter)) if meter else None
         try:
             outcomes = await open_loop(client, poisson(rate, seconds, seed), requests)
         finally:
             client.close()
+            if reading:
+                reading.cancel()
         return step_of(rate, seconds, outcomes, config.budget_ms)
 
     return asyncio.run(run())
+
+
+async def _read_on(meter: Meter) -> None:
+    while True:
+        await asyncio.sleep(_READ_S)
+        meter.read()
 
 
 def _bodies(config: LoadtestConfig) -> list[tuple[str, bytes]]:
@@ -165,8 +182,13 @@ def _cost(steps: Sequence[Step], costs: Sequence[Mapping[str, float]]) -> dict[s
     if not sound:
         rule = "no rate was answered whole (no errors, no stage left out) with the service's processes in sight"
         raise ConfigError("capacity", None, rule, "run on the service's machine, at lower rates")
-    best = max(sound, key=lambda pair: pair[0].rate)[1]
-    return {stage: ms / 1000 for stage, ms in best.items() if stage != "proxy"}
+    step, cost = max(sound, key=lambda pair: pair[0].rate)
+    best = {stage: ms / 1000 for stage, ms in cost.items() if stage != "proxy"}
+    for stage, seconds in best.items():
+        if seconds <= 0:
+            rule = f"{stage} had no processor time that can be measured at {step.rate:g} requests/s"
+            raise ConfigError("capacity", seconds, rule, "take longer steps, or a higher rate")
+    return best
 
 
 def _lines(step: Step, cpu_ms: Mapping[str, float]) -> list[str]:

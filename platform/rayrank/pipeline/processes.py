@@ -48,12 +48,29 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def cpu_by_stage(service: Mapping[int, str]) -> dict[str, float]:
-    """Processor seconds so far, by stage."""
-    found: dict[str, float] = {}
-    for pid, stage in service.items():
-        found[stage] = found.get(stage, 0.0) + cpu_seconds(pid)
-    return found
+class Meter:
+    """Processor seconds of the service on a port, with those of its processes that have come or gone meanwhile.
+
+    A process that came counts from its start, loading included; one that ended as far as it was last read.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._stages, self._seconds = dict[int, str](), dict[int, float]()
+
+    def look(self) -> dict[str, float]:
+        """Find the processes that are there now; stage -> processor seconds so far, empty where none can be seen."""
+        self._stages |= service_on(self._port)
+        self.read()
+        found: dict[str, float] = {}
+        for pid, stage in self._stages.items():
+            found[stage] = found.get(stage, 0.0) + self._seconds[pid]
+        return found
+
+    def read(self) -> None:
+        """Read the processes that are known; quick enough to be called while requests are on their way."""
+        for pid in self._stages:
+            self._seconds[pid] = max(self._seconds.get(pid, 0.0), cpu_seconds(pid))
 
 
 def _pids() -> Iterator[int]:

@@ -10,10 +10,12 @@ from itertools import pairwise
 import pytest
 
 from rayrank.config import ConfigError
-from rayrank.pipeline.arrivals import Outcome, arrival_times, open_loop, poisson, step_of
+from rayrank.pipeline import loadtest, processes
+from rayrank.pipeline.arrivals import Outcome, Step, arrival_times, open_loop, poisson, step_of
 from rayrank.pipeline.capacity import CapacitySpec, highest_utilisation, plan
 from rayrank.pipeline.keep_alive import Answer, Client, Place, WireError, parsed
-from rayrank.pipeline.processes import stage_of
+from rayrank.pipeline.loadtest import LoadtestConfig
+from rayrank.pipeline.processes import Meter, stage_of
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -92,6 +94,86 @@ def test_a_wide_budget_leaves_the_ceiling_and_a_tight_one_nothing() -> None:
 )
 def test_processes_are_told_by_their_titles(title: str, stage: str | None) -> None:
     assert stage_of(title) == stage
+
+
+def see(monkeypatch: pytest.MonkeyPatch, *read: dict[int, tuple[str, float]]) -> None:
+    """Process id -> stage and seconds, at each look in turn; a process that is not named has ended."""
+    looks, now = iter(read), dict[int, tuple[str, float]]()
+
+    def listed(_: int) -> dict[int, str]:
+        now.clear()
+        now.update(next(looks))
+        return {pid: stage for pid, (stage, _) in now.items()}
+
+    monkeypatch.setattr(processes, "service_on", listed)
+    monkeypatch.setattr(processes, "cpu_seconds", lambda pid: now[pid][1] if pid in now else 0.0)
+
+
+def test_processes_that_come_and_go_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    see(
+        monkeypatch,
+        {1: ("teacher", 50.0), 2: ("teacher", 40.0), 3: ("user", 7.0)},
+        {1: ("teacher", 52.0), 3: ("user", 7.5), 4: ("teacher", 3.0)},
+    )
+    meter = Meter(8000)
+    assert meter.look() == {"teacher": 90.0, "user": 7.0}
+    assert meter.look() == {"teacher": 95.0, "user": 7.5}, "40 of the one that ended, 3 of the new one"
+
+
+def test_what_a_process_did_before_it_ended_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {1: 1.0}
+    monkeypatch.setattr(processes, "service_on", lambda _: dict.fromkeys(seconds, "student"))
+    monkeypatch.setattr(processes, "cpu_seconds", lambda pid: seconds.get(pid, 0.0))
+    meter = Meter(8000)
+    assert meter.look() == {"student": 1.0}
+    seconds[1] = 2.5
+    meter.read()
+    seconds.clear()
+    assert meter.look() == {"student": 2.5}
+
+
+def answered(rate: float, seconds: float) -> Step:
+    due = [n / rate for n in range(int(rate * seconds))]
+    return step_of(rate, seconds, [Outcome(t, t, t + 0.01, 200, stage="teacher") for t in due], 100)
+
+
+def test_each_step_looks_for_the_processes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    see(
+        monkeypatch,
+        {1: ("teacher", 5.0), 9: ("proxy", 1.0)},  # before all steps
+        {1: ("teacher", 5.0), 9: ("proxy", 1.0)},
+        {1: ("teacher", 6.0), 2: ("teacher", 1.0), 9: ("proxy", 1.0)},
+        {1: ("teacher", 6.0), 2: ("teacher", 2.0), 9: ("proxy", 1.0)},
+        {2: ("teacher", 4.0), 9: ("proxy", 1.0)},
+    )
+    monkeypatch.setattr(loadtest, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(loadtest, "_bodies", lambda _: [("/v1/recommend", b"{}")])
+    monkeypatch.setattr(loadtest, "_step", lambda _config, _whom, what, _meter: answered(what[0], what[1]))
+    config = LoadtestConfig(rates=(10, 20), seconds=10, warm_up_s=0, capacity=CapacitySpec(rate=100))
+    found = loadtest.loadtest(config, lambda _: None)
+    assert [cost["teacher"] for cost in found.cpu_ms] == pytest.approx([20, 10])  # 2 s of 100, 2 s of 200
+    assert found.plan is not None
+    assert found.plan.cores == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("ms", [0.0, -3.0])
+def test_nothing_is_planned_with_a_cost_that_is_none(ms: float) -> None:
+    steps, costs = [answered(10, 2), answered(20, 2)], [{"user": 1.0}, {"user": 1.0, "teacher": ms, "proxy": 0.0}]
+    with pytest.raises(ConfigError, match=r"teacher had no processor time that can be measured at 20 requests/s"):
+        loadtest._cost(steps, costs)
+    assert loadtest._cost(steps[:1], costs[:1]) == {"user": 0.001}
+
+
+def test_processes_are_read_while_requests_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, meter = list[float](), Meter(9)
+    monkeypatch.setattr(meter, "read", lambda: read.append(time.monotonic()))
+    monkeypatch.setattr(loadtest, "_READ_S", 0.05)
+    config = LoadtestConfig(timeout_s=1)
+    loadtest._step(config, (Place("127.0.0.1", 9), [b""]), (20.0, 0.5, 0), meter)
+    assert len(read) >= 2
+    ended = len(read)
+    time.sleep(0.2)
+    assert len(read) == ended
 
 
 def test_places() -> None:
