@@ -13,8 +13,10 @@ import queue
 import threading
 import time
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from pydantic import Field
@@ -34,14 +36,20 @@ class ServedLogSpec(Config):
     sample: float = Field(1.0, gt=0, le=1, description="share of the users whose answers are written, by a hash")
     flush_s: float = Field(1.0, gt=0, le=60, description="longest time until a line is on disk, seconds")
     waiting: int = Field(10_000, ge=1, description="answers that may wait to be written; more are dropped and counted")
+    waiting_items: int = Field(
+        200_000,
+        ge=1,
+        description="items of answers that may wait to be written, about 2 KB each; more are dropped and counted",
+    )
     file_mb: int = Field(64, ge=1, description="a file that is larger is followed by a new one")
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One answer, as it goes to the log."""
+    """One answer, as it goes to the log; of the request only what is written, since it may hold a lot more."""
 
-    request: RankRequest | RecommendRequest
+    user_id: str | None
+    context: Mapping[str, Any]
     response: RankResponse
     time: int  # unix seconds of the request
     history_until: int | None = None  # unix seconds of the latest event that the models saw
@@ -50,7 +58,7 @@ class Shown:
 def shown_of(request: RankRequest | RecommendRequest, ranked: Ranked, response: RankResponse, now: int) -> Shown:
     """What an answer showed; ``now`` (unix seconds) counts where the request has no time."""
     time = now if request.time is None else request.time
-    return Shown(request, response, time, ranked.history_until)
+    return Shown(request.user_id, request.context, response, time, ranked.history_until)
 
 
 class ServedLog:
@@ -73,19 +81,24 @@ class ServedLog:
             rule = f"the folder of the served log must be writable ({type(error).__name__})"
             raise ConfigError("served_log.path", spec.path, rule, "choose another folder") from None
         self._waiting: queue.Queue[Shown] = queue.Queue(spec.waiting)
+        self._items, self._counting = 0, threading.Lock()  # of answers that wait or are being written
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="served-log", daemon=True)
         self._thread.start()
 
     def note(self, shown: Shown) -> None:
         """Write it down soon; never waits."""
-        whose = shown.request.user_id or shown.response.request_id
+        whose = shown.user_id or shown.response.request_id
         if self.spec.sample < 1 and zlib.crc32(whose.encode()) >= self.spec.sample * 2**32:
             return
-        try:
-            self._waiting.put_nowait(shown)
-        except queue.Full:
-            self.dropped += 1
+        with self._counting:
+            try:
+                if self._items >= self.spec.waiting_items:
+                    raise queue.Full
+                self._waiting.put_nowait(shown)
+                self._items += len(shown.response.items)
+            except queue.Full:
+                self.dropped += 1
 
     def close(self, wait_s: float = 10.0) -> None:
         """Write what waits, then end the thread."""
@@ -106,9 +119,13 @@ class ServedLog:
             try:
                 self._append("".join(f"{line}\n" for line in lines))
             except OSError as error:
-                self.dropped += len(found)
+                with self._counting:
+                    self.dropped += len(found)
                 _log.error("served log %s: %s; %s answers not written", self._folder, error.strerror, len(found))
                 return
+            finally:
+                with self._counting:  # only now: while a disk hangs these are held too
+                    self._items -= sum(len(shown.response.items) for shown in found)
             self.written, self._said = self.written + len(found), dropped
 
     def _run(self) -> None:
@@ -133,15 +150,15 @@ class ServedLog:
 
 
 def _line(shown: Shown) -> str:
-    request, response = shown.request, shown.response
+    response = shown.response
     said = {
         "request_id": response.request_id,
-        "user_id": request.user_id,
+        "user_id": shown.user_id,
         "time": shown.time,
         "items": [item.item_id for item in response.items],
         "scores": [round(item.score, 6) for item in response.items],
         "propensity": [float(f"{item.propensity:.6g}") for item in response.items],  # learning divides by it
-        "context": dict(request.context),
+        "context": dict(shown.context),
         "release_id": response.release_id,
         "policy": response.policy,
         "answered_by": response.answered_by,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,23 @@ from typing import Any
 import pytest
 
 from rayrank.config import ConfigError
-from rayrank.messages import RankedItem, RankResponse, RecommendRequest
+from rayrank.messages import RankedItem, RankResponse
 from rayrank.ranking.served_log import ServedLog, ServedLogSpec, Shown
 
 
 def shown(
-    request_id: str = "r", user_id: str | None = "u", propensity: float = 1.0, device: str = "tv", **more: Any
+    request_id: str = "r",
+    user_id: str | None = "u",
+    propensity: float = 1.0,
+    device: str = "tv",
+    size: int = 2,
+    **more: Any,
 ) -> Shown:
-    items = [RankedItem(item_id=f"i{n}", score=1 / 3, scored_by="student", propensity=propensity) for n in range(2)]
+    items = [RankedItem(item_id=f"i{n}", score=1 / 3, scored_by="student", propensity=propensity) for n in range(size)]
     response = RankResponse(
         items=items, request_id=request_id, release_id="x", bundles={}, answered_by="student", timings_ms={}
     )
-    return Shown(RecommendRequest(user_id=user_id, context={"device": device}), response, 100, **more)
+    return Shown(user_id, {"device": device}, response, 100, **more)
 
 
 def log_of(tmp_path: Path, **changes: Any) -> ServedLog:
@@ -75,6 +82,42 @@ def test_what_finds_no_room_is_counted_here_and_in_the_log(tmp_path: Path) -> No
     log.close()
     assert (log.written, log.dropped) == (2, 3)
     assert lines(tmp_path)[2] == {"dropped": 3}
+
+
+def test_large_answers_are_dropped_before_they_are_many(tmp_path: Path) -> None:
+    log = log_of(tmp_path, waiting_items=1000)
+    for n in range(9):
+        log.note(shown(f"r{n}", size=400))
+    log.flush()
+    assert (log.written, log.dropped) == (3, 6), "1,000 items are passed with the third"
+    log.note(shown("large", size=5000))
+    log.note(shown("late"))
+    log.close()
+    assert (log.written, log.dropped) == (4, 7)
+    assert [line for line in lines(tmp_path) if "dropped" in line] == [{"dropped": 6}, {"dropped": 1}]
+
+
+def test_what_a_hanging_disk_holds_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, hangs, goes_on = log_of(tmp_path, waiting_items=100), threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def hanging(file: int) -> None:
+        hangs.set()
+        assert goes_on.wait(20)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", hanging)
+    log.note(shown("first", size=100))
+    writing = threading.Thread(target=log.flush)
+    writing.start()
+    assert hangs.wait(20)
+    log.note(shown("meanwhile"))
+    goes_on.set()
+    writing.join(20)
+    log.note(shown("after"))
+    log.close()
+    assert (log.written, log.dropped) == (2, 1)
+    assert [line["request_id"] for line in lines(tmp_path) if "dropped" not in line] == ["first", "after"]
 
 
 def test_a_folder_that_goes_away_costs_lines_but_no_answers(tmp_path: Path) -> None:
