@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 import weakref
@@ -29,6 +30,8 @@ _AT_ONCE = 5000
 """Changes that are applied together: tables are copied once for all of them."""
 _TEXTS = 64
 """Texts that are encoded in one go."""
+_AHEAD = 16
+"""Files among which a process chooses the next to encode, once it has seen that others encode too."""
 _log = logging.getLogger(__name__)
 
 
@@ -128,6 +131,7 @@ class Follower:
         self._teacher_id, self._encode, self._folded = teacher_id, encode, folded
         self._last: dict[str, int] = {}  # id -> file of its last put among those that are folded
         self._known = self._hurried = 0
+        self._others = False  # whether another process was quicker with a file that this one encoded
         self._waiting: list[ItemPart] = []
         self._reading, self._applying = threading.Lock(), threading.Lock()
         self.trouble: str | None = None
@@ -239,10 +243,18 @@ class Follower:
         return self.log.vectors(self._teacher_id, part.number)
 
     def _unread(self) -> ItemPart | None:
-        """The first part that waits for this process to encode it."""
+        """A part that waits to be encoded: the first; where others encode too, any of the next, or all do the same."""
         with self._reading:
-            waiting = self._waiting[:1] if self._encode is not None else []
-        return next((p for p in waiting if self._vectors_of(p) is None), None)
+            waiting = self._waiting[: _AHEAD if self._others else 1] if self._encode is not None else []
+        missing = list[ItemPart]()
+        for part in waiting:
+            try:
+                missing += [part] if self._vectors_of(part) is None else []
+            except ItemLogError:
+                if not missing:
+                    raise
+                break  # what lies behind it cannot be applied
+        return random.choice(missing) if missing else None
 
     def _read(self, part: ItemPart) -> None:
         """Encode a part's texts, some at a time: what is told meanwhile must not wait for all of them."""
@@ -253,6 +265,9 @@ class Follower:
             found = self._encode(self.growth.described(part.puts[start : start + _TEXTS]))
             if found is None:
                 raise ItemLogError(f"no encoder reads the texts of part {part.number}")
+            if self._vectors_of(part) is not None:
+                self._others = True
+                return
             made.append(found)
             self._catch_up()
         self.log.keep_vectors(self._teacher_id, part.number, np.concatenate(made))

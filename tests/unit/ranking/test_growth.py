@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from rayrank.messages import ItemsRequest
+from rayrank.ranking import growth
+from rayrank.ranking.context import ColdItems
 from rayrank.ranking.desk import FullError
 from rayrank.ranking.graph import bundle_ids
 from rayrank.ranking.item_log import ItemChange, ItemLogError
@@ -185,3 +187,44 @@ def test_a_running_service_holds_so_many_puts_and_says_what_to_do(shop: Shop) ->
     assert shop.desk.counts()["room"] == 0
     shop.tell({"item_id": "i1", "available": False}, remove=("n1",))
     assert not {"i1", "n1"} & set(shop.ids(k=40, pool=40))
+
+
+def test_processes_that_encode_at_the_same_time_share_the_work(
+    shop: Shop, release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(1, 6):
+        put = ItemChange(kind="put", item_id=f"n{n}", time=NOW, text="red dog")
+        shop.follower.log.append([put, put.model_copy(update={"kind": "remove", "item_id": "i2"})])
+    follower, encode, seen = shop.follower, shop.follower._encode, list[str]()
+    other = Shop(release, tmp_path / "items")
+
+    def watched(cold: ColdItems) -> np.ndarray | None:
+        seen.extend(map(str, cold.keys))
+        if len(seen) == 1:
+            other.follower._read(other.follower._waiting[0])  # quicker
+        return encode(cold) if encode else None
+
+    monkeypatch.setattr(follower, "_encode", watched)
+    monkeypatch.setattr(growth.random, "choice", lambda parts: parts[-1])
+    follower.look()
+    follower.refresh()
+    assert seen == ["n1", "n5", "n4", "n3", "n2"], "in order until another is seen to encode the same"
+    other.follower.refresh()
+    names = [f"n{n}" for n in range(1, 6)]
+    assert [shop.graph.items.row(name) for name in names] == list(range(ITEMS + 1, ITEMS + 6))
+    assert [other.graph.items.row(name) for name in names] == list(range(ITEMS + 1, ITEMS + 6))
+    assert (follower.waiting, other.follower.waiting, follower.trouble) == (0, 0, None)
+
+
+def test_a_process_alone_encodes_in_order(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(1, 4):
+        shop.follower.log.append([ItemChange(kind="put", item_id=f"n{n}", time=NOW, text="red dog")])
+    encode, seen = shop.follower._encode, list[str]()
+
+    def watched(cold: ColdItems) -> np.ndarray | None:
+        seen.extend(map(str, cold.keys))
+        return encode(cold) if encode else None
+
+    monkeypatch.setattr(shop.follower, "_encode", watched)
+    shop.follower.refresh()
+    assert seen == ["n1", "n2", "n3"]
