@@ -74,10 +74,11 @@ class InteractionChecks:
             except ConfigError as error:
                 self._broken(name, error, table.num_rows, first_row)
         request = (schema.request_id if self.from_files else "request_id") if schema.request_id else None
-        if request in table.column_names:
-            seen["request"] = hashed(key_text(table[request], "interactions", str(request)))
-        elif request is not None:
-            self._broken(request, self._absent(request, table), table.num_rows, first_row)
+        if request is not None:
+            try:
+                seen["request"] = hashed(key_text(self._column(table, request), "interactions", request))
+            except ConfigError as error:
+                self._broken(request, error, table.num_rows, first_row)
         if schema.timestamp is None:
             seen["timestamp"] = seen["row"]
         if {"user", "item", "timestamp"} <= set(seen):

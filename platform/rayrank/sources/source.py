@@ -82,8 +82,8 @@ def canonical(schema: DatasetSchema, raw: pa.Table, first_row: int, where: str) 
     """Raw interaction columns to the canonical ones.
 
     ``user_id``, ``item_id`` string; ``timestamp`` int64 seconds; ``row`` int64 global row number; ``request_id``
-    string when the schema has one; ``label_<task>`` float32, null where missing; ``context_<feature>`` as in the file;
-    ``ready_<task>`` int64 seconds for tasks with a ``time_column``.
+    string when the schema has one, null where there is none; ``label_<task>`` float32, null where missing;
+    ``context_<feature>`` as in the file; ``ready_<task>`` int64 seconds for tasks with a ``time_column``.
     A source may append ``before`` int64 (:data:`BEFORE`).
 
     Raises:
@@ -104,7 +104,7 @@ def canonical(schema: DatasetSchema, raw: pa.Table, first_row: int, where: str) 
                 f"{where}: {source_name}", None, f"must not be missing (row {at})", "drop or fill the row"
             )
     if schema.request_id is not None:
-        columns["request_id"] = _column(raw, schema.request_id, where).cast(pa.string())
+        columns["request_id"] = key_text(_column(raw, schema.request_id, where), where, schema.request_id)
     for task in schema.event_tasks:
         columns[label_column(task.name)] = _labels(raw, task, first_row, where)
         if task.time_column is not None:
@@ -136,10 +136,14 @@ def _times(schema: DatasetSchema, raw: pa.Table, rows: pa.Array, where: str) -> 
 
 
 def key_text(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
-    """A key column as strings; whole numbers lose their ``.0``: floats, decimals and text (a column with gaps)."""
+    """A key column as strings; whole numbers lose their ``.0``: floats, decimals and text (a column with gaps).
+
+    Empty text and NaN are missing.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
         try:
             column = column.cast(pa.int64())
         except pa.ArrowInvalid as error:
