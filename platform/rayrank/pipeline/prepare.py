@@ -14,6 +14,7 @@ from rayrank.on_ray.prepare import run_on_ray
 from rayrank.schema import DatasetSchema, PopularityNegatives, item_columns_needed
 from rayrank.sources.append import append
 from rayrank.sources.build import build, complete, run_here
+from rayrank.sources.leftovers import held_manifest
 from rayrank.sources.manifest import Manifest
 from rayrank.sources.spec import BuildSpec
 from rayrank.wording import counted
@@ -71,6 +72,7 @@ def prepare(config: PrepareConfig, progress: Progress) -> PrepareResult:
     """
     spec = BuildSpec(**{name: getattr(config, name) for name in BuildSpec.model_fields})
     write = append if config.append else build
+    before = held_manifest(spec.path) if config.append else None
     done = None if config.append else complete(spec)
     if done is not None:
         manifest, written = done, False  # no cluster is started for nothing
@@ -81,7 +83,8 @@ def prepare(config: PrepareConfig, progress: Progress) -> PrepareResult:
             check_capacity(cluster, 0, "cluster.logical_cpus")
             run = partial(run_on_ray, stall_s=config.cluster.stall_s)
             manifest, written = write(spec, run, progress)
-    return PrepareResult(config.path, manifest, written, tuple(warnings_of(manifest)))
+    found = [*warnings_of(manifest), *(_late_behaviours(before, manifest) if before is not None else [])]
+    return PrepareResult(config.path, manifest, written, tuple(found))
 
 
 def warnings_of(manifest: Manifest) -> list[str]:
@@ -106,6 +109,16 @@ def warnings_of(manifest: Manifest) -> list[str]:
     if schema.sampled_negatives:
         found.append(sampled_warning(schema))
     return found
+
+
+def _late_behaviours(before: Manifest, now: Manifest) -> list[str]:
+    """Behaviours of an append that found none of its impressions: labels of old impressions stay as they are."""
+    lost = now.counts.unmatched_behaviours - before.counts.unmatched_behaviours
+    if not lost:
+        return []
+    told = counted(now.counts.behaviours - before.counts.behaviours, "appended behaviour")
+    what = f"{lost:,} of {told} match no appended impression; labels of impressions the dataset had before stay"
+    return [f"{what} as they are: prepare the whole anew to join them, or append a day once its behaviours are known"]
 
 
 _AVOIDED = {

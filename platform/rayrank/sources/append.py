@@ -27,8 +27,8 @@ from rayrank.sources.manifest import Manifest, ShardInfo, data_fingerprint, writ
 from rayrank.sources.mind import MindConfig
 from rayrank.sources.sequence import users_file
 from rayrank.sources.source import Part
-from rayrank.sources.spec import BuildSpec, Result, Run, Task, identity_of, items_file, table_name, work_folder
-from rayrank.sources.spill import distinct_items
+from rayrank.sources.spec import BuildSpec, Run, Task, identity_of, items_file, table_name, work_folder
+from rayrank.sources.spill import Spilled, distinct_items, sum_parts
 from rayrank.wording import counted
 
 Progress = Callable[[str], None]
@@ -67,13 +67,12 @@ def _append(dataset: Dataset, spec: BuildSpec, how: tuple[Run, Progress], names:
     storage.make_folder(work)
     progress(f"reading {total:,} new interactions in {counted(len(parts), 'part')}")
     spilled = _spilled(run, spec, parts, manifest)
-    full = tuple(i for i, r in enumerate(spilled) if r["rows"])
     raw = source.items(), source.users()
     old_items, old_users = dataset.catalogue_table(), dataset.users_table()
-    item_ids, lost_items = _more_ids(old_items["item_id"], raw[0], "item_id", distinct_items(work, list(full)))
+    item_ids, lost_items = _more_ids(old_items["item_id"], raw[0], "item_id", distinct_items(work, spilled.parts))
     storage.write_arrow(items_file(spec.path), pa.table({"item_id": item_ids}))
-    last_time = max(r["high"] for r in spilled)
-    task = Task(stage="sequence", number=0, parts=full, total_rows=manifest.next_row + total, last_time=last_time)
+    rows = manifest.next_row + total
+    task = Task(stage="sequence", number=0, parts=tuple(spilled.parts), total_rows=rows, last_time=spilled.end)
     buckets = range(manifest.buckets)
     progress(f"sorting {len(buckets)} buckets of users")
     made = list(run(spec, [task.model_copy(update={"number": b}) for b in buckets]))
@@ -92,23 +91,19 @@ def _append(dataset: Dataset, spec: BuildSpec, how: tuple[Run, Progress], names:
         | {"active_users": manifest.counts.active_users + _first_time(manifest, dataset, seen)}
     )
     changes = {"shards": shards, "counts": counts, "tables": tables, "appended": (*manifest.appended, identity)}
-    changes |= {"next_row": manifest.next_row + total, "last_time": last_time}
+    changes |= {"next_row": rows, "last_time": spilled.high}
     changes["data_fingerprint"] = data_fingerprint(source.schema, shards, tables)
     grown = manifest.model_copy(update=changes)
     write_manifest(spec.path, grown)
     return grown
 
 
-def _spilled(run: Run, spec: BuildSpec, parts: Sequence[Part], manifest: Manifest) -> list[Result]:
+def _spilled(run: Run, spec: BuildSpec, parts: Sequence[Part], manifest: Manifest) -> Spilled:
     tasks = [Task(stage="spill", number=i, part=p, buckets=manifest.buckets) for i, p in enumerate(parts)]
-    spilled = list(run(spec, tasks))
-    found = [r for r in spilled if r["rows"]]
-    if not found:
-        raise ConfigError("source", 0, "interactions must not be empty", "check the interactions files")
-    low = min(r["low"] for r in found)
-    if low <= manifest.last_time:
+    spilled = sum_parts(list(run(spec, tasks)), sum(p.rows for p in parts))
+    if spilled.low <= manifest.last_time:
         rule = f"appended rows must be later than all the dataset has (unix second {manifest.last_time})"
-        raise ConfigError("source", low, rule, "prepare the whole anew, or leave these rows out")
+        raise ConfigError("source", spilled.low, rule, "prepare the whole anew, or leave these rows out")
     return spilled
 
 

@@ -55,7 +55,7 @@ from rayrank.sources.spec import (
     weights_file,
     work_folder,
 )
-from rayrank.sources.spill import distinct_items
+from rayrank.sources.spill import Spilled, distinct_items, sum_parts
 from rayrank.sources.split import Cuts, find_cuts
 from rayrank.sources.tasks import perform
 from rayrank.wording import counted
@@ -105,11 +105,11 @@ def _build(
     identity, tag = identity_of(spec, source), free_tag(spec, source, held_manifest(spec.path))
     storage.make_folder(work_folder(spec.path))
     storage.write_bytes(_maker_file(spec.path), identity.encode())
-    spilled, cuts, last_time = _spill_all(spec, source.schema.split, parts, run, progress)
-    seen = distinct_items(work_folder(spec.path), spilled)
+    spilled, cuts = _spill_all(spec, source.schema.split, parts, run, progress)
+    seen = distinct_items(work_folder(spec.path), spilled.parts)
     item_ids, orphan_items = index_ids(items, "item_id", seen, "items")
     storage.write_arrow(items_file(spec.path), pa.table({"item_id": item_ids}))
-    passes = _Passes(spec, tag, parts, spilled, cuts, last_time)
+    passes = _Passes(spec, tag, parts, spilled, cuts)
     avoid = _write_drawing(passes, source.schema, len(item_ids), run) if source.schema.sampled_negatives else None
     if item_columns_needed(source.schema):
         _write_past(passes, source.schema, run)
@@ -135,7 +135,7 @@ def _build(
         negatives_avoid=avoid,
     )
     shards = tuple(ShardInfo(**r["shard"]) for r in results)
-    grown = {"buckets": passes.buckets, "next_row": sum(p.rows for p in parts), "last_time": last_time}
+    grown = {"buckets": passes.buckets, "next_row": sum(p.rows for p in parts), "last_time": spilled.high}
     return _commit(spec, source.schema, state, counts, (shards, oracle, (identity, tag), grown))
 
 
@@ -204,9 +204,8 @@ class _Passes:
     spec: BuildSpec
     tag: str
     parts: Sequence[Part]
-    spilled: Sequence[int]
+    spilled: Spilled
     cuts: Cuts | None
-    last_time: int
 
     @property
     def buckets(self) -> int:
@@ -214,8 +213,8 @@ class _Passes:
 
     def tasks(self, stage: Literal["popularity", "past", "sequence"]) -> list[Task]:
         total = sum(p.rows for p in self.parts)
-        task = Task(stage=stage, number=0, cuts=self.cuts, total_rows=total, last_time=self.last_time)
-        task = task.model_copy(update={"parts": tuple(self.spilled), "tag": self.tag})
+        task = Task(stage=stage, number=0, cuts=self.cuts, total_rows=total, last_time=self.spilled.end)
+        task = task.model_copy(update={"parts": tuple(self.spilled.parts), "tag": self.tag})
         return [task.model_copy(update={"number": b}) for b in range(self.buckets)]
 
 
@@ -244,30 +243,24 @@ def _write_past(passes: _Passes, schema: DatasetSchema, run: Run) -> None:
 
 def _spill_all(
     spec: BuildSpec, split: Split, parts: Sequence[Part], run: Run, progress: Progress
-) -> tuple[list[int], Cuts | None, int]:
-    """Deal all parts into buckets; returns the parts that hold rows, where the time split cuts, and the last time."""
+) -> tuple[Spilled, Cuts | None]:
+    """Deal all parts into buckets; returns what they hold, and where the time split cuts."""
     total = sum(p.rows for p in parts)
     progress(f"reading {total:,} interactions in {counted(len(parts), 'part')}")
     buckets = _buckets(spec, total)
     tasks = [Task(stage="spill", number=i, part=p, buckets=buckets) for i, p in enumerate(parts)]
-    spilled = list(run(spec, tasks))
-    full = [i for i, r in enumerate(spilled) if r["rows"]]
-    found = sum(r["rows"] for r in spilled)
-    if found != total:
-        fix = "let nothing write the files meanwhile; a CSV with line breaks inside quotes must lose them"
-        raise ConfigError("source", found, f"{total} rows were counted but {found} read", fix)
-    low, high = min(spilled[i]["low"] for i in full), max(spilled[i]["high"] for i in full)
+    spilled = sum_parts(list(run(spec, tasks)), total)
+    low, high = spilled.low, spilled.high
     refuse(boundaries(split, low, high))
     if not isinstance(split, TimeSplit):
-        return full, None, high
+        return spilled, None
 
     def histogram(at_time: int | None, edges: np.ndarray) -> np.ndarray:
         bounds = tuple(edges.tolist())
-        asked = [Task(stage="histogram", number=n, at_time=at_time, edges=bounds) for n in full]
+        asked = [Task(stage="histogram", number=n, at_time=at_time, edges=bounds) for n in spilled.parts]
         return np.asarray(np.sum([r["counts"] for r in run(spec, asked)], axis=0))
 
-    logged = total - sum(r["before"] for r in spilled)
-    return full, find_cuts(split, logged, low, high, histogram, total - 1), high
+    return spilled, find_cuts(split, total - spilled.before, low, high, histogram, total - 1)
 
 
 def _check(schema: DatasetSchema, items: pa.Table | None, users: pa.Table | None, parts: Sequence[Part]) -> None:

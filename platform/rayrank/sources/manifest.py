@@ -97,7 +97,7 @@ class Manifest(Config):
     build: str = Field(description="digest of the build config and of the input files")
     buckets: int = Field(0, description="user-hash buckets: shards of one bucket hold the same users")
     next_row: int = Field(0, description="row number of the first appended interaction")
-    last_time: int = Field(0, description="latest time, unix seconds: appended rows are later")
+    last_time: int = Field(0, description="latest time of an interaction, unix seconds: appended ones are later")
     appended: tuple[str, ...] = Field((), description="like build, of each append, in order")
 
     def table_file(self, name: str) -> str:

@@ -7,12 +7,15 @@ ran it. Knows canonical tables; knows nothing about splits or features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayrank.config import ConfigError
 from rayrank.sources import storage
 from rayrank.sources.hashing import text_hash
 from rayrank.sources.row_checks import refuse_rows
@@ -29,7 +32,7 @@ def _ids_file(work: str, part: int) -> str:
 
 
 def spill(source: Source, part: Part, number: int, work: str, buckets: int) -> dict[str, Any]:
-    """Write a part's buckets; returns its row count and time range.
+    """Write a part's buckets; returns what :func:`sum_parts` sums.
 
     Raises:
         ConfigError: the part's rows are malformed (see :func:`rayrank.sources.source.canonical`) or refused
@@ -38,7 +41,7 @@ def spill(source: Source, part: Part, number: int, work: str, buckets: int) -> d
     tables = list(source.read(part))
     table = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries() if tables else None
     if table is None or table.num_rows == 0:
-        return {"rows": 0, "before": 0, "low": 0, "high": 0}
+        return {"rows": 0, "before": 0, "low": None, "high": None, "end": None}
     refuse_rows(source.schema, table, part.file)
     bucket = user_buckets(table["user_id"], buckets)
     order = np.argsort(bucket, kind="stable")
@@ -51,13 +54,47 @@ def spill(source: Source, part: Part, number: int, work: str, buckets: int) -> d
             out.write_batch(rows[0] if rows else _empty(table.schema))
     shown = table.filter(pc.invert(table[BEHAVIOUR])) if BEHAVIOUR in table.column_names else table
     storage.write_arrow(_ids_file(work, number), pa.table({"item_id": pc.unique(shown["item_id"])}))
-    time = pc.min_max(table["timestamp"]).as_py()
+    time = pc.min_max(shown["timestamp"]).as_py()  # null where the part has behaviours only
     return {
         "rows": table.num_rows,
         "before": table.num_rows - int(logged(table).sum()),
         "low": time["min"],
         "high": time["max"],
+        "end": pc.max(table["timestamp"]).as_py(),
     }
+
+
+@dataclass(frozen=True)
+class Spilled:
+    """All parts together; times in unix seconds."""
+
+    parts: list[int]  # numbers of those that hold rows
+    low: int  # first and last time of the interactions
+    high: int
+    end: int  # last time of interactions and behaviours
+    before: int  # rows that are no targets: behaviours, earlier events
+
+
+def sum_parts(found: Sequence[dict[str, Any]], total: int) -> Spilled:
+    """What the tasks of this pass found, in the order of the parts; ``total``: rows that the parts were said to have.
+
+    Raises:
+        ConfigError: other rows were read than were counted (their numbers would not be unique), or no interaction.
+    """
+    read = sum(r["rows"] for r in found)
+    if read != total:
+        fix = "let nothing write the files meanwhile; the lines of a CSV end in \\n, and no cell holds a line break"
+        raise ConfigError("source", read, f"{total} rows were counted but {read} read", fix)
+    shown = [r for r in found if r["low"] is not None]
+    if not shown:
+        raise ConfigError("source", 0, "interactions must not be empty", "check the interactions files")
+    return Spilled(
+        parts=[i for i, r in enumerate(found) if r["rows"]],
+        low=min(r["low"] for r in shown),
+        high=max(r["high"] for r in shown),
+        end=max(r["end"] for r in found if r["rows"]),
+        before=sum(r["before"] for r in found),
+    )
 
 
 def gather(work: str, parts: list[int], bucket: int) -> pa.Table:
