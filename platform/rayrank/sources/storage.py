@@ -67,6 +67,8 @@ def found(path: str) -> bool:
 def list_files(path: str, suffixes: tuple[str, ...] = ()) -> list[str]:
     """Files of a file, folder (recursive) or glob, sorted; hidden ones and other suffixes are left out.
 
+    In a glob ``*``, ``?`` and ``[`` stay within one name; ``**`` stands for any folders, or for all below.
+
     Raises:
         ConfigError: nothing is found.
     """
@@ -75,14 +77,16 @@ def list_files(path: str, suffixes: tuple[str, ...] = ()) -> list[str]:
     info = system.get_file_info(inside)
     if info.type == fs.FileType.File:
         return [path]
-    root = inside if info.type == fs.FileType.Directory else _glob_root(inside)
-    found = system.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True)) if root else []
-    names = sorted(f.path for f in found if f.type == fs.FileType.File and _visible(f.path[len(root) :]))
-    if info.type != fs.FileType.Directory:
-        names = [n for n in names if fnmatch.fnmatchcase(n, inside)]
+    folder = info.type == fs.FileType.Directory
+    root, wanted = (inside, ["**"]) if folder else _split_glob(inside)
+    selector = fs.FileSelector(root, allow_not_found=True, recursive=len(wanted) > 1 or "**" in wanted)
+    found = [(f, f.path[len(root) :].strip("/").split("/")) for f in (system.get_file_info(selector) if root else [])]
+    below = [(f.path, names) for f, names in found if f.type == fs.FileType.File and _visible(names)]
+    names = sorted(name for name, parts in below if _matches(parts, wanted))
     names = [n for n in names if not suffixes or n.lower().endswith(suffixes)]
     if not names:
         fix = f"check the path{'; expected ' + ', '.join(suffixes) if suffixes else ''}"
+        fix += "" if folder or not root else "; '*' stays within one name, '**' stands for any folders"
         raise ConfigError(path, path, "no file, folder or glob match found there", fix)
     return [prefix + n for n in names]
 
@@ -329,18 +333,26 @@ def readable(path: str, group: int | None, fix: str) -> Iterator[None]:
         raise ConfigError(path, group, rule, fix) from None
 
 
-def _glob_root(pattern: str) -> str:
-    fixed: list[str] = []
-    for part in pattern.split("/")[:-1]:
-        if any(c in part for c in _GLOB):
-            break
-        fixed.append(part)
-    has_glob = any(c in pattern for c in _GLOB)
-    return ("/".join(fixed) or ".") if has_glob else ""
+def _split_glob(pattern: str) -> tuple[str, list[str]]:
+    """The folder that a glob starts from, and the names below it; an empty folder: it is no glob."""
+    parts = pattern.split("/")
+    first = next((i for i, part in enumerate(parts) if any(c in part for c in _GLOB)), None)
+    if first is None:
+        return "", parts
+    return "/".join(parts[:first]) or ("/" if first else "."), parts[first:]
 
 
-def _visible(relative: str) -> bool:
-    return not any(part.startswith((".", "_")) for part in relative.split("/") if part)
+def _matches(names: list[str], wanted: list[str]) -> bool:
+    """Whether a path below the folder of a glob is meant by it."""
+    if not wanted:
+        return not names
+    if wanted[0] == "**":
+        return any(_matches(names[i:], wanted[1:]) for i in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], wanted[0]) and _matches(names[1:], wanted[1:])
+
+
+def _visible(names: list[str]) -> bool:
+    return not any(name.startswith((".", "_")) for name in names)
 
 
 def _reason(error: OSError) -> str:

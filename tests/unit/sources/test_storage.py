@@ -31,6 +31,33 @@ def test_files_of_a_folder_a_glob_or_one(tmp_path: Path) -> None:
             names(path)
 
 
+def test_a_star_stays_within_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ["log/1.csv", "log/2.csv", "log/old/1.csv", "log/old/a/1.csv", "log/.hidden/3.csv", "log/1.txt"]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+
+    def names(glob: str) -> list[str]:
+        return [os.path.relpath(p, tmp_path) for p in storage.list_files(f"{tmp_path}/{glob}", (".csv",))]
+
+    assert names("log/*.csv") == ["log/1.csv", "log/2.csv"], "as in a shell: not those of log/old"
+    assert names("log/?.csv") == ["log/1.csv", "log/2.csv"]
+    assert names("log/[1-9].csv") == ["log/1.csv", "log/2.csv"]
+    assert names("*/*/*.csv") == ["log/old/1.csv"]
+    assert names("l*/old/1.csv") == ["log/old/1.csv"]
+    assert names("log/**/1.csv") == ["log/1.csv", "log/old/1.csv", "log/old/a/1.csv"]
+    assert names("log/**") == ["log/1.csv", "log/2.csv", "log/old/1.csv", "log/old/a/1.csv"]
+    assert names("**/a/*.csv") == ["log/old/a/1.csv"]
+    assert names("log") == ["log/1.csv", "log/2.csv", "log/old/1.csv", "log/old/a/1.csv"], "a folder is read whole"
+    with pytest.raises(ConfigError, match=r"stays within one name, '\*\*' stands for any folders"):
+        names("*.csv")
+    monkeypatch.chdir(tmp_path / "log")
+    assert [os.path.normpath(p) for p in storage.list_files("*.csv")] == ["1.csv", "2.csv"]
+    assert storage.list_files("./*.csv") == ["./1.csv", "./2.csv"]
+    url = f"file://{tmp_path}/log"
+    assert storage.list_files(f"{url}/*.csv") == [f"{url}/1.csv", f"{url}/2.csv"]
+
+
 def test_writes_are_whole_or_absent(tmp_path: Path) -> None:
     path = str(tmp_path / "new" / "file.json")
     storage.write_json(path, {"b": 1, "a": "é"})
