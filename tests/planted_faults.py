@@ -152,6 +152,10 @@ def infinite_with_threshold(t: Tables) -> None:
     t.events[7]["click"] = math.inf
 
 
+def sampled(t: Tables) -> None:
+    t.schema = SCHEMA.replace("column: click}", "column: '*'}") + "sampled_negatives: 4\n"
+
+
 def robot(t: Tables) -> None:
     for event in t.events[:300]:
         event["user_id"] = "u1"
@@ -230,4 +234,5 @@ FAULTS: list[tuple[str, Callable[[Tables], None], str, str, int, int | None, str
     ("label beyond float32", put("events", 7, stars=1e39), E, "interactions.stars", 1, 7, "must be finite", "mend"),
     ("positives only", lambda t: setattr(t, "schema", SCHEMA.replace("column: click}", "column: '*'}")), E,
      "schema.sampled_negatives", 800, None, "every row is a positive", "sampled_negatives"),
+    ("sampled negatives", sampled, W, "schema.sampled_negatives", 800, None, "serve as negatives", "beside every AUC"),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -101,7 +102,7 @@ def validate(config: ValidateConfig, progress: Progress) -> ValidateResult:
     if config.report:
         content: dict[str, Any] = {"dataset": schema.name, "ok": result.ok, "rows": checks.rows}
         content["left_out"] = [b.model_dump(mode="json") for b in left_out]
-        storage.write_json(config.report, content | {"findings": [_json(f) for f in findings]})
+        storage.write_json(config.report, content | {"findings": [_json(f) for f in findings]}, allow_nan=False)
     return result
 
 
@@ -123,7 +124,8 @@ def _compared(
 
 def _negatives(schema: DatasetSchema, rows: int) -> list[Finding]:
     if schema.sampled_negatives:
-        return [Finding("warning", "schema.sampled_negatives", sampled_warning(schema), rows, None, None, "")]
+        fix = "say so beside every AUC; or log what was shown and passed over, and drop sampled_negatives"
+        return [Finding("warning", "schema.sampled_negatives", sampled_warning(schema), rows, None, None, fix)]
     if any(t.column == EVERY_ROW for t in schema.event_tasks):
         rule, fix = f"with column '{EVERY_ROW}' every row is a positive", "set sampled_negatives: 4"
         return [Finding("error", "schema.sampled_negatives", rule, rows, None, 0, fix)]
@@ -215,7 +217,9 @@ def _line(finding: Finding) -> str:
 
 
 def _json(finding: Finding) -> dict[str, Any]:
+    """As JSON has it, which knows neither NaN nor infinities: such a value is written as text."""
     raw = asdict(finding)
     value = raw["value"]
-    raw["value"] = value if isinstance(value, str | int | float | bool | None) else str(value)
+    plain = isinstance(value, str | int | bool | None) or (isinstance(value, float) and math.isfinite(value))
+    raw["value"] = value if plain else str(value)
     return raw

@@ -193,9 +193,10 @@ def placed(path: str) -> Iterator[str]:
         raise
 
 
-def write_json(path: str, value: Any) -> None:
-    """Indented JSON with sorted keys, atomically."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+def write_json(path: str, value: Any, allow_nan: bool = True) -> None:
+    """Indented JSON with sorted keys, atomically; ``allow_nan``: NaN and infinities may be written, as bare words."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=allow_nan)
+    write_bytes(path, (text + "\n").encode())
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def test_a_planted_fault_is_found(tmp_path: Path, fault: tuple[Any, ...]) -> Non
     assert finding.count == count if count >= 0 else finding.count > 20
     assert finding.row == row or (row is None and count < 0)
     assert fix in finding.fix
+    assert all(f.fix for f in serious(result)), "whatever else was found has a way out as well"
     assert result.refused == (severity == "error")
 
 
@@ -116,6 +118,21 @@ def test_the_report_and_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixt
     put("events", 11, click=1.0)(tables)
     check(tmp_path, tables)
     assert run(bind("validate"), [str(tmp_path / "empty.yaml"), *words], "validate") == 0
+
+
+@pytest.mark.parametrize(("value", "said"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf"), (9.0, 9.0)])
+def test_the_report_is_json_to_every_reader(tmp_path: Path, value: float, said: object) -> None:
+    """NaN and Infinity are Python's, not JSON's."""
+    tables = clean()
+    put("events", 11, stars=value)(tables)
+    check(tmp_path, tables, report=f"{tmp_path}/r.json")
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    report = json.loads((tmp_path / "r.json").read_text(), parse_constant=refuse)
+    (finding,) = [f for f in report["findings"] if f["where"] == "interactions.stars" and f["severity"] != "note"]
+    assert (finding["row"], finding["value"]) == (11, said)
 
 
 @pytest.mark.parametrize(
