@@ -111,6 +111,35 @@ def user_count(t: Tables) -> None:
         user["years"] = float(sum(e["user_id"] == user["user_id"] for e in t.events))
 
 
+def by_item(column: str, make: Callable[[float], Any]) -> Callable[[Tables], None]:
+    """An item attribute that decides the click."""
+
+    def change(t: Tables) -> None:
+        decided = {item["item_id"]: float(k % 5 < 2) for k, item in enumerate(t.items)}
+        for event in t.events:
+            event["click"] = decided[event["item_id"]]
+        for item in t.items:
+            item[column] = make(decided[item["item_id"]])
+
+    return change
+
+
+def by_user(t: Tables) -> None:
+    """A user attribute that decides the click."""
+    for user in t.users:
+        user["city"] = f"c{int(user['user_id'][1:]) % 3}"
+    for event in t.events:
+        event["click"] = float(int(event["user_id"][1:]) % 3 == 0)
+
+
+def item_stars(t: Tables) -> None:
+    """An item attribute that is the rating but for a little."""
+    for event in t.events:
+        event["stars"] = 1.0 + int(event["item_id"][1:]) % 5
+    for item in t.items:
+        item["price"] = 10.0 * (int(item["item_id"][1:]) % 5)
+
+
 def until_next(t: Tables) -> None:
     """A context column with the seconds to the user's next event."""
     following: dict[str, int] = {}
@@ -217,6 +246,17 @@ FAULTS: list[tuple[str, Callable[[Tables], None], str, str, int, int | None, str
     ("item's whole mean", item_mean, E, "items.price", 30, 0, "its mean 'click' over the whole log", "training rows"),
     ("user's whole count", user_count, E, "users.years", 40, 0, "how many events it has over the whole log",
      "training rows"),
+    ("item category tells label", by_item("brand", lambda mean: "hot" if mean else "cold"), E, "items.brand", 30, 0,
+     "determines the label of task 'click'", "drop the feature"),
+    ("item number equals label", by_item("price", lambda mean: mean), E, "items.price", 30, 0,
+     "determines the label of task 'click'", "drop the feature"),
+    ("user category tells label", by_user, E, "users.city", 40, 0, "determines the label of task 'click'", "drop the"),
+    ("item number tells stars", item_stars, W, "items.price", 30, 0, "determines the label of task 'stars'",
+     "unless it was known before"),
+    ("user feature equals class", each("users", city=lambda r: f"is {r['age']}"), E, "users.city", 40, 0,
+     "determines the class of task 'age'", "nothing is left to tell"),
+    ("user number equals class", each("users", years=lambda r: 8.0 if r["age"] == "old" else 3.0), E, "users.years", 40,
+     0, "determines the class of task 'age'", "nothing is left to tell"),
     ("users with one event", lone_users, W, "interactions.user_id", 800, 0, "have a single event", "popularity"),
     ("cold test items", new_items_late, W, "interactions.item_id", 80, 640, "of the valid rows belong to items",
      "texts or attributes"),

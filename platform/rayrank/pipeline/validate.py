@@ -20,7 +20,7 @@ from rayrank.sources.behaviour_checks import behaviour_findings
 from rayrank.sources.checks import FeatureCheck, Finding, KeyCheck, orphans
 from rayrank.sources.config import open_source
 from rayrank.sources.interaction_checks import InteractionChecks
-from rayrank.sources.leaks import entity_leaks, future_leaks, label_leaks
+from rayrank.sources.leaks import entity_leaks, future_leaks, label_leaks, profile_leaks
 from rayrank.sources.manifest import FILE, LeftOut
 from rayrank.sources.relations import relations, sorted_rows
 from rayrank.sources.shard_checks import check_shards, quarantine
@@ -115,11 +115,10 @@ def _compared(
     if rows is None:
         return []
     found = relations(rows, schema, rows_per_shard) + label_leaks(rows, schema) + future_leaks(rows, schema)
-    names = [t.name for t in schema.event_tasks]
     for kind, table, features in (("item", items, schema.item_features), ("user", users, schema.user_features)):
         if table is not None:
-            found += entity_leaks(kind, table, rows, features, names)
-    return found
+            found += entity_leaks(kind, table, rows, features, schema.event_tasks)
+    return found + (profile_leaks(users, schema) if users is not None else [])
 
 
 def _negatives(schema: DatasetSchema, rows: int) -> list[Finding]:

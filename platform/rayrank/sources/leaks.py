@@ -8,13 +8,23 @@ label (explained variance of the label by bins of the feature)? And does a numbe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from rayrank.schema import TRAIN, CategoricalFeature, DatasetSchema, Feature
-from rayrank.sources.checks import Finding, numbers
+from rayrank.schema import (
+    TRAIN,
+    CategoricalFeature,
+    DatasetSchema,
+    EventTask,
+    Feature,
+    MulticlassTask,
+    RegressionTask,
+)
+from rayrank.sources.checks import Finding, Severity, numbers
 from rayrank.sources.relations import Rows
 from rayrank.sources.row_sample import hashed
 
@@ -80,42 +90,101 @@ def future_leaks(rows: Rows, schema: DatasetSchema) -> list[Finding]:
 
 
 def entity_leaks(
-    kind: str, table: pa.Table, rows: Rows, features: Sequence[Feature], labels: Sequence[str]
+    kind: str, table: pa.Table, rows: Rows, features: Sequence[Feature], tasks: Sequence[EventTask]
 ) -> list[Finding]:
-    """Numeric item or user attributes that are statistics of the whole log, valid and test rows included.
+    """Item or user attributes that tell a label, or that are statistics of the whole log, valid and test included.
 
     Args:
         kind: "item" or "user".
         table: its table.
         rows: the sample.
         features: of that table.
-        labels: names of the event tasks.
+        tasks: the event tasks.
     """
-    key = getattr(rows, kind)
-    size = int(key.max()) + 1
-    train = rows.part == TRAIN
-    statistics: list[Statistic] = []
+    key, codes = getattr(rows, kind), rows.codes(kind, hashed(table[f"{kind}_id"], lasting=kind == "user"))
+    size, place = int(key.max()) + 1, np.flatnonzero(codes >= 0)
+    if not len(place):
+        return []
+    train, codes = rows.part == TRAIN, codes[place]
     counts = _count(key, size), _count(key[train], size)
-    statistics.append(("how many events it has", counts[0], lambda: counts[1]))
-    for name in labels:
-        label = rows.columns.get(f"label:{name}")
+    statistics: list[Statistic] = [("how many events it has", counts[0], lambda: counts[1])]
+    labels: list[_Label] = []
+    for task in tasks:
+        label = rows.columns.get(f"label:{task.name}")
         if label is not None:
-            past = partial(_mean, key[train], label[train], size)
-            statistics.append((f"its mean '{name}'", _mean(key, label, size), past))
-    codes = rows.codes(kind, hashed(table[f"{kind}_id"], lasting=kind == "user"))
-    present = codes >= 0
+            past, whole = partial(_mean, key[train], label[train], size), _mean(key, label, size)
+            statistics.append((f"its mean '{task.name}'", whole, past))
+            labels.append(_Label(task, label, whole[codes]))
+    statistics = [_at(statistic, codes) for statistic in statistics]
     found = []
     for feature in features:
-        if isinstance(feature, CategoricalFeature) or feature.column not in table.column_names:
+        if feature.column not in table.column_names or pa.types.is_nested(table[feature.column].type):
             continue
-        values = numbers(table[feature.column])[0]
-        told = _follows(values[present], [_at(statistic, codes[present]) for statistic in statistics])
+        categories, column = isinstance(feature, CategoricalFeature), table[feature.column]
+        values = _values(column, categories)[place]
+        told = _label_told(values, codes, key, labels, categories)
+        if told is None and not categories:
+            what = _follows(values, statistics)
+            rule = f"follows {what} over the whole log, valid and test rows included"
+            told = ("error", rule, "compute it from training rows only, or drop it") if what else None
         if told is not None:
-            first = int(np.flatnonzero(present)[0])
-            rule = rows.said(f"follows {told} over the whole log, valid and test rows included")
-            where, fix = f"{kind}s.{feature.column}", "compute it from training rows only, or drop it"
-            found.append(Finding("error", where, rule, int(present.sum()), first, float(values[first]), fix))
+            (severity, rule, fix), first = told, int(place[0])
+            where, cell = f"{kind}s.{feature.column}", column[first].as_py()
+            found.append(Finding(severity, where, rows.said(rule), len(place), first, cell, fix))
     return found
+
+
+def profile_leaks(users: pa.Table, schema: DatasetSchema) -> list[Finding]:
+    """User attributes that determine the class of a profile task; its own column is hidden where it must be."""
+    found = []
+    for task in schema.of_kind(MulticlassTask):
+        if task.column not in users.column_names:
+            continue
+        label = pc.index_in(users[task.column].cast(pa.string()), value_set=pa.array(task.classes))
+        label = label.combine_chunks().cast(pa.float64()).fill_null(float("nan")).to_numpy()
+        for feature in schema.user_features:
+            name = feature.column
+            if name == task.column or name not in users.column_names or pa.types.is_nested(users[name].type):
+                continue
+            categories = isinstance(feature, CategoricalFeature)
+            share = _explained_class(_values(users[name], categories), label, categories)
+            if share >= DETERMINED:
+                rule = f"feature determines the class of task '{task.name}' ({share:.1%} of its variance)"
+                fix = "drop the feature, or the task: nothing is left to tell"
+                first = int(np.flatnonzero(np.isfinite(label))[0])
+                known, cell = int(np.isfinite(label).sum()), users[name][first].as_py()
+                found.append(Finding("error", f"users.{name}", rule, known, first, cell, fix))
+    return found
+
+
+@dataclass(frozen=True)
+class _Label:
+    task: EventTask
+    rows: np.ndarray  # of every row of the sample
+    means: np.ndarray  # of every item or user that has a row of attributes
+
+
+def _label_told(
+    values: np.ndarray, codes: np.ndarray, key: np.ndarray, labels: Sequence[_Label], categories: bool
+) -> tuple[Severity, str, str] | None:
+    """Severity, rule and fix where an attribute determines a label; ``values`` are those of the items ``codes``.
+
+    It must explain the labels of the rows, and the mean labels of the items: one that has a value for every item
+    tells what is known of these and nothing of another. Labels that differ within an item are told by no attribute.
+    """
+    for label in labels:
+        if _explained(values, label.means, categories) < DETERMINED:
+            continue
+        size = int(key.max()) + 1
+        spread, known = np.full(size, np.nan), np.zeros(size, dtype=bool)
+        spread[codes], known[codes] = values, True
+        share = _explained(spread[key], np.where(known[key], label.rows, np.nan), categories)
+        if share >= DETERMINED:
+            rule = f"feature determines the label of task '{label.task.name}' ({share:.1%} of its variance)"
+            if isinstance(label.task, RegressionTask):  # what was paid may be the price that was shown
+                return "warning", rule, "drop the feature, unless it was known before the item was shown"
+            return "error", rule, "drop the feature: it was made from the labels"
+    return None
 
 
 def _row_statistics(rows: Rows, schema: DatasetSchema) -> Iterator[Statistic]:
@@ -202,10 +271,34 @@ def _explained(values: np.ndarray, label: np.ndarray, categories: bool) -> float
     return 1.0 - (rest / free) / (spread / (len(y) - 1))
 
 
+def _explained_class(values: np.ndarray, label: np.ndarray, categories: bool) -> float:
+    """As :func:`_explained`, of the indicators of all classes together; ``label``: numbers of classes, NaN: none."""
+    known = np.flatnonzero(np.isfinite(label))[:_MOST]
+    n = len(known)
+    if n < _FEWEST:
+        return 0.0
+    _, bins = np.unique(_bins(values[known], categories), return_inverse=True)
+    table = np.zeros((int(bins.max()) + 1, int(label[known].max()) + 1))
+    np.add.at(table, (bins, label[known].astype(np.int64)), 1)
+    spread, free = n - float((table.sum(axis=0) ** 2).sum()) / n, n - len(table)
+    if spread == 0 or free <= n / 2:
+        return 0.0
+    rest = n - float(((table**2).sum(axis=1) / table.sum(axis=1)).sum())
+    return 1.0 - (rest / free) / (spread / (n - 1))
+
+
+def _values(column: pa.ChunkedArray, categories: bool) -> np.ndarray:
+    """A column as float64, NaN where missing; of categories a number for each."""
+    if not categories:
+        return numbers(column)[0]
+    codes = hashed(column.cast(pa.string()))
+    return np.where(codes == 0, np.nan, codes.astype(np.float64))
+
+
 def _bins(values: np.ndarray, categories: bool) -> np.ndarray:
     filled = np.where(np.isnan(values), np.inf, values)  # missing is a bin of its own
     distinct, code = np.unique(filled, return_inverse=True)
-    if len(distinct) <= _BINS:
+    if len(distinct) <= (_BINS if categories else min(_BINS, len(values) // 2)):
         return np.asarray(code)
     if categories:
         common = np.argsort(-np.bincount(code), kind="stable")[: _BINS - 1]
@@ -213,7 +306,7 @@ def _bins(values: np.ndarray, categories: bool) -> np.ndarray:
         place[common] = np.arange(_BINS - 1)
         return np.asarray(place[code])
     rank = np.argsort(np.argsort(filled, kind="stable"), kind="stable")
-    return np.asarray(rank * _BINS // len(rank))
+    return np.asarray(rank * min(_BINS, max(len(rank) // 4, 1)) // len(rank))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

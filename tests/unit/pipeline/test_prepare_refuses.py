@@ -23,6 +23,8 @@ def prepare_here(folder: Path, tables: Tables, **options: Any) -> Any:
 ONLY_SEEN_WHOLE = {
     # what a feature tells of a label takes many rows and every label to see
     "feature equals label", "feature tells label", "category tells label", "missing tells label",
+    "item category tells label", "item number equals label", "user category tells label",
+    "user feature equals class", "user number equals class",
     # the future of a row is in other files and parts than the row
     "time after the event", "time to next event", "count of whole log",
     # an attribute is compared with statistics of the whole log

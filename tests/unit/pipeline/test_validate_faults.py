@@ -100,6 +100,29 @@ def test_statistics_of_the_past_are_no_leak(tmp_path: Path, what: str) -> None:
     assert serious(check(tmp_path, tables)) == []
 
 
+@pytest.mark.parametrize("honest", ["a strong attribute", "an id", "few items"])
+def test_attributes_that_tell_much_of_items_with_one_event_are_no_leak(tmp_path: Path, honest: str) -> None:
+    """An item that was shown once has the label of that event; no attribute can be blamed for being each its own."""
+    tables, rng = clean(), random.Random(3)
+    tables.items.clear()
+    for k, event in enumerate(tables.events):
+        kind = k % 6
+        item = {"item_id": f"i{k}", "title": f"Film {k}", "plot": "x", "price": rng.random(), "brand": f"b{kind}"}
+        event["item_id"] = item["item_id"]
+        if honest == "a strong attribute":  # nine of ten clicks are as it says
+            event["click"] = float((kind < 3) == (rng.random() < 0.9))
+        elif honest == "an id":
+            item["brand"], item["price"] = f"b{k}", float(rng.sample(range(10**6), 1)[0])
+        tables.items.append(item)
+    if honest == "few items":
+        del tables.items[20:]
+        for k, event in enumerate(tables.events):
+            event["item_id"], event["click"] = f"i{k % 20}", float(k % 2)
+    for k, user in enumerate(tables.users):
+        user["city"] = f"c{k}"  # a class each, and so an id
+    assert [f for f in serious(check(tmp_path, tables)) if not f.where.startswith("interactions")] == []
+
+
 def test_the_report_and_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables = clean()
     put("events", 11, click=2.0)(tables)
