@@ -75,7 +75,18 @@ def read_all(path: str, wanted: Wanted) -> pa.Table:
     tables = [table for part in file_parts(path) for table in read_part(part, wanted)]
     if not tables:
         raise ConfigError(path, 0, "the table must not be empty", "check the file")
-    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    return pa.concat_tables(_alike(tables), promote_options="permissive").combine_chunks()
+
+
+def _alike(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """Tables whose columns are text in all if they are text in one: a number column may hold text in another file."""
+    text = {f.name for t in tables for f in t.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)}
+    return [t.cast(pa.schema([f.with_type(pa.string()) if _as_text(f, text) else f for f in t.schema])) for t in tables]
+
+
+def _as_text(field: pa.Field, text: set[str]) -> bool:
+    kind = field.type
+    return field.name in text and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
 def column_names(path: str) -> dict[str, list[str]]:
@@ -143,22 +154,35 @@ def _read_csv(part: Part, wanted: Wanted) -> Iterator[pa.Table]:
     include = list(places.values()) if places is not None else names
     types = {(places or {}).get(n, n): t for n, t in wanted.types.items()}
     skip = 1 if part.start == 0 else 0
+    types = {n: t for n, t in types.items() if n in include}
+    loose = {n: pa.string() if pa.types.is_floating(t) else t for n, t in types.items()}
     for block in read_range(part.file, part.start, part.end):
-        table = pa_csv.read_csv(
-            pa.BufferReader(block),
-            read_options=pa_csv.ReadOptions(
-                column_names=names, skip_rows=skip, use_threads=False, block_size=len(block) + 1
-            ),
-            parse_options=pa_csv.ParseOptions(delimiter=_delimiter(part.file)),
-            convert_options=pa_csv.ConvertOptions(
-                column_types={n: t for n, t in types.items() if n in include},
-                include_columns=include,
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
+        try:
+            table = _parsed(block, part.file, (names, skip), include, types)
+        except pa.ArrowInvalid:  # a cell of a number column may be text: no reason to refuse the file
+            table = _parsed(block, part.file, (names, skip), include, loose)
         yield _named(table, places)
         skip = 0
+
+
+def _parsed(
+    block: bytes, file: str, head: tuple[list[str], int], include: Sequence[str], types: Mapping[str, pa.DataType]
+) -> pa.Table:
+    """Lines of a CSV; ``head``: the column names, and how many lines to skip."""
+    names, skip = head
+    return pa_csv.read_csv(
+        pa.BufferReader(block),
+        read_options=pa_csv.ReadOptions(
+            column_names=names, skip_rows=skip, use_threads=False, block_size=len(block) + 1
+        ),
+        parse_options=pa_csv.ParseOptions(delimiter=_delimiter(file)),
+        convert_options=pa_csv.ConvertOptions(
+            column_types=types,
+            include_columns=include,
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
 
 
 def _places(wanted: Wanted, have: Sequence[str]) -> dict[str, str] | None:

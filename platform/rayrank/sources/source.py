@@ -122,6 +122,8 @@ def _cells(column: pa.ChunkedArray, feature: Feature) -> pa.ChunkedArray:
         column, kind = column.cast(kind.value_type), kind.value_type
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     if not isinstance(feature, CategoricalFeature):
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):  # text that is no number is missing
+            return pa.chunked_array([pa.array(numbers(column)[0], from_pandas=True)])
         return column.cast(pa.float64(), safe=False) if number or pa.types.is_boolean(kind) else column
     if pa.types.is_floating(kind):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
