@@ -41,7 +41,7 @@ def file_parts(path: str, part_bytes: int = _PART_BYTES) -> list[Part]:
     parts: list[Part] = []
     first = 0
     for file in storage.list_files(path, SUFFIXES):
-        ranges = _row_groups(file) if _is_parquet(file) else split_lines(file, part_bytes)
+        ranges = _row_groups(file) if _is_parquet(file) else split_lines(file, part_bytes, _is_csv(file))
         for number, (start, end, rows) in enumerate(ranges):
             rows -= 1 if number == 0 and _is_csv(file) else 0  # the header is no row
             parts.append(Part(file=file, start=start, end=end, rows=rows, first_row=first))

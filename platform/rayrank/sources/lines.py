@@ -5,6 +5,7 @@ Knows nothing about what a line means.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,20 +14,25 @@ from rayrank.sources import storage
 
 BLOCK_BYTES = 8 << 20
 _NEWLINE, _RETURN = 10, 13
+_BLANK = re.compile(rb"\n[ \t][ \t\r]*(?=\n)")
 
 
-def split_lines(path: str, target_bytes: int) -> list[tuple[int, int, int]]:
+def split_lines(path: str, target_bytes: int, blanks: bool = True) -> list[tuple[int, int, int]]:
     """Ranges (start byte, end byte, non-empty lines) that cover a file, each ending at a line end.
 
+    ``blanks``: lines of nothing but spaces and tabs count too (a CSV reads them as rows, a JSON parser does not).
     Reads the file once, in blocks: the line counts give every row of the source its global number.
     """
     system, inside = storage.locate(path)
     ranges: list[tuple[int, int, int]] = []
     start = position = lines = 0
-    last = b"\n"
+    last, tail = b"\n", b""
     with system.open_input_stream(inside, compression=None) as stream:
         while block := stream.read(min(BLOCK_BYTES, max(target_bytes, 1))):
             cut = block.rfind(b"\n") + 1
+            if not blanks:
+                found, tail = _blank_lines(tail + block)
+                lines -= found
             if position + len(block) - start >= target_bytes and cut > 0:
                 lines += _count(block[:cut], last)
                 ranges.append((start, position + cut, lines))
@@ -36,7 +42,7 @@ def split_lines(path: str, target_bytes: int) -> list[tuple[int, int, int]]:
             position += len(block)
             last = block[-1:]
     if position > start:
-        ranges.append((start, position, lines))
+        ranges.append((start, position, lines - (tail[:1] in (b" ", b"\t"))))
     return ranges
 
 
@@ -58,6 +64,13 @@ def read_range(path: str, start: int, end: int, block_bytes: int = BLOCK_BYTES) 
                 yield block[:cut]
     if rest:
         yield rest
+
+
+def _blank_lines(text: bytes) -> tuple[int, bytes]:
+    """Whole lines of nothing but spaces and tabs, and the unfinished line at the end (if it is another, a mark)."""
+    cut = text.rfind(b"\n") + 1
+    rest = text[cut:]
+    return len(_BLANK.findall(b"\n" + text[:cut])), b"x" if rest.strip(b" \t\r") else rest
 
 
 def _count(block: bytes, before: bytes) -> int:

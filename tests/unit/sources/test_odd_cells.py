@@ -86,3 +86,11 @@ def test_a_csv_that_is_none_is_still_refused(tmp_path: Path) -> None:
         file.write("u,i1,1\n")
     with pytest.raises(ConfigError, match=r"1.csv.*must be readable as csv.*Expected 5 columns, got 3"):
         prepare(parse(PrepareConfig, config(tmp_path)), lambda _: None)
+
+
+def test_lines_of_white_space_in_json_lines(tmp_path: Path) -> None:
+    tables(tmp_path, "jsonl")
+    path = tmp_path / "log" / "1.jsonl"
+    path.write_text(path.read_text().replace("\n", "\n  \t\n\n", 3) + "   ")
+    manifest = prepare(parse(PrepareConfig, config(tmp_path, part_bytes=150)), lambda _: None).manifest
+    assert (manifest.counts.events, manifest.next_row) == (14, 14)
