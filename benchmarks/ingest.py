@@ -41,11 +41,11 @@ from rayrank.on_ray.stream import GroupStream, StreamSpec
 from rayrank.sources.build import build, run_here
 from rayrank.sources.collate import collate
 from rayrank.sources.dataset import Dataset
-from rayrank.sources.groups import Shards
+from rayrank.sources.groups import Group, Shards, read_here
 from rayrank.sources.manifest import read_manifest
 from rayrank.sources.spec import BuildSpec
 
-NAME, VERSION = "ingest", 2
+NAME, VERSION = "ingest", 3
 SPEC = LearningSpec()
 CACHE_MB = 4096
 ARMS = ("pyarrow", "cold", "warm", "dataloader")
@@ -86,12 +86,13 @@ class Loader(IterableDataset[SequenceBatch]):
 
     def __iter__(self) -> Iterator[SequenceBatch]:
         torch.set_num_threads(1)
-        opened, info = Dataset.open(self.dataset), get_worker_info()
+        opened, shards, info = Dataset.open(self.dataset), Shards(self.dataset), get_worker_info()
         dealt = plan(train_groups(opened.manifest), SPEC.seed, 0, SPEC.lanes, SPEC.batch_events)
         rank, world = (info.id, info.num_workers) if info else (0, 1)
         for lane in dealt.of_rank(rank, world):
-            for ref in lane:
-                batch = collate(opened.read_group(ref.shard, ref.group), opened.schema)
+            places = [shards.place(Group(ref.shard, ref.group)) for ref in lane]
+            for ref, table in zip(lane, read_here(places), strict=True):  # files stay open, as ours do
+                batch = collate(table, opened.schema)
                 yield from (found for found in micro_batches(batch, ref) if found is not None)
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
 
 from rayrank.config import ConfigError, parse
 from rayrank.on_ray.prepare import run_on_ray
@@ -109,3 +117,35 @@ def test_an_append_writes_the_same_bytes_on_ray(tmp_path: Path) -> None:
     assert made["ray"].data_fingerprint == made["local"].data_fingerprint
     assert made["ray"].counts.events == 300
     assert len(made["ray"].shards) == 6
+
+
+@pytest.mark.parametrize("stage", ["_work", "shards"])
+def test_a_prepare_that_is_killed_leaves_nothing_that_looks_whole(tmp_path: Path, root: Path, stage: str) -> None:
+    out = tmp_path / "out"
+    config = {"source": SOURCE, "path": str(out), "engine": "ray", "rows_per_shard": 1_000}
+    config["cluster"] = {"address": ray.get_runtime_context().gcs_address}
+    (tmp_path / "prepare.yaml").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "jobs.prepare", str(tmp_path / "prepare.yaml")]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=root, env=os.environ, **quiet) as child:  # type: ignore[call-overload]
+        _until(lambda: child.poll() is not None or any((out / stage).glob("*")))
+        family = [*psutil.Process(child.pid).children(recursive=True), psutil.Process(child.pid)]
+        for process in family:
+            process.send_signal(signal.SIGKILL)
+        assert child.wait(30) == -signal.SIGKILL
+    with pytest.raises(ConfigError, match="prepare"):
+        Dataset.open(str(out))
+    # Tasks of the dead job may still be writing: what they leave must not get into the next dataset.
+    assert prepare(parse(PrepareConfig, config), lambda _: None).written
+    here = prepare(_config(tmp_path / "here", "local", rows_per_shard=1_000), lambda _: None)
+    assert Dataset.open(str(out), verify=True).manifest.data_fingerprint == here.manifest.data_fingerprint
+    names = {shard.file for shard in here.manifest.shards}
+    assert {f"shards/{path.name}" for path in (out / "shards").iterdir()} == names
+    assert all((out / name).read_bytes() == (tmp_path / "here" / name).read_bytes() for name in names)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)

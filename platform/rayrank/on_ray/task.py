@@ -31,7 +31,9 @@ class FitTask(Config):
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec, description="what is minimised")
     learning: LearningSpec = Field(default_factory=LearningSpec, description="how it is learned")
     stream: StreamSpec = Field(default_factory=StreamSpec, description="how shards are read")
-    cache: DataPath | None = Field(None, description="folder for encoded texts, shared by runs; None: not kept")
+    cache: DataPath | None = Field(
+        None, description="folder for encoded texts, shared by runs; None or a URL: not kept"
+    )
     threads: int = Field(1, ge=1, description="torch threads of each process")
     checkpoint_s: float = Field(60.0, gt=0, description="seconds between checkpoints within an epoch")
     audit: DataPath | None = Field(

@@ -60,3 +60,12 @@ def test_rows_of_the_table_hold_the_claims(dataset: str) -> None:
     assert rows["cold"]["to pyarrow"] == claims["cold_vs_pyarrow"]
     assert rows["cold"]["lowest"] <= rows["cold"]["to pyarrow"] <= rows["cold"]["highest"]
     assert rows["cold"]["to DataLoader"] == claims["vs_dataloader"]
+
+
+def test_the_claims_are_ratios_within_a_round(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([1.0, 2.0, 0.5, 8.0, *(1.0, 4.0, 1.0, 4.0), *(3.0, 3.0, 1.0, 30.0)])
+    monkeypatch.setattr(ingest, "compare", lambda *_: None)
+    monkeypatch.setattr(ingest, "seconds", lambda _work: next(seconds))
+    found = ingest.run(dataset, 3, "direct")
+    assert (found["cold_vs_pyarrow"], found["warm_vs_pyarrow"], found["vs_dataloader"]) == (0.5, 2.0, 4.0)
+    assert found["cold_vs_pyarrow_range"] == [0.25, 1.0]

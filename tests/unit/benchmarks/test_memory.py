@@ -71,6 +71,19 @@ def test_a_hundred_million_rows_on_paper() -> None:
     assert memory.on_paper(made).values == {"seconds": 500.0, "rows/s": 200_000.0, "dataset MB": 1000.0}
 
 
+def test_the_claim_is_the_worst_job_at_the_largest_size_over_the_smallest() -> None:
+    def rows(*peaks: float) -> dict[str, memory.Row]:
+        return {
+            job: memory.Row(key=job, table="memory", arm=(job,), values={"peak MB": peak}, **memory.results.stamp())
+            for job, peak in zip(("prepare", "label"), peaks, strict=True)
+        }
+
+    found = {500_000: rows(100.0, 200.0), 2_000_000: rows(300.0, 900.0), 10_000_000: rows(130.0, 210.0)}
+    by_job = {"prepare": 1.3, "label": 1.05}
+    assert memory.claims_of(found) == {"rss_20x": 1.3, "by_job": by_job, "rows": [500_000, 2_000_000, 10_000_000]}
+    assert memory.claims_of({10: rows(1.0, 1.0), 40: rows(2.0, 1.0)})["rss_4x"] == 2.0
+
+
 @pytest.mark.parametrize(
     ("jobs", "message"),
     [("prepare,train_teacher,label,distill,score", "score needs promote"), ("prepare,bake", "jobs are prepare,")],
