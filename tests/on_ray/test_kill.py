@@ -143,8 +143,15 @@ def test_a_job_killed_three_times_ends_as_if_it_had_not_been(where: str, small, 
     assert not (tmp_path / "killed.checkpoint").exists()
 
 
-def test_a_lost_ray_worker_comes_back_at_its_step(small, tmp_path: Path) -> None:
-    Job(_config(tmp_path, small.dataset, "peace", 2), tmp_path / "peace.log").finish()
+@pytest.fixture(scope="module")
+def left_in_peace(small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher of two Ray workers that nobody disturbed."""
+    folder = Path(tmp_path_factory.mktemp("peace"))
+    Job(_config(folder, small.dataset, "peace", 2), folder / "peace.log").finish()
+    return folder / "peace"
+
+
+def test_a_lost_ray_worker_comes_back_at_its_step(small, left_in_peace: Path, tmp_path: Path) -> None:
     job = Job(_config(tmp_path, small.dataset, "killed", 2), tmp_path / "killed.log")
     assert job.wait_for(lambda: len(_lines(tmp_path, "killed")) >= 60)
     workers = [
@@ -155,4 +162,18 @@ def test_a_lost_ray_worker_comes_back_at_its_step(small, tmp_path: Path) -> None
     job.finish()
     assert "going on at" in (tmp_path / "killed.log").read_text()
     _check_rows(tmp_path, "killed", small.dataset)
-    _same_weights(tmp_path / "killed", tmp_path / "peace")
+    _same_weights(tmp_path / "killed", left_in_peace)
+
+
+def test_ray_and_all_its_workers_killed_while_they_read_from_s3(
+    small, left_in_peace: Path, bucket: str, tmp_path: Path
+) -> None:
+    config = _config(tmp_path, _upload(small.dataset, f"{bucket}/of-two"), "killed", 2)
+    for stage in ("rows", "sequences"):
+        job = Job(config, tmp_path / "killed.log")
+        assert job.wait_for(lambda s=stage: sum(step[0] == s for _, step, _ in _lines(tmp_path, "killed")) >= 12)
+        job.kill()
+    Job(config, tmp_path / "killed.log").finish()
+    assert (tmp_path / "killed.log").read_text().count("going on at") >= 2
+    _check_rows(tmp_path, "killed", small.dataset)
+    _same_weights(tmp_path / "killed", left_in_peace)
