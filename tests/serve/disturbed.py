@@ -32,7 +32,7 @@ PATIENCE_S = 20.0  # of a client
 RECOVERY_S = 90.0  # until a replica that is missing is replaced
 APPLICATION = "ranking"
 TWICE = ("Ingress", "UserState", "ReRank")
-"""Deployments of two replicas: what nothing replaces, and what the slow requests are about."""
+"""Deployments of two replicas: what every request goes through, and what the slow ones are about."""
 KINDS = ("teacher", "teacher", "student", "slow_body", "slow_body")
 CLIENTS = len(KINDS)
 Counts = dict[str, Any]

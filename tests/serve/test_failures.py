@@ -1,4 +1,4 @@
-"""What the served graph does when its teacher hangs or dies: the student's order, in time, with the reason."""
+"""What the served graph does when a stage hangs or dies: the next best order, in time, with the reason."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ BODY: dict[str, Any] = {"user_id": "u2", "k": 5, "time": START + 900_000, "expla
 RECOVERY_S = 120.0
 
 
-def teacher_replica() -> tuple[Any, int]:
-    """The teacher's actor in the staged graph, and its process id."""
+def replica_of(deployment: str) -> tuple[Any, int]:
+    """The actor of a stage of the staged graph, and its process id."""
     import ray
 
     controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     details = ray.get(controller.get_serve_instance_details.remote(), timeout=30)
-    replica = details["applications"]["staged"]["deployments"]["ReRank"]["replicas"][0]
+    replica = details["applications"]["staged"]["deployments"][deployment]["replicas"][0]
     return ray.get_actor(replica["actor_name"], namespace="serve"), int(replica["pid"])
 
 
@@ -54,7 +54,7 @@ def student_order(answer: dict[str, Any]) -> None:
 
 def test_a_hanging_teacher_costs_its_budget_then_nothing(served: Served) -> None:
     wait_for_the_teacher(served)
-    _, pid = teacher_replica()
+    _, pid = replica_of("ReRank")
     os.kill(pid, signal.SIGSTOP)
     try:
         answer, seconds = ask(served)
@@ -75,7 +75,7 @@ def test_a_hanging_teacher_costs_its_budget_then_nothing(served: Served) -> None
 def test_a_teacher_that_stops_mid_load_shows_in_the_shares_and_in_no_error(served: Served) -> None:
     """The loadtest job against the graph, its own numbers: who answered, what failed, what a stage computed."""
     wait_for_the_teacher(served)
-    _, pid = teacher_replica()
+    _, pid = replica_of("ReRank")
     body = {key: value for key, value in BODY.items() if key != "user_id"} | {"timeout_ms": 1500}
     config = LoadtestConfig(
         url=f"{str(served.client.base_url).rstrip('/')}/staged", rates=(8.0,), seconds=8, warm_up_s=0, request=body
@@ -106,7 +106,7 @@ def test_a_killed_teacher_is_replaced_and_nobody_sees_an_error(served: Served) -
     import ray
 
     wait_for_the_teacher(served)
-    handle, _ = teacher_replica()
+    handle, _ = replica_of("ReRank")
     ray.kill(handle)
     seen = []
     end = time.monotonic() + RECOVERY_S
@@ -118,3 +118,17 @@ def test_a_killed_teacher_is_replaced_and_nobody_sees_an_error(served: Served) -
             break
     assert "student" in seen
     assert seen[-1] == "teacher"
+
+
+def test_a_hanging_user_stage_leaves_the_popular_items(served: Served) -> None:
+    wait_for_the_teacher(served)
+    _, pid = replica_of("UserState")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        answer, seconds = ask(served)
+        assert (answer["answered_by"], len(answer["items"])) == ("popularity", 5)
+        assert answer["degraded"] == "user state: no answer within 2000 ms; by popularity alone"
+        assert 1.9 < seconds < 15
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_for_the_teacher(served)

@@ -28,7 +28,7 @@ Invoke = Callable[[Call], Awaitable[Any]]
 class Budgets(Config):
     """Longest wait for each stage, seconds; a stage that needs more is answered for by the one before."""
 
-    user: float = Field(2.0, gt=0, description="user state; nothing replaces it, so lateness is an error (503)")
+    user: float = Field(2.0, gt=0, description="user state; without it the answer is popular items")
     retrieve: float = Field(0.5, gt=0, description="retrieval; popular items replace it")
     student: float = Field(0.5, gt=0, description="pre-rank; the order of retrieval replaces it")
     teacher: float = Field(1.0, gt=0, description="re-rank; the student's order replaces it")
@@ -54,18 +54,17 @@ class Driver:
     breakers: Mapping[str, Breaker] = field(init=False)
 
     def __post_init__(self) -> None:
-        names = ("retrieve", "student", "teacher")
+        names = ("user", "retrieve", "student", "teacher")
         self.breakers = {name: Breaker(self.budgets.failures, self.budgets.rest_s) for name in names}
 
     async def run(self, flow: Flow, request_id: str, timeout_ms: int | None = None) -> tuple[Ranked, dict[str, float]]:
         """The flow's answer and milliseconds by stage.
 
-        ``timeout_ms`` is for all stages together: each gets what is left, at most its budget. The user stage, which
-        nothing replaces, always gets its budget: haste makes an answer poorer, never an error.
+        ``timeout_ms`` is for all stages together: each gets what is left, at most its budget. What is late or broken
+        makes an answer poorer, never an error.
 
         Raises:
             RequestError: the request breaks a rule of this release.
-            StageError: the user stage gave no answer.
         """
         timings: dict[str, float] = {}
         began, result = time.perf_counter(), None
@@ -76,9 +75,7 @@ class Driver:
                 timings["total"] = (time.perf_counter() - began) * 1000
                 return done.value, timings
             start = time.perf_counter()
-            left = None
-            if timeout_ms is not None and call.stage != "user":
-                left = timeout_ms / 1000 - (start - began)
+            left = timeout_ms / 1000 - (start - began) if timeout_ms is not None else None
             result = await self._stage(call, request_id, left)
             timings[call.stage] = (time.perf_counter() - start) * 1000
             if isinstance(result, Rejected):

@@ -16,11 +16,12 @@ from pydantic import Field
 
 from rayrank.config import Config
 from rayrank.messages import AnsweredBy, Omittable, RankRequest, RecommendRequest, id_of
-from rayrank.ranking.context import ColdVectors, Prepared, Scored, Sought
+from rayrank.ranking.context import ColdItems, ColdVectors, Prepared, Scored, Sought, UserContext
 from rayrank.ranking.fusion import fused, order
 from rayrank.ranking.items import DESCRIBED, Items
 from rayrank.ranking.merge import Found, Sources
 from rayrank.ranking.policy import Candidates, Policy, Standing
+from rayrank.ranking.store import empty_history
 from rayrank.wording import counted
 
 Stage = Literal["user", "retrieve", "student", "teacher"]
@@ -109,14 +110,11 @@ Origin = tuple[np.ndarray, Mapping[str, np.ndarray]]
 
 
 def rank_flow(request: Request, parts: FlowParts, terms: Terms = Terms()) -> Flow:
-    """Run all stages for one request; see the module text.
-
-    Raises:
-        StageError: the user stage gave no answer.
-    """
+    """Run all stages for one request; see the module text."""
     prepared = yield Call("user", (request,))
-    if isinstance(prepared, Missed):
-        raise StageError(f"user state: {prepared.reason}")
+    if isinstance(prepared, Missed):  # without its context no other stage can say anything
+        request = request.model_copy(update={"without": ["retrieve", "student", "teacher"]})
+        prepared = _for_anybody(request, parts, prepared.reason)
     assert isinstance(prepared, Prepared)  # drivers turn a rejected request into an error
     notes = list(prepared.missed)
     if isinstance(request, RankRequest):
@@ -146,6 +144,17 @@ def rank_flow(request: Request, parts: FlowParts, terms: Terms = Terms()) -> Flo
         if isinstance(by_teacher, Scored) and by_teacher.cold_vectors is not None:
             parts.cold_vectors.add(cold.keys, by_teacher.cold_vectors)
     return board.answer(request, notes, prepared, (kept, sources))
+
+
+def _for_anybody(request: Request, parts: FlowParts, reason: str) -> Prepared:
+    """What the catalogue alone can say of a request; of the user only what the request tells to have been seen."""
+    row = parts.items.row
+    seen = np.asarray([row(event.item_id) for event in request.history or ()], np.int32)
+    context = UserContext(empty_history(parts.tasks), request.time or 0, older=seen[seen > 0])
+    candidates = None
+    if isinstance(request, RankRequest):
+        candidates = np.asarray([row(id_of(candidate)) for candidate in request.candidates], np.int64)
+    return Prepared(context, ColdItems(), candidates, missed=(f"user state: {reason}; by popularity alone",))
 
 
 def _given(request: RankRequest, prepared: Prepared) -> Candidates:

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from rayrank.messages import ErrorField, RankRequest, RecommendRequest
-from rayrank.ranking.breaker import Breaker
 from rayrank.ranking.context import ColdItems, ColdVectors, Prepared, Scored, UserContext
 from rayrank.ranking.drive import Budgets, Driver
-from rayrank.ranking.flow import Call, FlowParts, FlowSettings, Missed, Ranked, StageError, rank_flow
+from rayrank.ranking.flow import Call, FlowParts, FlowSettings, Missed, Ranked, rank_flow
 from rayrank.ranking.graph import RequestError
 from rayrank.ranking.items import DESCRIBED, Items
 from rayrank.ranking.merge import Found
@@ -152,9 +151,21 @@ def test_a_failure_beside_a_stage_that_is_left_out_is_told() -> None:
     assert (found.degraded, found.rows.tolist()) == ("teacher: dead", [3, 1])
 
 
-def test_nothing_replaces_the_user_stage() -> None:
-    with pytest.raises(StageError, match="user state: late"):
-        run(recommend(), Stages(user="late"))
+def test_without_the_user_stage_the_popular_items_come_but_what_the_request_forbids() -> None:
+    seen = [{"item_id": "i2"}, {"item_id": "nobody knows"}, {"text": "described"}]
+    request = RecommendRequest(user_id="u", k=3, block=["i3"], history=seen)
+    found = run(request, stages := Stages(user="late"))
+    assert found.rows.tolist() == [1, 4, 5]
+    assert (found.answered_by, found.degraded) == ("popularity", "user state: late; by popularity alone")
+    assert [call.stage for call in stages.calls] == ["user"]
+    assert found.sources["popular"].tolist() == [1, 2, 3]
+
+
+def test_without_the_user_stage_candidates_come_by_popularity_and_the_unknown_last() -> None:
+    candidates = ["i9", "nobody knows", {"item_id": "new", "text": "described"}, "i2"]
+    found = run(RankRequest(candidates=candidates), Stages(user="late"))
+    assert found.positions.tolist() == [3, 0, 1, 2]
+    assert found.scored_by == ("popularity",) * 4
 
 
 def test_equal_scores_keep_the_order_of_the_candidates() -> None:
@@ -303,60 +314,6 @@ def test_a_dead_stage_is_left_alone_whatever_the_callers_patience(timeout_ms: in
     assert asked <= len(waited) <= asked + 2, "what the stages before it took is not left for it"
 
 
-def test_haste_counts_by_its_share_and_the_next_answer_wipes_it_out() -> None:
-    breaker = Breaker(failures=2, rest_s=5.0, clock=lambda: 0.0)
-    for _ in range(9):
-        breaker.failed(0.2)
-    assert breaker.allows()
-    breaker.succeeded()
-    for _ in range(9):
-        breaker.failed(0.2)
-    assert breaker.allows()
-    breaker.failed()
-    assert not breaker.allows()
-
-
-def test_breaker_opens_after_failures_in_a_row_and_tries_again_after_its_rest() -> None:
-    now = [0.0]
-    breaker = Breaker(failures=2, rest_s=5.0, clock=lambda: now[0])
-    breaker.failed()
-    breaker.succeeded()
-    breaker.failed()
-    assert breaker.allows()
-    breaker.failed()
-    assert not breaker.allows()
-    now[0] = 5.0
-    assert breaker.allows()
-    assert not breaker.allows()  # one request tries, the others beside it do not wait with it
-    breaker.failed()
-    assert not breaker.allows()
-    now[0] = 10.0
-    assert breaker.allows()
-    breaker.succeeded()
-    assert breaker.allows()
-    assert breaker.allows()
-
-
-def test_a_hasty_trial_that_fails_puts_the_next_off_by_its_share_of_the_rest() -> None:
-    now = [0.0]
-    breaker = Breaker(failures=1, rest_s=5.0, clock=lambda: now[0])
-    breaker.failed()
-    breaker.failed(0.01)
-    now[0] = 4.9
-    assert not breaker.allows(), "who was late in the rest does not end it"
-    now[0] = 5.0
-    assert breaker.allows(0.01)
-    assert not breaker.allows()
-    now[0] = 5.01
-    breaker.failed(0.01)
-    assert not breaker.allows()
-    now[0] = 5.0625
-    assert breaker.allows()
-    breaker.failed()
-    now[0] = 10.0
-    assert not breaker.allows()
-
-
 def test_a_healthy_stage_is_back_although_a_hasty_request_tried_it_first() -> None:
     stages, down = Stages(), [True]
     budgets = Budgets(user=9, retrieve=9, student=9, teacher=5, failures=1, rest_s=0.5)
@@ -384,11 +341,10 @@ def test_haste_is_no_reason_for_an_error() -> None:
 
     async def invoke(call: Call) -> Any:
         if call.stage == "user":
-            await asyncio.sleep(0.05)  # described items are encoded by a thread
+            await asyncio.sleep(0.5)  # described items are encoded by a thread
         return stages(call)
 
-    found, timings = asyncio.run(Driver(invoke, Budgets()).run(rank_flow(recommend(), parts()), "id", 1))
-    assert found.answered_by == "popularity"
-    assert (found.degraded or "").count("no time left of the request's timeout_ms") == 3
-    assert [call.stage for call in stages.calls] == ["user"]
-    assert timings["user"] >= 50
+    found, timings = asyncio.run(Driver(invoke, Budgets()).run(rank_flow(recommend(), parts()), "id", 20))
+    assert (found.answered_by, found.rows.tolist()) == ("popularity", [1, 2])
+    assert found.degraded == "user state: no answer within 20 ms; by popularity alone"
+    assert timings["total"] < 400
