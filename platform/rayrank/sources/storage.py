@@ -10,6 +10,7 @@ import fnmatch
 import hashlib
 import json
 import posixpath
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ from rayrank.config import ConfigError
 TABLE_FIX = "delete this file if it is there, and run prepare again"
 SHARD_FIX = f"{TABLE_FIX}; or validate with on_bad_shard=quarantine to go on without it"
 _GLOB = "*?["
+_QUERY = re.compile(r"\?\w+=")
 # What pyarrow's own allocator was given, it keeps: 70 MB of a training process that held 2.
 # What the C library was given, rayrank.memory gives back.
 pa.set_memory_pool(pa.system_memory_pool())
@@ -38,6 +40,9 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
     """Filesystem and path inside it, of a local path or a URL (``s3://…``, ``gs://…``, ``file://…``)."""
     if "://" not in path:
         return fs.LocalFileSystem(), path
+    if _QUERY.search(path):  # names are joined to its end; and who may read it does not belong into manifests
+        fix = "say it in the environment: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, …"
+        raise ConfigError(path.partition("?")[0], None, "a URL must have no settings behind a '?'", fix)
     try:
         return fs.FileSystem.from_uri(path)
     except (pa.ArrowInvalid, ValueError, OSError) as error:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from rayrank.config import Config, ConfigError, DataPath, load
+from rayrank.config import Config, ConfigError, DataPath, parse, yaml_mapping
 from rayrank.features.text import template_fields
 from rayrank.schema import CategoricalFeature, DatasetSchema, EventTask, Feature, MulticlassTask, RegressionTask
 from rayrank.sources import storage
@@ -62,7 +62,8 @@ class Tables:
     @cached_property
     def schema(self) -> DatasetSchema:
         """The dataset YAML."""
-        schema = load(DatasetSchema, self.config.dataset)
+        place = self.config.dataset
+        schema = parse(DatasetSchema, yaml_mapping(storage.read_bytes(place), place), place)
         if schema.text is not None:
             try:
                 template_fields(schema.text)

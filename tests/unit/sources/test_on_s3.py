@@ -24,12 +24,12 @@ def quiet(_: str) -> None:
 
 @pytest.fixture
 def raw(bucket: str, tmp_path: Path) -> dict[str, Any]:
-    (tmp_path / "dataset.yaml").write_text(SCHEMA)
+    storage.write_bytes(f"{bucket}/{tmp_path.name}/dataset.yaml", SCHEMA.encode())
     lines = [f"u{k % 17},i{k * k % 23},{1_700_000_000 + 40 * k},{k % 2}" for k in range(300)]
     for name, rows in (("1", lines[:200]), ("2", lines[200:])):
         text = "\n".join(["user_id,item_id,timestamp,click", *rows]) + "\n"
         storage.write_bytes(f"{bucket}/{tmp_path.name}/log/{name}.csv", text.encode())
-    source = {"kind": "tables", "dataset": f"{tmp_path}/dataset.yaml"}
+    source = {"kind": "tables", "dataset": f"{bucket}/{tmp_path.name}/dataset.yaml"}
     source["interactions"] = f"{bucket}/{tmp_path.name}/log/1.csv"
     return {"source": source, "path": f"{bucket}/{tmp_path.name}/data", "engine": "local", "rows_per_shard": 70}
 

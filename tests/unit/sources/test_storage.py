@@ -89,6 +89,13 @@ def test_unknown_schemes_and_unreadable_files_are_the_users_mistake(tmp_path: Pa
         storage.make_folder(str(tmp_path / "file" / "below"))
 
 
+def test_settings_and_secrets_do_not_belong_into_a_url() -> None:
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL") as caught:
+        storage.exists("s3://bucket/data?endpoint_override=localhost%3A9000&access_key=hidden")
+    assert "hidden" not in str(caught.value)
+    assert not storage.found("file:///nowhere/part-?.csv"), "a glob is no query"
+
+
 def test_a_dataset_may_live_at_a_url(tmp_path: Path) -> None:
     source = {"kind": "synthetic", "num_users": 60, "num_rows": 1000, "num_items": 60}
     spec = BuildSpec(source=source, path=f"file://{tmp_path}/out")  # type: ignore[arg-type]
