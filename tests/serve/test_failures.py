@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -29,9 +30,9 @@ def replica_of(deployment: str) -> tuple[Any, int]:
     return ray.get_actor(replica["actor_name"], namespace="serve"), int(replica["pid"])
 
 
-def ask(served: Served) -> tuple[dict[str, Any], float]:
+def ask(served: Served, **more: Any) -> tuple[dict[str, Any], float]:
     began = time.monotonic()
-    answer = served.post("recommend", BODY)
+    answer = served.post("recommend", BODY | more)
     assert answer.status_code == 200, answer.text
     return dict(answer.json()), time.monotonic() - began
 
@@ -125,10 +126,10 @@ def test_a_hanging_user_stage_leaves_the_popular_items(served: Served) -> None:
     _, pid = replica_of("UserState")
     os.kill(pid, signal.SIGSTOP)
     try:
-        answer, seconds = ask(served)
+        answer, seconds = ask(served, timeout_ms=1500)
         assert (answer["answered_by"], len(answer["items"])) == ("popularity", 5)
-        assert answer["degraded"] == "user state: no answer within 2000 ms; by popularity alone"
-        assert 1.9 < seconds < 15
+        assert re.fullmatch(r"user state: no answer within 1[45]\d\d ms; by popularity alone", answer["degraded"])
+        assert 1.4 < seconds < 10
     finally:
         os.kill(pid, signal.SIGCONT)
     wait_for_the_teacher(served)
