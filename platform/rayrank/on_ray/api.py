@@ -46,7 +46,7 @@ from rayrank.wording import few_words
 
 MAX_BODY = 8 * 2**20
 """Bytes of a request body."""
-BODY_S = 10.0
+BODY_S = 30.0
 """Longest wait for all of a request body, seconds: one that stalls must not keep its place for ever."""
 
 _log = logging.getLogger(__name__)

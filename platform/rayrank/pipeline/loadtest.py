@@ -89,10 +89,10 @@ def loadtest(config: LoadtestConfig, progress: Progress) -> LoadtestResult:
     for number, rate in enumerate(config.rates):
         progress(f"{rate:g} requests/s for {config.seconds:g} s")
         if number == 0 and config.warm_up_s:
-            _step(config, (place, requests), (rate, config.warm_up_s, config.seed + 1_000_003), None)
+            _step(config, place, requests, (rate, config.warm_up_s, config.seed + 1_000_003))
         time.sleep(_SETTLE_S)
         before = meter.look() if meter else {}
-        step = _step(config, (place, requests), (rate, config.seconds, config.seed + number), meter)
+        step = _step(config, place, requests, (rate, config.seconds, config.seed + number), meter)
         served = step.answered * step.seconds
         spent = {stage: used - before.get(stage, 0.0) for stage, used in (meter.look() if meter else {}).items()}
         costs.append({stage: 1000 * used / served for stage, used in spent.items()} if served else {})
@@ -106,11 +106,12 @@ def loadtest(config: LoadtestConfig, progress: Progress) -> LoadtestResult:
 
 def _step(
     config: LoadtestConfig,
-    whom: tuple[Place, Sequence[bytes]],
+    place: Place,
+    requests: Sequence[bytes],
     what: tuple[float, float, int],
-    meter: Meter | None,
+    meter: Meter | None = None,
 ) -> Step:
-    (place, requests), (rate, seconds, seed) = whom, what
+    rate, seconds, seed = what
 
     async def run() -> Step:
         client = Client(place, config.connections, config.timeout_s)

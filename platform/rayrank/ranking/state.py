@@ -159,10 +159,8 @@ def _fresh(old: UserEvents, new: UserEvents, floor: int | None, loaded: bool) ->
     """
     times = set(new.time)  # looking at all old events would cost more than the rest
     near = old.chosen([i for i, time in enumerate(old.time) if time in times])
-    keys, said = (
-        {key for key in old.key if key is not None},
-        (set[_Said](), set[_Said]()),
-    )  # said without and with a key
+    keys = {key for key in old.key if key is not None}
+    said = (set[_Said](), set[_Said]())  # of events without and with a key
     there: dict[tuple[str, int], list[Labels]] = {}
     for item, time, labels, key in zip(near.item, near.time, near.told(), near.key, strict=True):
         said[key is not None].add((item, time, labels))

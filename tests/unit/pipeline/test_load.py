@@ -148,7 +148,9 @@ def test_each_step_looks_for_the_processes_again(monkeypatch: pytest.MonkeyPatch
     )
     monkeypatch.setattr(loadtest, "_SETTLE_S", 0.0)
     monkeypatch.setattr(loadtest, "_bodies", lambda _: [("/v1/recommend", b"{}")])
-    monkeypatch.setattr(loadtest, "_step", lambda _config, _whom, what, _meter: answered(what[0], what[1]))
+    monkeypatch.setattr(
+        loadtest, "_step", lambda _config, _place, _requests, what, _meter=None: answered(what[0], what[1])
+    )
     config = LoadtestConfig(rates=(10, 20), seconds=10, warm_up_s=0, capacity=CapacitySpec(rate=100))
     found = loadtest.loadtest(config, lambda _: None)
     assert [cost["teacher"] for cost in found.cpu_ms] == pytest.approx([20, 10])  # 2 s of 100, 2 s of 200
@@ -169,7 +171,7 @@ def test_processes_are_read_while_requests_are_on_their_way(monkeypatch: pytest.
     monkeypatch.setattr(meter, "read", lambda: read.append(time.monotonic()))
     monkeypatch.setattr(loadtest, "_READ_S", 0.05)
     config = LoadtestConfig(timeout_s=1)
-    loadtest._step(config, (Place("127.0.0.1", 9), [b""]), (20.0, 0.5, 0), meter)
+    loadtest._step(config, Place("127.0.0.1", 9), [b""], (20.0, 0.5, 0), meter)
     assert len(read) >= 2
     ended = len(read)
     time.sleep(0.2)

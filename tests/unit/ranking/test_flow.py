@@ -161,6 +161,23 @@ def test_without_the_user_stage_the_popular_items_come_but_what_the_request_forb
     assert found.sources["popular"].tolist() == [1, 2, 3]
 
 
+def test_a_dead_user_stage_is_not_waited_for_by_every_request() -> None:
+    asked = list[str]()
+
+    async def invoke(call: Call) -> Any:
+        asked.append(call.stage)
+        raise RuntimeError("dead")
+
+    async def three() -> list[Ranked]:
+        driver = Driver(invoke, SECONDS)  # two failures open a breaker
+        return [(await driver.run(rank_flow(recommend(), parts()), "id"))[0] for _ in range(3)]
+
+    found = asyncio.run(three())
+    assert asked == ["user", "user"]
+    assert all(each.rows.tolist() == [1, 2] for each in found)
+    assert found[2].degraded == "user state: left alone after repeated misses; by popularity alone"
+
+
 def test_without_the_user_stage_candidates_come_by_popularity_and_the_unknown_last() -> None:
     candidates = ["i9", "nobody knows", {"item_id": "new", "text": "described"}, "i2"]
     found = run(RankRequest(candidates=candidates), Stages(user="late"))
