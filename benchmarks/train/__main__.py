@@ -24,6 +24,7 @@ from benchmarks.results import ROOT, Row, Table
 from benchmarks.train import encoder, loop
 from benchmarks.train.data import Prepared
 from benchmarks.train.race import seconds_to_cold_auc
+from rayrank.models.linear import multiplies_bf16
 from rayrank.models.tuning import AdaLora, Adapters, Full, Lora, Top, TuneSpec
 
 NAME, VERSION = "train", 1
@@ -83,9 +84,20 @@ def frozen_prefix(bench: Bench) -> dict[str, float]:
 
 
 def ceiling(bench: Bench) -> dict[str, float]:
-    """The encoder's forward pass."""
-    share, rate = encoder.gemm_share(bench.texts()[0], 300 if bench.quick else 1500, bench.rounds)
-    return {"gemm_share_fp32": share, "ceiling GFLOP/s": rate}
+    """The encoder's forward pass; in bfloat16 where the machine multiplies it."""
+    texts, count, found = bench.texts()[0], 300 if bench.quick else 1500, dict[str, float]()
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        if name == "fp32" or multiplies_bf16(torch.device("cpu")):
+            share, rate = encoder.gemm_share(texts, count, bench.rounds, dtype)
+            found |= {f"gemm_share_{name}": share, f"ceiling GFLOP/s {name}": rate}
+    return found
+
+
+def bfloat16(bench: Bench) -> dict[str, float]:
+    """Training steps of the encoder with products in bfloat16."""
+    if not multiplies_bf16(torch.device("cpu")):
+        return {}
+    return {"bf16_vs_fp32": encoder.bf16_vs_fp32(bench.texts()[0], 64 if bench.quick else 256, bench.rounds)}
 
 
 def tuning(bench: Bench) -> dict[str, float]:
@@ -116,6 +128,7 @@ CLAIMS: Mapping[str, Callable[[Bench], dict[str, float]]] = {
     "bucketed_vs_padded": bucketed,
     "frozen_prefix_vs_full": frozen_prefix,
     "gemm_share": ceiling,
+    "bf16_vs_fp32": bfloat16,
     "tuning": tuning,
     "causal_vs_rows": causal,
     "vs_naive_loop": naive,

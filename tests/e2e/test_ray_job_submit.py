@@ -90,9 +90,17 @@ class HeadNode:
         last = time.monotonic() + 90.0
         while True:
             done = self.call(command, timeout)
+            assert self.process is not None
+            assert self.process.poll() is None, f"the head ended\n{self.said()}"
             if "No available agent" not in done.stderr or time.monotonic() > last:  # the head listens before its agent
                 return done
             time.sleep(2.0)
+
+    def said(self) -> str:
+        """What the head and its agents last wrote."""
+        logs = [self.folder / "head.log", *(self.folder / "ray").glob("session_2*/logs/*_agent.*")]
+        logs += (self.folder / "ray").glob("session_2*/logs/raylet.*")
+        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in logs if log.is_file())
 
     def stop(self) -> None:
         """Ray's daemons leave the process group, but every one carries the session folder in its command line."""

@@ -93,4 +93,6 @@ class LearningSpec(Config):
     fold: FoldSpec | None = Field(
         None, description="cross-validation: users who are not trained on, and alone are evaluated; null: all are both"
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 autocasts where the device supports it")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: the text encoder's products while it is trained, if the device has them"
+    )

@@ -33,6 +33,7 @@ from rayrank.learning.texts import TextCache, encode_catalogue, trained_encoder,
 from rayrank.memory import release
 from rayrank.metrics.evaluated import Evaluated
 from rayrank.metrics.summary import metrics_of
+from rayrank.models.linear import multiplies_bf16
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker
 from rayrank.objectives.losses import check_negatives, compute, label_counts, loss_weights
@@ -83,8 +84,10 @@ class _Run:
         self.encoder = trained_encoder(model)
         cached = self.encoder if not model.item_tokens else None  # tokens are read with the texts that they are part of
         self.texts = TextCache(cached, self._catalogue, self.spec, self.collectives) if cached else None
-        if self.encoder and self.encoder.additions:
-            self.encoder.additions.begin(self.spec.epochs * data.steps_per_epoch)
+        if self.encoder:
+            self.encoder.bf16 = self.spec.precision == "bf16" and multiplies_bf16(self.device)
+            if self.encoder.additions:
+                self.encoder.additions.begin(self.spec.epochs * data.steps_per_epoch)
         self.step, self.epoch, self.position = 0, 0, 0
         self.history: list[dict[str, Any]] = []
         self.curve: list[dict[str, float]] = []
@@ -189,9 +192,8 @@ class _Run:
         """Loss sums by term of this rank's lanes, whose gradients add up: the step is that of one large batch."""
         sums = torch.zeros(len(self.terms), device=self.device)
         for batch, target in lanes:
-            with self._precision():
-                said = forward(self.model, batch, target, self.catalogue, negatives, step)
-                terms = compute(said, target, self.model.schema, self.objective)
+            said = forward(self.model, batch, target, self.catalogue, negatives, step)
+            terms = compute(said, target, self.model.schema, self.objective)
             terms.total(counts, self.objective).backward()
             for (task, _), value in terms.sums.items():
                 sums[self.terms.index(task)] += value.detach()
@@ -316,14 +318,11 @@ class _Run:
         epoch, state, catalogue = self.best
         self.model.load_state_dict(state, strict=False)
         if self.encoder:
+            self.encoder.bf16 = False
             self.encoder.merge()
             self.hooks.on_encode()
             catalogue = replace(encode_catalogue(self.model, catalogue), below_TW=None)
         return TrainResult(self.history[epoch]["metrics"], self.history, self.curve, epoch, catalogue)
-
-    def _precision(self) -> torch.autocast:
-        bf16 = self.spec.precision == "bf16" and self.device.type == "cuda"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
 
     def _snapshot(self) -> Snapshot:
         tensors = self.state.tensors()

@@ -33,6 +33,7 @@ class TextEncoder(nn.Module):
         self.packed = is_packable(network)
         self.additions: Additions | None = None
         self.alive: Callable[[], None] = lambda: None  # called with every block of texts
+        self.bf16 = False  # multiply in bfloat16 where a gradient will flow: what is kept and served stays float32
         self.frozen_layers = 0  # how many of the lowest layers, and the embeddings below them, have nothing to train
         self.network.eval()  # its own dropout would depend on the process; regularisation comes from sampling items
 
@@ -47,15 +48,16 @@ class TextEncoder(nn.Module):
         out = torch.zeros(len(rows), self.width, device=token_ids.device)
         order = torch.argsort(lengths, stable=True)
         order = order[int((lengths == 0).sum()) :]
-        pieces, places = [], []
-        for few in runs(order, lengths[order].tolist(), self.packed):
+        blocks = list(runs(order, lengths[order].tolist(), self.packed))
+        texts = [Tokens.of(offsets[rows[few]], lengths[few]) for few in blocks]
+        pieces = []
+        for text, x_TW in zip(texts, self._inputs(token_ids, texts, below_TW), strict=True):
             self.alive()
-            text = Tokens.of(offsets[rows[few]], lengths[few])
-            pieces.append(self._pooled(token_ids, text, below_TW).float())
-            places.append(few)
+            with self._autocast(token_ids.device):
+                pieces.append(self._pooled(token_ids, text, x_TW, below_TW is not None).float())
         if not pieces:
             return out
-        return out.index_copy(0, torch.cat(places), functional.normalize(torch.cat(pieces), dim=-1))
+        return out.index_copy(0, torch.cat(blocks), functional.normalize(torch.cat(pieces), dim=-1))
 
     def fill_frozen_part(self, token_ids: Tensor, offsets: Tensor, rows: Tensor, out_TW: Tensor) -> None:
         """Put what the layers that are not trained make of the tokens of some texts into their rows of ``out_TW``."""
@@ -83,11 +85,14 @@ class TextEncoder(nn.Module):
         self.alive()
         if self.packed:
             text = Tokens.of(lengths.cumsum(0) - lengths, lengths)
-            return transformed(layers_of(self.network), placed(self.network, words_TW, text.place_T), text.groups)
+            with self._autocast(words_TW.device):
+                x_TW = placed(self.network, words_TW, text.place_T)
+                return transformed(layers_of(self.network), x_TW, text.groups).float()
         x_NTW = pad_sequence(list(words_TW.split(lengths.tolist())), batch_first=True)
         mask = torch.arange(x_NTW.shape[1], device=lengths.device) < lengths.unsqueeze(1)
-        found: Tensor = self.network(inputs_embeds=x_NTW, attention_mask=mask.long()).last_hidden_state
-        return found[mask]
+        with self._autocast(words_TW.device):
+            found: Tensor = self.network(inputs_embeds=x_NTW, attention_mask=mask.long()).last_hidden_state
+        return found[mask].float()
 
     @property
     def longest(self) -> int | None:
@@ -95,14 +100,29 @@ class TextEncoder(nn.Module):
         places = getattr(self.network.config, "max_position_embeddings", None)
         return None if places is None else int(places) - (first_place(self.network) if self.packed else 0)
 
-    def _pooled(self, token_ids: Tensor, text: Tokens, below_TW: Tensor | None) -> Tensor:
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16 and torch.is_grad_enabled())
+
+    def _inputs(self, token_ids: Tensor, texts: list[Tokens], below_TW: Tensor | None) -> Iterator[Tensor | None]:
+        """What the lowest layer that computes reads of each block; None where the library's own network does it all.
+
+        With gradients all words are looked up at once: a gradient of the word table is as large as the table, and
+        one for each block costs as much as a layer.
+        """
         if not self.packed:
+            yield from (None for _ in texts)
+        elif below_TW is not None:
+            yield from (below_TW[text.at_T] for text in texts)
+        elif not torch.is_grad_enabled():
+            yield from (embedded(self.network, token_ids[text.at_T].long(), text.place_T) for text in texts)
+        elif texts:
+            at_T, place_T = torch.cat([text.at_T for text in texts]), torch.cat([text.place_T for text in texts])
+            yield from embedded(self.network, token_ids[at_T].long(), place_T).split([len(t.at_T) for t in texts])
+
+    def _pooled(self, token_ids: Tensor, text: Tokens, x_TW: Tensor | None, half_way: bool) -> Tensor:
+        if x_TW is None:
             return self._padded(token_ids, text)
-        layers = layers_of(self.network)
-        if below_TW is None:
-            x_TW = embedded(self.network, token_ids[text.at_T].long(), text.place_T)
-        else:
-            x_TW, layers = below_TW[text.at_T], layers[self.frozen_layers :]
+        layers = layers_of(self.network)[self.frozen_layers if half_way else 0 :]
         return pooled(transformed(layers, x_TW, text.groups), text.groups)
 
     def _padded(self, token_ids: Tensor, text: Tokens) -> Tensor:

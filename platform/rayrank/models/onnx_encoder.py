@@ -25,14 +25,14 @@ class OnnxEncoder(TextEncoder):
         nn.Module.__init__(self)
         self.width, self.pad_token = int(config["hidden_size"]), int(config.get("pad_token_id") or 0)
         self.packed, self.additions, self.frozen_layers = False, None, 0
-        self.alive = lambda: None
+        self.alive, self.bf16 = (lambda: None), False
         self._config, self._session = dict(config), open_session(graph, "text encoder")
 
     def config(self) -> dict[str, Any]:
         """The configuration of the network that the graph was made from."""
         return self._config
 
-    def _pooled(self, token_ids: Tensor, text: Tokens, below_TW: Tensor | None) -> Tensor:  # noqa: ARG002
+    def _pooled(self, token_ids: Tensor, text: Tokens, x_TW: Tensor | None, half_way: bool) -> Tensor:  # noqa: ARG002
         ids_BT, mask_BT = padded(token_ids, text, self.pad_token)
         (found,) = self._session.run([VECTORS], {IDS: ids_BT.numpy(), MASK: mask_BT.numpy()})
         return torch.from_numpy(found)

@@ -73,7 +73,10 @@ def pooled(x_TW: Tensor, groups: Groups) -> Tensor:
 def _layer(layer: Any, x_TW: Tensor, groups: Groups) -> Tensor:
     own, after = layer.attention.self, layer.attention.output
     asked = [module(x_TW) for module in (own.query, own.key, own.value)]
-    read_TW = _attended(asked, groups, own.num_attention_heads)
+    if torch.is_autocast_enabled("cpu"):  # attention of bfloat16 takes ten times as long on a CPU, backward
+        asked = [x.float() for x in asked]
+    with torch.autocast("cpu", enabled=False):
+        read_TW = _attended(asked, groups, own.num_attention_heads)
     x_TW = after.LayerNorm(_sum(after.dense(read_TW), x_TW))
     out: Tensor = layer.output.LayerNorm(_sum(layer.output.dense(_hidden(layer.intermediate, x_TW)), x_TW))
     return out

@@ -16,6 +16,7 @@ from rayrank.learning.spec import LearningSpec, RefreshSpec
 from rayrank.learning.texts import TextCache, encode_catalogue
 from rayrank.learning.train import TrainResult
 from rayrank.models.encoder import TextEncoder, build_encoder
+from rayrank.models.linear import multiplies_bf16
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker
 from rayrank.models.tuning import AdaLora, Adapters, Frozen, Full, Lora, Top, TuneSpec, tune
@@ -182,3 +183,17 @@ def test_what_cannot_be_tuned_is_refused() -> None:
         tune(encoder, Top(layers=3))
     with pytest.raises(ConfigError, match="'dense', 'key', 'query', 'value'"):
         tune(encoder, Lora(modules=("q_lin",)))
+
+
+def test_bfloat16_changes_the_steps_where_the_device_has_it_and_nothing_that_is_kept() -> None:
+    def trained(precision: str) -> tuple[Ranker, TrainResult]:
+        model = fresh("teacher", encoder=True, tuned=Full())
+        how = learning(precision=precision, refresh=RefreshSpec(share=1.0))
+        return model, run(model, batches(4), TrainSpec(how))
+
+    (_, plain), (model, low) = trained("fp32"), trained("bf16")
+    same = torch.equal(curve(plain), curve(low))
+    assert same != multiplies_bf16(torch.device("cpu"))
+    torch.testing.assert_close(curve(low), curve(plain), rtol=0.02, atol=0.02)
+    assert not encoder_of(model).bf16
+    torch.testing.assert_close(low.catalogue.vectors_ND, texts_alone(encoder_of(model), low), rtol=1e-6, atol=1e-6)

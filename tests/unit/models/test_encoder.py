@@ -110,3 +110,43 @@ def _everything(layer: nn.Module, x: Tensor, weight: Tensor) -> list[Tensor]:
     (out * weight).sum().backward()
     assert x.grad is not None
     return [out.detach(), x.grad.clone(), *(p.grad for p in layer.parameters() if p.grad is not None)]
+
+
+def test_bfloat16_is_for_training_alone() -> None:
+    torch.manual_seed(0)
+    encoder, (tokens, offsets) = build_encoder(BERT), texts()
+    rows = torch.tensor([7, 4, 0, 1, 2, 3, 10, 8])
+    weight = torch.randn(len(rows), encoder.width)
+
+    def learned(bf16: bool) -> tuple[Tensor, Tensor]:
+        encoder.bf16 = bf16
+        encoder.zero_grad()
+        vectors = encoder.encode(tokens, offsets, rows)
+        (vectors * weight).sum().backward()
+        grads = [p.grad for p in encoder.parameters() if p.grad is not None]
+        assert {grad.dtype for grad in grads} == {torch.float32}
+        return vectors.detach(), torch.cat([grad.flatten() for grad in grads])
+
+    (plain, plain_grad), (low, low_grad) = learned(False), learned(True)
+    assert low.dtype == torch.float32
+    assert not torch.equal(low, plain)
+    torch.testing.assert_close(low, plain, rtol=0, atol=0.02)
+    assert torch.cosine_similarity(low_grad, plain_grad, 0) > 0.995
+    with torch.no_grad():  # what is kept and served
+        kept = encoder.encode(tokens, offsets, rows)
+        encoder.bf16 = False
+        assert torch.equal(kept, encoder.encode(tokens, offsets, rows))
+
+
+@pytest.mark.parametrize("rows", [384, 400])
+def test_a_linear_layer_under_autocast_gives_what_torch_gives(rows: int) -> None:
+    torch.manual_seed(0)
+    theirs = nn.Linear(64, 80)
+    ours = Linear(64, 80)
+    ours.load_state_dict(theirs.state_dict())
+    x, weight = torch.randn(rows, 64, requires_grad=True), torch.randn(rows, 80)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = _everything(ours, x, weight), _everything(theirs, x, weight)
+    assert [each.dtype for each in found] == [each.dtype for each in wanted]
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got.float(), want.float(), rtol=0.02, atol=0.3)
