@@ -34,10 +34,19 @@ class Surroundings:
 
 
 def cpu_model() -> str:
-    """The processor's name, as /proc/cpuinfo has it; its architecture elsewhere."""
+    """The processor's name, family and model, as /proc/cpuinfo has them; its architecture elsewhere.
+
+    Virtual machines hide the rest of the name, and one family may multiply twice as fast as another.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    first = dict[str, str]()
+    for line in lines:
+        key, _, value = line.partition(":")
+        first.setdefault(key.strip(), value.strip())
+    if "model name" not in first:
+        return platform.machine()
+    known = [f"{key.removeprefix('cpu ')} {first[key]}" for key in ("cpu family", "model") if key in first]
+    return first["model name"] + (f" ({', '.join(known)})" if known else "")
