@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
+
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
@@ -25,9 +27,7 @@ class running:  # noqa: N801
     """A server on a free port for the time of a block."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
         self.command += ["--save", "", *options]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from rayrank.config import load
 from rayrank.pipeline.distill import DistillConfig
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,12 +21,6 @@ STEPS = {"prepare", "train teacher", "label", "tune", "distill", "evaluate", "pr
 STEPS |= {"start serving", "requests", "score"}
 LIMIT_S = 360.0
 """What the README promises on two cores."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run(source: str, *overrides: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.ports import free_port
 from tests.tiny_release import TinyWorld, make_world
 
 START_S = 180.0
@@ -35,12 +35,6 @@ class Served:
         answer = self.post("rank", body, graph)
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,8 @@ from rayrank.on_ray.cluster import ClusterConfig, ensure_cluster
 from rayrank.on_ray.graph_spec import GraphSpec, Range
 from rayrank.on_ray.http import shut_down
 from rayrank.on_ray.profile import launch_profile
-from tests.serve.conftest import free_port, wait_until_running
+from tests.ports import free_port
+from tests.serve.conftest import wait_until_running
 from tests.tiny_release import START, make_world
 
 PATIENCE_S = 20.0  # of a client

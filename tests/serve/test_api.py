@@ -32,7 +32,7 @@ from rayrank.on_ray.pool import BusyError
 from rayrank.pipeline.keep_alive import Place
 from rayrank.pipeline.probe import credentials
 from rayrank.ranking.flow import StageError
-from tests.serve.conftest import free_port
+from tests.ports import free_port
 
 SECRET = "my secret diary"
 

@@ -17,7 +17,7 @@ import pytest
 
 from rayrank.config import ConfigError, load
 from rayrank.pipeline.serve import ServeConfig, serve
-from tests.serve.conftest import free_port
+from tests.ports import free_port
 from tests.tiny_release import TinyWorld, make_world
 
 START_S = 240.0
