@@ -7,6 +7,7 @@ largest size over that at the smallest, the worst job's.
 
     python -m benchmarks.memory [--rows 500000,2000000,10000000] [--jobs prepare,train_teacher,label]
                                 [--work FOLDER]
+    python -m benchmarks.memory --draw       the curve again, from the rows on record
     python -m benchmarks.memory --quick      200,000 and 800,000 rows, prepare and train_teacher; nothing is kept
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks import results
+from benchmarks import memory_plot, results
 from benchmarks.results import ROOT, Row, Table
 
 NAME, VERSION = "memory", 4
@@ -55,6 +56,7 @@ TABLE = Table(
     ),
     labels=("job", "rows"),
     columns=("peak MB", "seconds", "rows/s", "dataset MB"),
+    plot="memory.svg",
 )
 
 
@@ -189,6 +191,13 @@ def claims_of(found: Mapping[int, Mapping[str, Row]]) -> dict[str, Any]:
     return {"rss_20x" if factor == 20 else f"rss_{factor:g}x": worst, "by_job": by_job, "rows": sizes}
 
 
+def show() -> None:
+    """Write the page and the curve from what is on record."""
+    known = results.load()
+    results.MARKDOWN.write_text(results.render(known), encoding="utf-8")
+    memory_plot.draw([row for row in known.rows if row.table == NAME], results.MARKDOWN.with_name(str(TABLE.plot)))
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -200,7 +209,11 @@ def main() -> None:
     parser.add_argument("--rows", default="500000,2000000,10000000")
     parser.add_argument("--jobs", default=",".join(JOBS))
     parser.add_argument("--work", help="folder that keeps what jobs make, so that a later run goes on; default: none")
+    parser.add_argument("--draw", action="store_true", help="measure nothing: draw what is on record")
     options = parser.parse_args()
+    if options.draw:
+        show()
+        return
     sizes = [200_000, 800_000] if options.quick else [int(size) for size in options.rows.split(",")]
     jobs = ["prepare", "train_teacher"] if options.quick else options.jobs.split(",")
     lacking = [f"{job} needs {NEEDS[job]}" for job in jobs if NEEDS.get(job, job) not in jobs]
@@ -217,7 +230,7 @@ def main() -> None:
                 if not options.quick:
                     paper = [on_paper(row)] if row.arm[0] == "prepare" and size == sizes[-1] else []
                     results.record(NAME, TABLE, [row, *paper])
-                    results.MARKDOWN.write_text(results.render(results.load()), encoding="utf-8")
+                    show()
             if not options.work:
                 shutil.rmtree(folder)
     results.last_line({"benchmark": NAME, **claims_of(found), "quick": options.quick})

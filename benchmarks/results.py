@@ -63,6 +63,7 @@ class Table(Config):
     note: str = Field("", description="how to read it")
     labels: tuple[str, ...] = Field(description="names of the label columns")
     columns: tuple[str, ...] = Field(description="value columns, in order")
+    plot: str | None = Field(None, description="a picture of the rows, a file beside the page")
 
 
 class Results(Config):
@@ -131,7 +132,8 @@ def _section(name: str, table: Table, rows: Sequence[Row]) -> str:
         seeds = str(len({row.seed for row in found})) if found[0].seed is not None else "–"
         lines.append("| " + " | ".join([*arm, seeds, *cells]) + " |")
     note = f"{table.note}\n\n" if table.note else ""
-    return f"## {table.title}\n\n`{table.command}`\n\n{note}" + "\n".join(lines) + f"\n\n{_made_on(mine)}\n"
+    plot = f"![{table.title}]({table.plot})\n\n" if table.plot else ""
+    return f"## {table.title}\n\n`{table.command}`\n\n{note}{plot}" + "\n".join(lines) + f"\n\n{_made_on(mine)}\n"
 
 
 def summary(column: str, values: Sequence[float | None]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks import memory
+from benchmarks import memory, memory_plot, results
 
 SLOW = """
 import subprocess, sys, time
@@ -20,7 +20,7 @@ time.sleep(60)
 """
 
 
-def jobs_of(monkeypatch: pytest.MonkeyPatch, jobs: str, *more: str) -> list[str]:
+def jobs_of(monkeypatch: pytest.MonkeyPatch, page: Path, jobs: str, *more: str) -> list[str]:
     """The jobs that a call runs at its two sizes, each of which writes what it is told to."""
     ran: list[str] = []
 
@@ -38,7 +38,7 @@ def jobs_of(monkeypatch: pytest.MonkeyPatch, jobs: str, *more: str) -> list[str]
     monkeypatch.setattr(memory, "peak_of", peak_of)
     monkeypatch.setattr(memory.results, "record", record)
     monkeypatch.setattr(memory.results, "load", lambda: kept)
-    monkeypatch.setattr(memory.results, "MARKDOWN", Path("/dev/null"))
+    monkeypatch.setattr(memory.results, "MARKDOWN", page)
     monkeypatch.setattr("sys.argv", ["memory", "--rows", "10,20", "--jobs", jobs, *more])
     memory.main()
     if more:  # the second call finds everything
@@ -50,17 +50,17 @@ def jobs_of(monkeypatch: pytest.MonkeyPatch, jobs: str, *more: str) -> list[str]
     return ran[: len(ran) // 2]
 
 
-def test_the_example_names_what_each_job_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_names_what_each_job_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (example,) = re.findall(r"--jobs ([\w,]+)", memory.__doc__ or "")
-    assert jobs_of(monkeypatch, example) == example.split(",")
-    assert jobs_of(monkeypatch, ",".join(memory.JOBS)) == list(memory.JOBS)
+    assert jobs_of(monkeypatch, tmp_path / "results.md", example) == example.split(",")
+    assert jobs_of(monkeypatch, tmp_path / "results.md", ",".join(memory.JOBS)) == list(memory.JOBS)
 
 
 def test_what_lies_in_the_work_folder_is_not_measured_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = ["prepare", "train_teacher"]
-    assert jobs_of(monkeypatch, ",".join(jobs), "--work", str(tmp_path)) == jobs
+    assert jobs_of(monkeypatch, tmp_path / "results.md", ",".join(jobs), "--work", str(tmp_path)) == jobs
     assert capsys.readouterr().err.count("there already") == 4
 
 
@@ -92,7 +92,7 @@ def test_jobs_that_cannot_work_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], jobs: str, message: str
 ) -> None:
     with pytest.raises(SystemExit):
-        jobs_of(monkeypatch, jobs)
+        jobs_of(monkeypatch, Path("unused.md"), jobs)
     assert message in capsys.readouterr().err
 
 
@@ -113,3 +113,21 @@ def test_a_time_out_ends_the_jobs_children_too(tmp_path: Path, monkeypatch: pyte
         memory.peak_of("slow", tmp_path / "slow.yaml", tmp_path / "slow.log")
     child = int((tmp_path / "slow.pid").read_text())
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_curve_has_a_line_for_every_job_of_several_sizes(tmp_path: Path) -> None:
+    def row(job: str, rows: int, peak: float | None) -> memory.Row:
+        values = {"peak MB": peak}
+        return memory.Row(key=f"{job}{rows}", table="memory", arm=(job, f"{rows:,}"), values=values, **results.stamp())
+
+    rows = [row("label", 10_000_000, 1100.0), row("label", 500_000, 1000.0), row("score", 500_000, 900.0)]
+    rows.append(row("prepare, on paper", 100_000_000, None))
+    assert memory_plot.curves(rows) == {"label": [(500_000, 1000.0), (10_000_000, 1100.0)]}
+    memory_plot.draw(rows, tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert ">label<" in text
+    assert ">500k<" in text
+    assert ">score<" not in text
+    memory_plot.draw(reversed(rows), tmp_path / "b.svg")
+    assert (tmp_path / "b.svg").read_text() == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "b.svg"]
