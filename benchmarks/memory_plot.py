@@ -46,7 +46,10 @@ def figure(rows: Iterable[Row]) -> Figure:
 
 
 def draw(rows: Iterable[Row], path: Path) -> None:
-    """Write the figure, atomically; the same rows give the same bytes."""
+    """Write the figure, atomically; the same rows give the same bytes. No job at two sizes yet: nothing is written."""
+    rows = list(rows)
+    if not curves(rows):
+        return
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "rayrank", "svg.fonttype": "none"}):
         figure(rows).savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
