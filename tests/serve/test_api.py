@@ -195,6 +195,9 @@ def test_the_page_and_the_rest() -> None:
     assert send(FakeService(), "GET", "/", page="<p>page</p>").text == "<p>page</p>"
     assert send(FakeService(), "GET", "/").json() == {"documentation": "/docs"}
     assert send(FakeService(), "GET", "/v1/health").json() == {"status": "ok", "release_id": "r", "student_id": "s"}
+    assert send(FakeService(), "HEAD", "/v1/health").status_code == 200
+    assert send(FakeService(), "HEAD", "/v1/health", token=TOKEN).status_code == 200
+    assert send(FakeService(), "HEAD", "/v1/release", token=TOKEN).status_code == 401
     assert send(FakeService(), "GET", "/v1/items?query=dog").json() == [{"item_id": "i", "title": "dog"}]
     few = send(FakeService(), "GET", "/v1/items", params={"query": "a " * 17})
     assert few.json()["fields"] == [{"field": "query", "problem": "must have at most 16 words"}]

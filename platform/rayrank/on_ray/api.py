@@ -145,6 +145,7 @@ def _add_routes(api: FastAPI, service: Service, page: str | None) -> None:
         """What a user did with items: on disk when answered, and seen by the user's next request."""
         return _json(await service.tell(body, request.state.request_id))
 
+    @api.head("/v1/health", include_in_schema=False)  # balancers that want the status alone
     @api.get("/v1/health", responses=_UNAVAILABLE)
     async def health() -> dict[str, str]:
         """Whether every stage has answered a first request, and with which release."""

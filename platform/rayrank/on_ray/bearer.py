@@ -42,7 +42,7 @@ def read_token(path: str | None) -> str | None:
 def allowed(request: Request, token: str) -> bool:
     """Whether the request carries the token, or needs none."""
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    if request.method == "GET" and path in _OPEN:
+    if request.method in ("GET", "HEAD") and path in _OPEN:
         return True
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
