@@ -25,6 +25,10 @@ __version__ = "0.1.0"
 if os.path.exists("/sys/kernel/mm/transparent_hugepage"):
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+# pyarrow looks at it when it is imported. What its own allocator was given, it keeps (54 to 70 MB of every process that
+# reads shards); what the C library was given, rayrank.memory gives back.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
 
 def load(bundle: str) -> RankerHandle:
     """Open a bundle for ranking in plain Python, without Ray; see :class:`rayrank.ranking.handle.RankerHandle`."""

@@ -68,3 +68,23 @@ def test_large_tensors_lie_in_huge_pages_unless_the_user_has_them_off(told: str 
     environment |= {name: told} if told else {}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == str(expected), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("imports", "given", "found"),
+    [
+        ("import rayrank, pyarrow, rayrank.sources.storage", None, "system"),
+        ("import pyarrow, rayrank, rayrank.sources.storage", None, "system"),  # as in a worker of Ray
+        ("import pyarrow, rayrank, rayrank.sources.storage", "mimalloc", "mimalloc"),
+    ],
+)
+def test_arrow_allocates_where_memory_can_be_given_back_unless_told_otherwise(
+    imports: str, given: str | None, found: str
+) -> None:
+    name = "ARROW_DEFAULT_MEMORY_POOL"
+    environment = {key: value for key, value in os.environ.items() if key != name} | ({name: given} if given else {})
+    program = f"{imports}; print(pyarrow.default_memory_pool().backend_name)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == found

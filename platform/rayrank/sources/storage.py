@@ -9,6 +9,7 @@ import errno
 import fnmatch
 import hashlib
 import json
+import os
 import posixpath
 import re
 import tempfile
@@ -27,9 +28,8 @@ TABLE_FIX = "delete this file if it is there, and run prepare again"
 SHARD_FIX = f"{TABLE_FIX}; or validate with on_bad_shard=quarantine to go on without it"
 _GLOB = "*?["
 _QUERY = re.compile(r"\?\w+=")
-# What pyarrow's own allocator was given, it keeps: 70 MB of a training process that held 2.
-# What the C library was given, rayrank.memory gives back.
-pa.set_memory_pool(pa.system_memory_pool())
+if pa.default_memory_pool().backend_name != os.environ.get("ARROW_DEFAULT_MEMORY_POOL"):
+    pa.set_memory_pool(pa.system_memory_pool())  # it was imported before rayrank could say so; for most allocations
 _RENAMES = ("local", "hdfs")
 """Filesystems, by pyarrow's type name, that rename a file in one step."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
