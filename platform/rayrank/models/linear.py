@@ -1,9 +1,9 @@
 """Linear layers by oneDNN where that is the faster library.
 
-``torch.nn.functional.linear`` calls MKL for float32 on a CPU, which leaves half of an AMD processor unused: at 512 ×
-384 × 1536 oneDNN does twice the multiplications a second, forward and backward. It compiles a kernel for every shape
-it meets, which takes as long as the product itself and is kept for good, so it is asked for a few numbers of rows only
-(:data:`ROWS`): who wants it fills up to one of them. The numbers agree to rounding.
+``torch.nn.functional.linear`` calls MKL for float32 on a CPU, which leaves half of a newer AMD processor (family 26)
+unused: at 512 × 384 × 1536 oneDNN does twice the multiplications a second, forward and backward. It compiles a kernel
+for every shape it meets, which takes as long as the product itself and is kept for good, so it is asked for a few
+numbers of rows only (:data:`ROWS`): who wants it fills up to one of them. The numbers agree to rounding.
 
 Under autocast both passes multiply in bfloat16 by oneDNN as well: torch's own backward products take three times as
 long as its forward one.
@@ -11,6 +11,7 @@ long as its forward one.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -23,14 +24,12 @@ ROWS = (32, 64, 128, 256, 384, 512, 768, 1024)
 """Numbers of rows that oneDNN is asked for; a shape costs about a megabyte and a millisecond, once."""
 
 
-_PRODUCTS = (torch.float32, torch.bfloat16)
-
-
 def filled(rows: int) -> int:
     """The smallest of :data:`ROWS` that holds so many rows; the same number where none does."""
     return next((size for size in ROWS if size >= rows), rows)
 
 
+@lru_cache
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 faster than float32: most GPUs, CPUs with AVX-512 BF16 or AMX."""
     if device.type == "cuda":
@@ -72,10 +71,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
 
 def _pays(x: Tensor, weight: Tensor, low: bool) -> bool:
     known = x.device.type == "cpu" and x.dim() == 2 and x.shape[0] in ROWS and torch.backends.mkldnn.is_available()
-    if low:
-        return known and weight.dtype == torch.float32 and x.dtype in _PRODUCTS
-    plain = x.dtype == weight.dtype and x.dtype in _PRODUCTS
-    return known and plain and not torch.is_autocast_enabled("cpu")
+    if not known or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if low or x.dtype == torch.bfloat16:  # oneDNN refuses it on processors without; torch has a slow way
+        fits = weight.dtype == (torch.float32 if low else torch.bfloat16)
+        return fits and multiplies_bf16(x.device)
+    return weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def _low(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
