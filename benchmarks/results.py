@@ -152,7 +152,12 @@ def _made_on(rows: Sequence[Row]) -> str:
     def distinct(values: Iterable[str | None]) -> str:
         return ", ".join(dict.fromkeys(v for v in values if v)) or "unknown"
 
-    machines = distinct(f"{row.machine.cpu}, {row.machine.cores} cores" for row in rows)
+    by_machine: dict[str, list[Row]] = {}
+    for row in rows:
+        by_machine.setdefault(f"{row.machine.cpu}, {row.machine.cores} cores", []).append(row)
+    most = max(by_machine, key=lambda name: len(by_machine[name]), default="unknown")
+    others = [f"{name} ({distinct(row.arm[-1] for row in by_machine[name])})" for name in by_machine if name != most]
+    machines = "; ".join([most, *others])
     return (
         f"Measured {distinct(row.date for row in rows)} on {machines}; "
         f"revision {distinct(row.revision for row in rows)}."

@@ -12,7 +12,7 @@ _promised: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that no test gets again while this process lives.
+    """A port that nobody listens on, and that no test gets again while this process lives (Linux).
 
     The kernel's choice would be in the range that every outgoing connection is taken from: what is free now may be
     taken before a server that starts slowly, like Ray's agents, has opened it.

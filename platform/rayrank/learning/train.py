@@ -33,7 +33,6 @@ from rayrank.learning.texts import TextCache, encode_catalogue, trained_encoder,
 from rayrank.memory import release
 from rayrank.metrics.evaluated import Evaluated
 from rayrank.metrics.summary import metrics_of
-from rayrank.models.linear import multiplies_bf16
 from rayrank.models.noise import Noise
 from rayrank.models.ranker import Ranker
 from rayrank.objectives.losses import check_negatives, compute, label_counts, loss_weights
@@ -85,7 +84,7 @@ class _Run:
         cached = self.encoder if not model.item_tokens else None  # tokens are read with the texts that they are part of
         self.texts = TextCache(cached, self._catalogue, self.spec, self.collectives) if cached else None
         if self.encoder:
-            self.encoder.bf16 = self.spec.precision == "bf16" and multiplies_bf16(self.device)
+            self.encoder.bf16 = self.spec.precision == "bf16" and self.encoder.multiplies_bf16(self.device)
             if self.encoder.additions:
                 self.encoder.additions.begin(self.spec.epochs * data.steps_per_epoch)
         self.step, self.epoch, self.position = 0, 0, 0

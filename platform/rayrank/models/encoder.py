@@ -5,7 +5,7 @@ Knows token ids and the network; where weights and tokenizers come from is :mod:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from rayrank.models.compact import keep_heads
-from rayrank.models.linear import quicken
+from rayrank.models.linear import multiplies_bf16, quicken
 from rayrank.models.packed import KINDS, embedded, first_place, is_packable, layers_of, placed, pooled, transformed
 from rayrank.models.rounded import round_weights
 from rayrank.models.tuning import Additions, add_adapters
@@ -33,7 +33,7 @@ class TextEncoder(nn.Module):
         self.packed = is_packable(network)
         self.additions: Additions | None = None
         self.alive: Callable[[], None] = lambda: None  # called with every block of texts
-        self.bf16 = False  # multiply in bfloat16 where a gradient will flow: what is kept and served stays float32
+        self.bf16 = False  # multiply in bfloat16 where a gradient will flow; without one always in float32
         self.frozen_layers = 0  # how many of the lowest layers, and the embeddings below them, have nothing to train
         self.network.eval()  # its own dropout would depend on the process; regularisation comes from sampling items
 
@@ -49,9 +49,9 @@ class TextEncoder(nn.Module):
         order = torch.argsort(lengths, stable=True)
         order = order[int((lengths == 0).sum()) :]
         blocks = list(runs(order, lengths[order].tolist(), self.packed))
-        texts = [Tokens.of(offsets[rows[few]], lengths[few]) for few in blocks]
+        texts = (Tokens.of(offsets[rows[few]], lengths[few]) for few in blocks)
         pieces = []
-        for text, x_TW in zip(texts, self._inputs(token_ids, texts, below_TW), strict=True):
+        for text, x_TW in self._inputs(token_ids, texts, below_TW):
             self.alive()
             with self._autocast(token_ids.device):
                 pieces.append(self._pooled(token_ids, text, x_TW, below_TW is not None).float())
@@ -70,6 +70,10 @@ class TextEncoder(nn.Module):
                 text = Tokens.of(offsets[rows[few]], lengths[few])
                 x_TW = embedded(self.network, token_ids[text.at_T].long(), text.place_T)
                 out_TW[text.at_T.to(out_TW.device)] = transformed(layers, x_TW, text.groups).to(out_TW.device)
+
+    def multiplies_bf16(self, device: torch.device) -> bool:
+        """Whether bfloat16 pays: on a CPU attention and backward products of other networks than BERT's are slow."""
+        return multiplies_bf16(device) and (self.packed or device.type != "cpu")
 
     def words(self, ids_T: Tensor) -> Tensor:
         """(T, W) what stands for tokens before anything is known of their places."""
@@ -103,21 +107,27 @@ class TextEncoder(nn.Module):
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16 and torch.is_grad_enabled())
 
-    def _inputs(self, token_ids: Tensor, texts: list[Tokens], below_TW: Tensor | None) -> Iterator[Tensor | None]:
+    def _inputs(
+        self, token_ids: Tensor, texts: Iterable[Tokens], below_TW: Tensor | None
+    ) -> Iterator[tuple[Tokens, Tensor | None]]:
         """What the lowest layer that computes reads of each block; None where the library's own network does it all.
 
         With gradients all words are looked up at once: a gradient of the word table is as large as the table, and
         one for each block costs as much as a layer.
         """
-        if not self.packed:
-            yield from (None for _ in texts)
-        elif below_TW is not None:
-            yield from (below_TW[text.at_T] for text in texts)
-        elif not torch.is_grad_enabled():
-            yield from (embedded(self.network, token_ids[text.at_T].long(), text.place_T) for text in texts)
-        elif texts:
-            at_T, place_T = torch.cat([text.at_T for text in texts]), torch.cat([text.place_T for text in texts])
-            yield from embedded(self.network, token_ids[at_T].long(), place_T).split([len(t.at_T) for t in texts])
+        if self.packed and below_TW is None and torch.is_grad_enabled():
+            if texts := list(texts):
+                at_T, place_T = torch.cat([text.at_T for text in texts]), torch.cat([text.place_T for text in texts])
+                x_TW = embedded(self.network, token_ids[at_T].long(), place_T)
+                yield from zip(texts, x_TW.split([len(text.at_T) for text in texts]), strict=True)
+            return
+        for text in texts:
+            if not self.packed:
+                yield text, None
+            elif below_TW is not None:
+                yield text, below_TW[text.at_T]
+            else:
+                yield text, embedded(self.network, token_ids[text.at_T].long(), text.place_T)
 
     def _pooled(self, token_ids: Tensor, text: Tokens, x_TW: Tensor | None, half_way: bool) -> Tensor:
         if x_TW is None:
@@ -127,7 +137,7 @@ class TextEncoder(nn.Module):
 
     def _padded(self, token_ids: Tensor, text: Tokens) -> Tensor:
         ids, mask = padded(token_ids, text, self.pad_token)
-        hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         weight = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weight).sum(1) / weight.sum(1)
 

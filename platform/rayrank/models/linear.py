@@ -33,7 +33,8 @@ def filled(rows: int) -> int:
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 faster than float32: most GPUs, CPUs with AVX-512 BF16 or AMX."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     known = device.type == "cpu" and torch.backends.mkldnn.is_available()
     return known and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
@@ -90,17 +91,17 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none")
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, low: bool) -> Tensor:
-        ctx.biased, ctx.dtype = bias is not None, x.dtype
-        if low:
-            x, weight, bias = _low(x, weight, bias)
-        ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        ctx.biased, ctx.low, ctx.dtype = bias is not None, low, x.dtype
+        low_x, low_weight, low_bias = _low(x, weight, bias) if low else (x, weight, bias)
+        ctx.save_for_backward(low_x, weight)  # the weight itself: a copy for every block of texts would add up
+        return _product(low_x, low_weight, low_bias)
 
     @staticmethod
     def backward(  # type: ignore[override]
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
+        weight = weight.bfloat16() if ctx.low else weight
         wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
         return (
             _product(grad, weight.t(), None).to(ctx.dtype) if wants_x else None,

@@ -25,6 +25,7 @@ from rayrank.learning.feed import Feed, steps_per_epoch
 from rayrank.learning.inputs import DivergedError, Hooks, Snapshot, TrainData, TrainSpec, Used
 from rayrank.learning.rows import FIRST_EPOCH
 from rayrank.learning.rows import STAGE as ROWS
+from rayrank.learning.texts import trained_encoder
 from rayrank.learning.train import TrainResult, train
 from rayrank.models.build import build_ranker
 from rayrank.models.encoder import TextEncoder
@@ -100,6 +101,8 @@ def fit(
     if items.encoder:
         items.encoder.alive = listeners.alive
         lines.say(f"{len(items.catalogue) - 1:,} item texts as vectors after {seconds_items:.1f} s")
+    if task.learning.precision == "bf16" and (why := _without_bf16(model, torch.device(device))):
+        lines.say(f"warning: learning.precision: bf16 changes nothing: {why}")
     if resume:
         lines.say(f"going on at {place_of(resume)}")
 
@@ -130,6 +133,15 @@ def fit(
         assert checkpoints
         checkpoints.remove()
     return _fitted(result, model, (began, seconds_items, collectives.world), resume)
+
+
+def _without_bf16(model: Ranker, device: torch.device) -> str | None:
+    """Why no product is in bfloat16; None: those of the encoder are."""
+    if (encoder := trained_encoder(model)) is None:
+        return "no text encoder is trained"
+    if not encoder.multiplies_bf16(device):
+        return f"the {device.type} is not faster in it, for this encoder"
+    return None
 
 
 def _encode_aloud(encoder: TextEncoder | None, lines: _Lines) -> None:

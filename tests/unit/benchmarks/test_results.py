@@ -35,6 +35,14 @@ def test_mean_and_deviation_over_seeds_by_hand():
     assert "Measured 2026-01-02 on Some CPU, 2 cores; revision abc." in page
 
 
+def test_rows_of_another_machine_are_named():
+    other = Machine(cpu="Other CPU (family 2)", cores=4)
+    rows = (row("a", "student", 0, 0.7), row("b", "student", 1, 0.8))
+    moved = row("c", "teacher", 0, 0.6).model_copy(update={"machine": other})
+    page = results.render(Results(tables={"made": TABLE}, rows=(moved, *rows)))
+    assert "on Some CPU, 2 cores; Other CPU (family 2), 4 cores (teacher); revision" in page
+
+
 def test_recording_adds_and_replaces_by_key(tmp_path):
     path = tmp_path / "results.json"
     results.record("made", TABLE, [row("a", "student", 0, 0.7)], path)

@@ -185,9 +185,10 @@ def test_what_cannot_be_tuned_is_refused() -> None:
         tune(encoder, Lora(modules=("q_lin",)))
 
 
-def test_bfloat16_changes_the_steps_where_the_device_has_it_and_nothing_that_is_kept() -> None:
+@ids
+def test_bfloat16_changes_the_steps_where_the_device_has_it_and_little_else(spec: TuneSpec) -> None:
     def trained(precision: str) -> tuple[Ranker, TrainResult]:
-        model = fresh("teacher", encoder=True, tuned=Full())
+        model = fresh("teacher", encoder=True, tuned=spec)
         how = learning(precision=precision, refresh=RefreshSpec(share=1.0))
         return model, run(model, batches(4), TrainSpec(how))
 

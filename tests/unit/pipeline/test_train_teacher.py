@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from rayrank.bundle import load_bundle
 from rayrank.config import ConfigError, load, replace, to_yaml
+from rayrank.models.linear import multiplies_bf16
 from rayrank.on_ray import fit
 from rayrank.pipeline.train_teacher import TrainTeacherConfig, train_teacher
 from rayrank.pipeline.training import tracked_run
@@ -65,6 +67,18 @@ def test_encoding_with_the_trained_encoder_is_said_after_the_last_epoch(
     again = [i for i, line in enumerate(lines) if line.startswith("encoding item texts with the trained encoder, ")]
     assert again
     assert again[0] > max(i for i, line in enumerate(lines) if line.startswith("epoch 1/1"))
+
+
+@pytest.mark.parametrize("tune", ["frozen", "full"])
+def test_a_precision_that_changes_nothing_is_said(world, tmp_path: Path, tune: str) -> None:
+    lines: list[str] = []
+    config = replace(_config(world, tmp_path), {"encoder.tune": {"kind": tune}, "learning.precision": "bf16"})
+    train_teacher(config, lines.append)
+    said = [line for line in lines if line.startswith("warning: learning.precision: bf16 changes nothing")]
+    if tune == "frozen":
+        assert said == ["warning: learning.precision: bf16 changes nothing: no text encoder is trained"]
+    else:
+        assert bool(said) != multiplies_bf16(torch.device("cpu"))
 
 
 def test_a_bundle_whose_note_is_missing_is_not_replaced_in_silence(world, tmp_path: Path) -> None:
