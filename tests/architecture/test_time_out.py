@@ -21,9 +21,9 @@ def test_the_plugin_is_installed_with_the_rest() -> None:
 
 
 def test_ci_itself_ends() -> None:
-    """Within an hour, whatever a test does: every line that runs tests stands behind a limit. (All need half of it.)"""
+    """Within 80 minutes, whatever a test does: every line that runs tests is behind a limit. (All need half of it.)"""
     runs = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if re.search(r"make test|pytest", line)]
     limits = [re.match(r"timeout --kill-after=(\d+) (\d+)m ", line) for line in runs]
     assert runs
     assert all(limits), runs
-    assert sum(int(found[1]) + 60 * int(found[2]) for found in limits if found) <= 60 * 60
+    assert sum(int(found[1]) + 60 * int(found[2]) for found in limits if found) <= 80 * 60
