@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,8 @@ def fit(
     if items.encoder:
         items.encoder.alive = listeners.alive
         lines.say(f"{len(items.catalogue) - 1:,} item texts as vectors after {seconds_items:.1f} s")
-    if task.learning.precision == "bf16" and (why := _without_bf16(model, torch.device(device))):
-        lines.say(f"warning: learning.precision: bf16 changes nothing: {why}")
-    if resume:
-        lines.say(f"going on at {place_of(resume)}")
+    for line in _notes(task, model, torch.device(device), resume):
+        lines.say(line)
 
     mine = checkpoints if collectives.rank == 0 else None
     keeper = _Keeper(task, mine, listeners, model)
@@ -135,13 +133,16 @@ def fit(
     return _fitted(result, model, (began, seconds_items, collectives.world), resume)
 
 
-def _without_bf16(model: Ranker, device: torch.device) -> str | None:
-    """Why no product is in bfloat16; None: those of the encoder are."""
-    if (encoder := trained_encoder(model)) is None:
-        return "no text encoder is trained"
-    if not encoder.multiplies_bf16(device):
-        return f"the {device.type} is not faster in it, for this encoder"
-    return None
+def _notes(task: FitTask, model: Ranker, device: torch.device, resume: Snapshot | None) -> Iterator[str]:
+    """What is said before the first step: settings that change nothing, and where the run goes on."""
+    if task.learning.precision == "bf16":
+        encoder = trained_encoder(model)
+        if encoder is None:
+            yield "warning: learning.precision: bf16 changes nothing: no text encoder is trained"
+        elif not encoder.multiplies_bf16(device):
+            yield f"warning: learning.precision: bf16 changes nothing: the {device.type} is no faster with this encoder"
+    if resume:
+        yield f"going on at {place_of(resume)}"
 
 
 def _encode_aloud(encoder: TextEncoder | None, lines: _Lines) -> None:
