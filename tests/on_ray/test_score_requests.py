@@ -108,9 +108,9 @@ def test_a_table_of_pairs_is_looked_through_once(
         (tmp_path / "pairs" / f"{n}.jsonl").write_text(f'{{"user_id": "u{n}", "item_id": "i{n}"}}\n' * 2)
     looked, split = list[str](), files.split_lines
 
-    def counted(path: str, target_bytes: int) -> list[tuple[int, int, int]]:
+    def counted(path: str, *how: Any) -> list[tuple[int, int, int]]:
         looked.append(Path(path).name)
-        return split(path, target_bytes)
+        return split(path, *how)
 
     monkeypatch.setattr(files, "split_lines", counted)
     result = score(config_of(world, tmp_path, kind="pairs", path=str(tmp_path / "pairs")), quiet)
